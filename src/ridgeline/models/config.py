@@ -1,0 +1,145 @@
+"""ModelConfig: what a model function needs to know, read strictly from a Hugging Face config or GGUF metadata.
+
+A key that is not understood and carries a value is an error naming it: a silently ignored key is a wrong answer.
+Reading the two file kinds lives in hf.py and gguf.py; here are the record and what is derived from it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ridgeline.errors import ModelFileError
+from ridgeline.program.ir import State
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary embedding: base, rotated columns per head, and how long contexts are scaled.
+
+    kind: "default", "linear", "llama3", "yarn"; `factors` divide the frequencies one by one (GGUF's rope_freqs).
+    """
+
+    theta: float
+    dims: int
+    kind: str = "default"
+    factor: float = 1.0
+    original_context: int = 0
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float | None = None
+    factors: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder's shape and switches. `windows[i]` is layer i's sliding window, 0 = full attention."""
+
+    family: str
+    vocab: int
+    hidden: int
+    layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    ffn: int
+    norm_eps: float
+    rope: Rope
+    context: int
+    tied: bool
+    qkv_bias: bool = False
+    o_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    windows: tuple[int, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        for name in ("vocab", "hidden", "layers", "n_heads", "n_kv_heads", "head_dim", "ffn", "context"):
+            value = getattr(self, name)
+            if not 0 < value <= 1 << 24:
+                raise ModelFileError(f"model config: {name} = {value} is outside 1..{1 << 24}")
+        if self.layers > 1000:
+            raise ModelFileError(f"model config: {self.layers} layers; at most 1000 are supported")
+        if self.n_heads % self.n_kv_heads:
+            raise ModelFileError(f"model config: {self.n_heads} heads are not a multiple of {self.n_kv_heads} KV heads")
+        if self.head_dim % 2 or self.rope.dims % 2 or self.rope.dims > self.head_dim:
+            raise ModelFileError(f"model config: head_dim {self.head_dim}, rotary dims {self.rope.dims} must be even")
+        if not self.norm_eps > 0 or not self.rope.theta > 0:
+            raise ModelFileError(f"model config: norm_eps {self.norm_eps} and rope theta must be positive")
+        if self.windows and len(self.windows) != self.layers:
+            raise ModelFileError(f"model config: {len(self.windows)} windows for {self.layers} layers")
+
+    def window(self, layer: int) -> int:
+        """Sliding window of a layer in keys, 0 = none."""
+        return self.windows[layer] if self.windows else 0
+
+
+def state_of_layers(c: ModelConfig) -> list[tuple[State, int]]:
+    """For each layer its state group and its index within the group.
+
+    Layers with equal windows share a group; all groups hold the same number of layers (the greatest that divides
+    each count), so that their pages have equal bytes.
+    """
+    windows = [c.window(i) for i in range(c.layers)]
+    counts = {w: windows.count(w) for w in windows}
+    per_group = math.gcd(*counts.values())
+    seen = dict.fromkeys(counts, 0)
+    placed = []
+    for w in windows:
+        group, layer = divmod(seen[w], per_group)
+        name = f"kv{w or ''}" if counts[w] == per_group else f"kv{w or ''}_{group}"
+        placed.append((State(name, per_group, c.n_kv_heads, c.head_dim, window=w), layer))
+        seen[w] += 1
+    return placed
+
+
+def inv_freq(rope: Rope) -> tuple[float, ...]:
+    """Rotary frequencies [dims / 2] with the scaling applied (Llama 3.1 report; YaRN, Peng et al. 2023)."""
+    half = rope.dims // 2
+    freqs = [rope.theta ** (-2 * i / rope.dims) for i in range(half)]
+    if rope.factors:
+        return tuple(f / d for f, d in zip(freqs, rope.factors, strict=True))
+    match rope.kind:
+        case "linear":
+            return tuple(f / rope.factor for f in freqs)
+        case "llama3":
+            return tuple(_llama3(f, rope) for f in freqs)
+        case "yarn":
+            return _yarn(freqs, rope)
+        case _:
+            return tuple(freqs)
+
+
+def rope_scale(rope: Rope) -> float:
+    """Factor on cos and sin: YaRN's attention temperature, 1 otherwise."""
+    if rope.kind != "yarn":
+        return 1.0
+    if rope.attention_factor is not None:
+        return rope.attention_factor
+    return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+
+
+def _llama3(f: float, rope: Rope) -> float:
+    """Long wavelengths are divided by factor, short ones kept, the band between interpolated."""
+    turns = rope.original_context * f / (2 * math.pi)
+    if turns < rope.low_freq_factor:
+        return f / rope.factor
+    if turns > rope.high_freq_factor:
+        return f
+    smooth = (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor)
+    return (1 - smooth) * f / rope.factor + smooth * f
+
+
+def _yarn(freqs: list[float], rope: Rope) -> tuple[float, ...]:
+    """Dimensions that turn often keep their frequency, slow ones are divided, with a linear ramp between."""
+
+    def dimension(turns: float) -> float:
+        return rope.dims * math.log(rope.original_context / (turns * 2 * math.pi)) / (2 * math.log(rope.theta))
+
+    low = max(math.floor(dimension(rope.beta_fast)), 0)
+    high = min(math.ceil(dimension(rope.beta_slow)), rope.dims - 1)
+    span = max(high - low, 0.001)
+    ramps = [min(1.0, max(0.0, (i - low) / span)) for i in range(len(freqs))]
+    return tuple(f / rope.factor * r + f * (1 - r) for f, r in zip(freqs, ramps, strict=True))

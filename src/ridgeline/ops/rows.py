@@ -1,0 +1,70 @@
+"""Ops that pick rows: embedding (token ids, or given input rows) and take_rows (rows that need logits)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from ridgeline.ops.spec import Array, Call, Case, Cost, Load, TensorType, op
+
+
+def _embedding_cost(call: Call, load: Load) -> Cost:
+    rows = load.size(call.outs[0].shape[0])
+    table = call.weight_bytes["table"] / call.ins["table"].shape[0]
+    return Cost(0.0, rows * table, 0.0, call.act(load) - _input_rows(call))
+
+
+def _input_rows(call: Call) -> float:
+    """Input rows are a capacity, not traffic: a step reads only the rows it names, counted as output."""
+    t = call.ins.get("input_rows")
+    return 4.0 * t.shape[0] * t.shape[1] if isinstance(t, TensorType) else 0.0
+
+
+def _embedding_cases(rng: np.random.Generator) -> Iterable[Case]:
+    for rows, vocab, n in ((1, 100, 576), (5, 97, 80)):
+        table = rng.standard_normal((vocab, n), dtype=np.float32)
+        yield Case(f"{rows}x{n}", {"ids": rng.integers(0, vocab, rows, np.int32), "table": table})
+
+
+@op(
+    "ids:field table:weight input_row:field? input_rows:field?",
+    shape=lambda ids, table, *_: TensorType((ids.shape[0], table.shape[1])),
+    cost=_embedding_cost,
+    cases=_embedding_cases,
+    tolerance=0.0,
+)
+def embedding(ids: Array, table: Array, input_row: Array | None = None, input_rows: Array | None = None) -> Array:
+    """table[ids] as [T, n]; where input_row[t] >= 0 the row is input_rows[input_row[t]] (soft prompts, images)."""
+    rows = table[ids].astype(np.float32)
+    if input_row is not None and input_rows is not None:
+        given = np.flatnonzero(input_row >= 0)
+        rows[given] = input_rows[input_row[given]]
+    return rows
+
+
+def _take_cases(rng: np.random.Generator) -> Iterable[Case]:
+    x = rng.standard_normal((7, 576), dtype=np.float32)
+    yield Case("subset", {"x": x, "out_rows": np.array([6, 0, 3], np.int32)})
+
+
+def _take_shape(x: TensorType, out_rows: TensorType, held: Any = None) -> TensorType:
+    return TensorType((out_rows.shape[0], x.columns))
+
+
+@op(
+    "x:act out_rows:field held:field?",
+    shape=_take_shape,
+    cost=lambda call, load: Cost(0.0, 0.0, 0.0, 8.0 * load.size(call.outs[0].shape[0]) * call.outs[0].columns),
+    cases=_take_cases,
+    tolerance=0.0,
+)
+def take_rows(x: Array, out_rows: Array, held: Array | None = None) -> Array:
+    """x[out_rows] as [L, n]; a negative entry r takes held[-1 - r], a row kept from an earlier step."""
+    rows = x[np.maximum(out_rows, 0)]
+    late = np.flatnonzero(out_rows < 0)
+    if late.size:
+        assert held is not None, "a held row is asked for but the program has no held rows"
+        rows[late] = held[-1 - out_rows[late]]
+    return rows

@@ -1,0 +1,202 @@
+"""sample: a pure function of (logits, sampler record, noise), in one fixed order.
+
+Order: bias and bad words -> penalties -> grammar mask -> temperature -> top-k -> top-p -> min-p -> pick.
+Noise is a counter hash of (seed, choice, position, purpose, token id), so a pick depends on nothing but its own
+request: not on the batch, not on the step, not on a restart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from ridgeline.ops.spec import Array, Call, Case, Cost, Load, TensorType, op
+
+MAX_TOP = 20  # most alternatives a row may ask for (OpenAI's limit)
+
+REPEAT_PROMPT = 1  # repetition penalty also counts prompt tokens
+COUNT_PROMPT = 2  # frequency and presence penalties also count prompt tokens
+PROCESSED = 4  # logprobs of the processed distribution instead of the model's own
+
+PURPOSE_PICK = 1
+
+SAMPLER = np.dtype(
+    [
+        ("seed", "u8"),
+        ("temperature", "f4"),  # 0 = greedy
+        ("top_p", "f4"),  # 1 = off
+        ("min_p", "f4"),  # 0 = off
+        ("repetition", "f4"),  # 1 = off
+        ("frequency", "f4"),  # 0 = off
+        ("presence", "f4"),  # 0 = off
+        ("top_k", "i4"),  # 0 = off
+        ("n_top", "i4"),  # alternatives wanted, 0..MAX_TOP
+        ("choice", "i4"),  # index within n
+        ("position", "i4"),  # of the token being picked
+        ("target", "i4"),  # >= 0: take this token and report its logprob; -1: sample
+        ("flags", "u4"),
+        ("mask_row", "i4"),  # row of masks[], -1 = none
+        ("bias_start", "i4"),
+        ("bias_stop", "i4"),
+        ("history_start", "i4"),
+        ("history_stop", "i4"),
+        ("reserved", "i4"),
+    ]
+)
+assert SAMPLER.itemsize == 80
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_MASK64 = 0xFFFFFFFFFFFFFFFF
+
+
+def _mix(x: int) -> int:
+    """splitmix64's finaliser (Steele et al. 2014)."""
+    x &= _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return x ^ (x >> 31)
+
+
+def noise_key(seed: int, choice: int, position: int, purpose: int) -> int:
+    """64-bit key of one draw; per-token noise is `exponential(key, ids)`."""
+    key = _mix(seed + _GOLDEN)
+    for part in (choice, position, purpose):
+        key = _mix(key ^ _mix(part + _GOLDEN))
+    return key
+
+
+def exponential(key: int, ids: Array) -> Array:
+    """Unit exponential noise, float64, one per token id: -log(1 - u), u from the top 32 bits of the hash."""
+    with np.errstate(over="ignore"):
+        x = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        x = x ^ (x >> np.uint64(31))
+    u = ((x >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+    noise: Array = -np.log1p(-u)
+    return noise
+
+
+def _log_softmax(x: Array) -> Array:
+    top = x.max()
+    y: Array = (x - top - np.log(np.sum(np.exp((x - top).astype(np.float64))))).astype(np.float32)
+    return y
+
+
+def _penalise(x: Array, s: Array, ids: Array, in_prompt: Array, in_output: Array) -> None:
+    flags = int(s["flags"])
+    repeated = ids[(in_output > 0) | ((in_prompt > 0) & bool(flags & REPEAT_PROMPT))]
+    x[repeated] = np.where(x[repeated] > 0, x[repeated] / s["repetition"], x[repeated] * s["repetition"])
+    counts = in_output + (in_prompt if flags & COUNT_PROMPT else 0)
+    x[ids] -= s["frequency"] * counts.astype(np.float32) + s["presence"] * (counts > 0).astype(np.float32)
+
+
+def _truncate(x: Array, top_k: int, top_p: float, min_p: float) -> Array:
+    """Ids that survive top-k, then top-p, then min-p, of scaled logits x [V]; ties keep the lower id."""
+    ids = np.flatnonzero(x > -np.inf)
+    if (0 < top_k < len(ids)) or top_p < 1:
+        ids = ids[np.argsort(-x[ids], kind="stable")]
+        if top_k > 0:
+            ids = ids[:top_k]
+    p = np.exp((x[ids] - x[ids].max()).astype(np.float64))
+    if top_p < 1:
+        before = np.cumsum(p) - p
+        kept = before < top_p * p.sum()
+        ids, p = ids[kept], p[kept]
+    return ids[p >= min_p * p.max()] if min_p > 0 else ids
+
+
+def _cases(rng: np.random.Generator) -> Iterable[Case]:
+    rows, vocab = 7, 1000
+    s = np.zeros(rows, SAMPLER)
+    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["seed"], s["position"], s["n_top"] = 1234567890123456789, np.arange(rows), 5
+    s["temperature"] = [0, 1, 0.7, 1.3, 1, 0, 1]
+    s["top_k"][2], s["top_p"][3], s["min_p"][4] = 40, 0.8, 0.1
+    s["repetition"][5], s["frequency"][5], s["presence"][5] = 1.5, 0.3, 0.2
+    s["history_stop"][5], s["flags"][5] = 3, REPEAT_PROMPT | PROCESSED
+    s["bias_stop"][6], s["mask_row"][6], s["choice"][6] = 2, 0, 3
+    yield Case(
+        "mixed",
+        {
+            "logits": 3 * rng.standard_normal((rows, vocab), dtype=np.float32),
+            "sampler": s,
+            "bias_ids": np.array([5, 9], np.int32),
+            "bias_values": np.array([10, -np.inf], np.float32),
+            "history_ids": np.array([1, 2, 3], np.int32),
+            "history_prompt": np.array([1, 0, 2], np.int32),
+            "history_output": np.array([0, 4, 1], np.int32),
+            "masks": rng.integers(0, 2**32, (1, -(-vocab // 32)), np.uint32),
+        },
+    )
+
+
+def _shape(logits: TensorType, *_: TensorType) -> tuple[TensorType, ...]:
+    rows = logits.shape[0]
+    return (
+        TensorType((rows,), "i32"),
+        TensorType((rows,)),
+        TensorType((rows, MAX_TOP), "i32"),
+        TensorType((rows, MAX_TOP)),
+    )
+
+
+def _cost(call: Call, load: Load) -> Cost:
+    logits = call.ins["logits"]
+    count = float(load.size(logits.shape[0]) * logits.columns)
+    return Cost(4 * count, 0.0, 0.0, 4 * count)
+
+
+@op(
+    "logits:act sampler:field bias_ids:field bias_values:field history_ids:field history_prompt:field "
+    "history_output:field masks:field",
+    shape=_shape,
+    cost=_cost,
+    cases=_cases,
+    tolerance=1e-4,
+)
+def sample(
+    logits: Array, sampler: Array, bias_ids: Array, bias_values: Array, history_ids: Array, history_prompt: Array,
+    history_output: Array, masks: Array,
+) -> tuple[Array, Array, Array, Array]:  # fmt: skip
+    """Token ids [L], their logprobs [L], and the n_top likeliest ids and logprobs [L, MAX_TOP] (-1 padded).
+
+    Where `target` >= 0 that token is taken and its logprob reported. A sampled token is the argmax of scaled logit
+    minus log(exponential noise) (Gumbel-max), which needs no sum over the vocabulary.
+    """
+    rows = len(logits)
+    ids, logprobs = np.empty(rows, np.int32), np.empty(rows, np.float32)
+    top_ids, top_logprobs = np.full((rows, MAX_TOP), -1, np.int32), np.full((rows, MAX_TOP), -np.inf, np.float32)
+    for i, s in enumerate(sampler[:rows]):
+        x = logits[i].astype(np.float32, copy=True)
+        bias = slice(int(s["bias_start"]), int(s["bias_stop"]))
+        np.add.at(x, bias_ids[bias], bias_values[bias])
+        past = slice(int(s["history_start"]), int(s["history_stop"]))
+        if past.stop > past.start:
+            _penalise(x, s, history_ids[past], history_prompt[past], history_output[past])
+        if s["mask_row"] >= 0:
+            bits = np.unpackbits(masks[s["mask_row"]].view(np.uint8), bitorder="little")[: len(x)]
+            x[bits == 0] = -np.inf
+        ids[i] = _pick(x, s) if s["target"] < 0 else s["target"]
+        scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
+        logprobs[i] = scores[ids[i]]
+        n = int(s["n_top"])
+        if n:
+            best = np.argsort(-scores, kind="stable")[:n]
+            top_ids[i, :n], top_logprobs[i, :n] = best, scores[best]
+    return ids, logprobs, top_ids, top_logprobs
+
+
+def _pick(x: Array, s: Array) -> int:
+    """One token id from processed logits x [V]; scales x in place, so that processed logprobs see it."""
+    if s["temperature"] <= 0:
+        return int(np.argmax(x))
+    x /= s["temperature"]
+    kept = _truncate(x, int(s["top_k"]), float(s["top_p"]), float(s["min_p"]))
+    dropped = np.ones(len(x), bool)
+    dropped[kept] = False
+    x[dropped] = -np.inf
+    key = noise_key(int(s["seed"]), int(s["choice"]), int(s["position"]), PURPOSE_PICK)
+    kept = np.sort(kept)
+    return int(kept[np.argmax(x[kept].astype(np.float64) - np.log(exponential(key, kept)))])

@@ -1,0 +1,222 @@
+"""The op table: what an op is, and how calling one either records or computes.
+
+An op is one entry: signature, shape rule, cost rule, numpy meaning, tolerance and test cases. Calling it with
+traced values records an instruction; calling it with arrays runs the numpy meaning. Backends read this table and
+are tested against its cases; nothing here knows a backend, a model or a program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+Size = int | str  # an int, or one of the symbols "T", "R", "L"
+Shape = tuple[Size, ...]
+
+GROUP = 32  # activations of type i8g32 carry one scale per 32 columns
+
+_ELEMENT_BYTES = {"f32": 4.0, "i32": 4.0, "u32": 4.0, "i64": 8.0, "u64": 8.0, "i8g32": 1.0 + 8.0 / GROUP}
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Shape (with symbols) and element type of an operand."""
+
+    shape: Shape
+    dtype: str = "f32"
+
+    @property
+    def columns(self) -> int:
+        """Size of the last axis, which is never symbolic."""
+        last = self.shape[-1]
+        assert isinstance(last, int), f"last axis of {self.shape} is symbolic"
+        return last
+
+
+@dataclass(frozen=True)
+class Load:
+    """What one step carries: per request (keys already cached, new tokens), and the rows that need logits."""
+
+    spans: tuple[tuple[int, int], ...]
+    rows: int
+
+    @property
+    def tokens(self) -> int:
+        return sum(new for _, new in self.spans)
+
+    def size(self, symbol: Size) -> int:
+        """Value of a size or symbol in this step."""
+        if isinstance(symbol, int):
+            return symbol
+        return {"T": self.tokens, "R": len(self.spans), "L": self.rows}[symbol]
+
+    def attended(self, window: int) -> int:
+        """Sum over tokens of the keys each one attends to (window 0 = all earlier keys and itself)."""
+        total = 0
+        for start, new in self.spans:
+            free = new if not window else max(0, min(new, window - start))
+            total += free * start + free * (free + 1) // 2 + (new - free) * window
+        return total
+
+    def cached(self, window: int) -> int:
+        """Sum over requests of the distinct keys read from the cache, at least once each."""
+        return sum(start + new if not window else min(start + new, window + new - 1) for start, new in self.spans)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """FLOPs and bytes of one instruction in one step. Bytes are the compulsory traffic: each operand once."""
+
+    flops: float = 0.0
+    weight_bytes: float = 0.0
+    kv_bytes: float = 0.0
+    act_bytes: float = 0.0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.flops + other.flops,
+            self.weight_bytes + other.weight_bytes,
+            self.kv_bytes + other.kv_bytes,
+            self.act_bytes + other.act_bytes,
+        )
+
+    @property
+    def bytes(self) -> float:
+        return self.weight_bytes + self.kv_bytes + self.act_bytes
+
+
+@dataclass(frozen=True)
+class Param:
+    """One operand of an op. `kind`: act (activation), weight, field (batch input), state, comm."""
+
+    name: str
+    kind: str
+    optional: bool = False
+
+
+@dataclass(frozen=True)
+class Case:
+    """A test case: operands by name (numpy arrays; state operands as the op's own record) and attributes."""
+
+    name: str
+    operands: Mapping[str, Any]
+    attrs: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Call:
+    """What a cost rule sees: operand and output types of one instruction, its attributes, and weight bytes."""
+
+    ins: Mapping[str, Any]
+    outs: tuple[TensorType, ...]
+    attrs: Mapping[str, Any]
+    weight_bytes: Mapping[str, float]
+
+    def act(self, load: Load) -> float:
+        """Bytes of all activation operands read once and all outputs written once."""
+        acts = [t for t in self.ins.values() if isinstance(t, TensorType)]
+        return sum(nbytes(t, load) for t in (*acts, *self.outs))
+
+
+def nbytes(t: TensorType, load: Load) -> float:
+    """Bytes of a tensor of type `t` in a step."""
+    return elements(t, load) * _ELEMENT_BYTES[t.dtype]
+
+
+def row_bytes(t: TensorType) -> int:
+    """Bytes of one row of a [rows, columns] activation, or of one element of a vector."""
+    columns = t.columns if len(t.shape) > 1 else 1
+    if t.dtype == "i8g32":
+        groups = -(-columns // GROUP)
+        return groups * GROUP + groups * 8
+    return int(columns * _ELEMENT_BYTES[t.dtype])
+
+
+def elements(t: TensorType, load: Load) -> int:
+    """Number of elements of a tensor of type `t` in a step."""
+    count = 1
+    for size in t.shape:
+        count *= load.size(size)
+    return count
+
+
+@dataclass(frozen=True)
+class OpSpec:
+    """One entry of the op set. `tolerance` bounds |backend - meaning| relative to max |meaning|."""
+
+    name: str
+    params: tuple[Param, ...]
+    shape: Callable[..., TensorType | tuple[TensorType, ...]]
+    cost: Callable[[Call, Load], Cost]
+    meaning: Callable[..., Any]
+    cases: Callable[[np.random.Generator], Iterable[Case]]
+    tolerance: float
+    tier: str = "core"
+
+    def bind(self, operands: tuple[Any, ...]) -> dict[str, Any]:
+        """Operands by parameter name; missing optional ones are None."""
+        assert len(operands) <= len(self.params), f"{self.name}: too many operands"
+        bound = dict(zip((p.name for p in self.params), operands, strict=False))
+        for p in self.params:
+            bound.setdefault(p.name, None)
+            assert bound[p.name] is not None or p.optional, f"{self.name}: operand {p.name} is missing"
+        return bound
+
+
+class Op:
+    """A callable op: traced operands record an instruction, arrays compute its numpy meaning."""
+
+    def __init__(self, spec: OpSpec) -> None:
+        self.spec = spec
+
+    def __call__(self, *operands: Any, **attrs: Any) -> Any:
+        for x in operands:
+            record = getattr(x, "record", None)
+            if record is not None:
+                return record(self.spec, operands, attrs)
+        return self.spec.meaning(*operands, **attrs)
+
+
+OPS: dict[str, OpSpec] = {}
+
+
+def op(
+    params: str,
+    *,
+    shape: Callable[..., TensorType | tuple[TensorType, ...]],
+    cost: Callable[[Call, Load], Cost],
+    cases: Callable[[np.random.Generator], Iterable[Case]],
+    tolerance: float = 1e-5,
+    tier: str = "core",
+) -> Callable[[Callable[..., Any]], Op]:
+    """Declare an op around its numpy meaning.
+
+    `params` lists operands as "name:kind", with "?" after an optional one: "x:act w:weight bias:weight?".
+    """
+
+    def declare(meaning: Callable[..., Any]) -> Op:
+        name = meaning.__name__
+        parsed = []
+        for word in params.split():
+            label, kind = word.split(":")
+            parsed.append(Param(label, kind.rstrip("?"), kind.endswith("?")))
+        assert name not in OPS, f"op {name} is declared twice"
+        OPS[name] = OpSpec(name, tuple(parsed), shape, cost, meaning, cases, tolerance, tier)
+        return Op(OPS[name])
+
+    return declare
+
+
+def per_element(flops: float) -> Callable[[Call, Load], Cost]:
+    """Cost rule of pointwise ops: `flops` per element of the first output, operands and outputs moved once."""
+
+    def cost(call: Call, load: Load) -> Cost:
+        weights = sum(call.weight_bytes.values())
+        return Cost(flops * elements(call.outs[0], load), weights, 0.0, call.act(load))
+
+    return cost

@@ -1,0 +1,1 @@
+"""Programs: records, capture, and the folds and passes over them."""

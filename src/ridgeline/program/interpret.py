@@ -1,0 +1,62 @@
+"""Interpret: run an entry instruction by instruction with the numpy meaning of each op. The definition of correct."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ridgeline.ops.linear import QuantizedRows
+from ridgeline.ops.spec import GROUP, OPS, Array
+from ridgeline.program.ir import CommRef, Entry, Field, Instr, Operand, StateRef, View, Weight
+
+
+@dataclass(frozen=True)
+class Bindings:
+    """What operands mean in one step: arrays of fields and weights, stores of states, communicators by axis."""
+
+    fields: Mapping[str, Array]
+    weights: Mapping[str, Array]
+    states: Mapping[tuple[str, int], Any]
+    comms: Mapping[str, Any]
+
+
+def interpret(
+    entry: Entry, params: list[Array], bindings: Bindings, watch: Callable[[Instr, Any], None] | None = None
+) -> list[Array]:
+    """Results of an entry. `watch(instr, outputs)` sees every instruction: calibration and debugging hook in here."""
+    values: dict[int, Any] = {b.id: x for b, x in zip(entry.params, params, strict=True)}
+    for instr in entry.instrs:
+        operands = [_resolve(x, values, bindings) for x in instr.operands.values()]
+        out = OPS[instr.op].meaning(*operands, **instr.attrs)
+        outs = out if isinstance(out, tuple) else (out,)
+        values.update((b.id, x) for b, x in zip(instr.outputs, outs, strict=True))
+        if watch is not None:
+            watch(instr, outs)
+    return [_resolve(r, values, bindings) for r in entry.results]
+
+
+def _resolve(x: Operand, values: Mapping[int, Any], b: Bindings) -> Any:
+    match x:
+        case None:
+            return None
+        case View(buffer, start, stop):
+            return _columns(values[buffer.id], start, stop)
+        case Field(name):
+            return b.fields[name]
+        case Weight(name):
+            return b.weights[name]
+        case StateRef(state, layer):
+            return b.states[state.name, layer]
+        case CommRef(axis):
+            return b.comms[axis]
+
+
+def _columns(value: Any, start: int, stop: int) -> Any:
+    if isinstance(value, QuantizedRows):
+        assert start % GROUP == 0, "a view of quantised rows starts inside a group"
+        end = -(-stop // GROUP)
+        return QuantizedRows(
+            value.q[:, start : end * GROUP], value.scale[:, start // GROUP : end], min(stop, value.columns) - start
+        )
+    return value[:, start:stop] if value.ndim > 1 else value

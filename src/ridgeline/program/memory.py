@@ -1,0 +1,65 @@
+"""The memory plan: an offset for every buffer in one arena, by first fit over live ranges.
+
+Sizes are taken at the capacities of the batch (max T, R, L), once, at compile; nothing is allocated in a step.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ridgeline.ops.spec import row_bytes
+from ridgeline.program.batch import Limits
+from ridgeline.program.ir import Buffer, Entry, View
+
+ALIGN = 64
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Byte offset of each buffer by id, and the arena's size."""
+
+    offsets: dict[int, int]
+    nbytes: int
+
+
+def buffer_bytes(buffer: Buffer, limits: Limits) -> int:
+    """Bytes of a buffer at capacity, padded to a cache line."""
+    shape = buffer.type.shape
+    rows = limits.capacity(shape[0]) if isinstance(shape[0], str) else shape[0]
+    return -(-rows * row_bytes(buffer.type) // ALIGN) * ALIGN
+
+
+def live_ranges(entry: Entry) -> dict[int, tuple[int, int]]:
+    """Buffer id -> (first, last) instruction index at which it must exist; parameters and results live throughout."""
+    end = len(entry.instrs)
+    ranges = {b.id: (-1, end) for b in entry.params}
+    for i, instr in enumerate(entry.instrs):
+        for x in instr.operands.values():
+            if isinstance(x, View) and x.buffer.id in ranges:
+                first, last = ranges[x.buffer.id]
+                ranges[x.buffer.id] = (first, max(last, i))
+        for out in instr.outputs:
+            ranges[out.id] = (i, i)
+    for result in entry.results:
+        ranges[result.buffer.id] = (ranges[result.buffer.id][0], end)
+    return ranges
+
+
+def plan_memory(entry: Entry, limits: Limits) -> MemoryPlan:
+    """Place each buffer at the lowest offset free over its whole live range."""
+    buffers = {b.id: b for b in (*entry.params, *(b for i in entry.instrs for b in i.outputs))}
+    ranges = live_ranges(entry)
+    placed: list[tuple[int, int, tuple[int, int]]] = []  # offset, size, range
+    offsets: dict[int, int] = {}
+    for id in sorted(buffers, key=lambda b: ranges[b]):
+        size, (first, last) = buffer_bytes(buffers[id], limits), ranges[id]
+        offset = 0
+        for start, length, (a, b) in sorted(placed):
+            if b < first or a > last or start + length <= offset:
+                continue
+            if offset + size <= start:
+                break
+            offset = start + length
+        offsets[id] = offset
+        placed.append((offset, size, (first, last)))
+    return MemoryPlan(offsets, max((o + s for o, s, _ in placed), default=0))

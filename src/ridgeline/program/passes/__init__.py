@@ -1,0 +1,1 @@
+"""Passes: functions program -> program, named and ordered in pipeline.py."""

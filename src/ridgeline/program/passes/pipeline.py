@@ -1,0 +1,35 @@
+"""The ordered list of passes between capture and compile. Each is named, and the program verified after it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from ridgeline.program.ir import Program, Weight
+from ridgeline.program.passes.formats import bind_formats
+from ridgeline.program.passes.fuse import fuse
+from ridgeline.program.passes.quantize import quantize_activations
+from ridgeline.program.verify import verify
+
+Pass = tuple[str, Callable[[Program], Program]]
+
+
+def passes(format_of: Callable[[Weight], str], *, fused: bool, int8_formats: Collection[str]) -> list[Pass]:
+    """The pipeline for one load: `format_of` knows the source, `int8_formats` which weights take int8 rows."""
+    listed: list[Pass] = [("bind formats", lambda p: bind_formats(p, format_of))]
+    if fused:
+        listed.append(("fuse", fuse))
+    if int8_formats:
+        listed.append(("quantize activations", lambda p: quantize_activations(p, int8_formats)))
+    return listed
+
+
+def run(program: Program, pipeline: list[Pass]) -> Program:
+    """Apply the passes in order. An illegal result is reported with the name of the pass that made it."""
+    verify(program)
+    for name, apply in pipeline:
+        program = apply(program)
+        try:
+            verify(program)
+        except AssertionError as wrong:
+            raise AssertionError(f"after pass {name!r}: {wrong}") from wrong
+    return program
