@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 
 from ridgeline.program.ir import Program, Weight
-from ridgeline.program.passes.formats import bind_formats
+from ridgeline.program.passes.formats import bind_formats, bind_kv_format
 from ridgeline.program.passes.fuse import fuse
 from ridgeline.program.passes.quantize import quantize_activations
 from ridgeline.program.verify import verify
@@ -13,9 +13,14 @@ from ridgeline.program.verify import verify
 Pass = tuple[str, Callable[[Program], Program]]
 
 
-def passes(format_of: Callable[[Weight], str], *, fused: bool, int8_formats: Collection[str]) -> list[Pass]:
+def passes(
+    format_of: Callable[[Weight], str], kv_format: str, *, fused: bool = True, int8_formats: Collection[str] = ()
+) -> list[Pass]:
     """The pipeline for one load: `format_of` knows the source, `int8_formats` which weights take int8 rows."""
-    listed: list[Pass] = [("bind formats", lambda p: bind_formats(p, format_of))]
+    listed: list[Pass] = [
+        ("bind formats", lambda p: bind_formats(p, format_of)),
+        ("bind KV format", lambda p: bind_kv_format(p, kv_format)),
+    ]
     if fused:
         listed.append(("fuse", fuse))
     if int8_formats:

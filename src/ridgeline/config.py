@@ -1,0 +1,106 @@
+"""Settings, read once at the edge: frozen, composed, strict. The only module that looks at the environment."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ridgeline.errors import ConfigError
+
+BACKENDS = ("cpu", "reference")
+ACTIVATIONS = ("int8", "float32")
+KV_FORMATS = ("bf16", "f32")
+
+
+@dataclass(frozen=True)
+class CacheConfig:
+    """Where downloaded models live."""
+
+    path: Path
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] = os.environ) -> CacheConfig:
+        """XDG_CACHE_HOME/ridgeline, else ~/.cache/ridgeline."""
+        base = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".cache")
+        return cls(Path(base) / "ridgeline")
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """How a model is loaded and stepped.
+
+    activations: "int8" quantises the rows of linears over 4- and 8-bit weights in groups of 32 (approximate, its
+    cost shown by `ridgeline eval --against`); "float32" keeps them exact. context 0 = the model's own limit.
+    kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
+    step_tokens: most tokens in one step. random_format: weight format of `random:` models.
+    """
+
+    model: str
+    backend: str = "cpu"
+    activations: str = "int8"
+    kv_format: str = "bf16"
+    threads: int = 0
+    isa: str = ""
+    context: int = 0
+    kv_memory: int = 0
+    step_tokens: int = 256
+    max_requests: int = 32
+    queue: int = 512
+    random_format: str = "q4_1"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        _one_of("backend", self.backend, BACKENDS)
+        _one_of("activations", self.activations, ACTIVATIONS)
+        _one_of("kv_format", self.kv_format, KV_FORMATS)
+        for name in ("threads", "context", "kv_memory"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} must be 0 (automatic) or more, is {getattr(self, name)}")
+        for name in ("step_tokens", "max_requests", "queue"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} must be at least 1, is {getattr(self, name)}")
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Where the server listens and what it allows per request."""
+
+    engine: EngineConfig
+    host: str = "127.0.0.1"
+    port: int = 3000
+    max_body_bytes: int = 2_000_000
+    max_stop_sequences: int = 16
+    max_top_n_tokens: int = 20
+    max_n: int = 16
+    aliases: tuple[str, ...] = field(default=())
+
+
+def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{name} {value!r} is not known; choose one of {', '.join(allowed)}")
+
+
+def available_memory() -> int:
+    """Bytes this process may still use: the least of the machine's available memory and the cgroup's rest."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        available = int(rows.get("MemAvailable", f"{available // 1024} kB").split()[0]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
+        available = min(available, int(limit.read_text()) - int(used.read_text()))
+    return max(available, 0)
+
+
+def available_cores() -> int:
+    """Cores this process may use: its affinity, capped by the cgroup's cpu.max."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = Path("/sys/fs/cgroup/cpu.max")
+    if quota.exists():
+        limit, period = quota.read_text().split()
+        if limit != "max":
+            cores = min(cores, max(1, int(limit) // int(period)))
+    return cores

@@ -1,0 +1,132 @@
+"""From a model on disk to what programs ask for: its config, and each weight made of the rows of stored tensors.
+
+Recipes are row-wise, so a block format passes through unchanged: concatenation of merged weights, slices of sharded
+ones, and putting back the row order of q and k that GGUF's Llama files permute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ridgeline.errors import ModelFileError
+from ridgeline.models.config import ModelConfig
+from ridgeline.models.gguf import from_gguf
+from ridgeline.models.hf import from_hf
+from ridgeline.models.names import UNPERMUTE, stored_name
+from ridgeline.program.ir import Weight
+from ridgeline.quant.format import FORMATS
+from ridgeline.weights.gguf import GGUFFile
+from ridgeline.weights.source import GGUFSource, Raw, SafetensorsSource, WeightSource
+
+_MAX_JSON = 16 << 20
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's config and the source of its tensors; `kind` ("hf" or "gguf") is the naming scheme of the source."""
+
+    config: ModelConfig
+    source: WeightSource
+    kind: str
+    where: str
+    metadata: Mapping[str, Any]
+
+    def format_of(self, w: Weight) -> str:
+        """Stored format of a weight: of its first part; vectors are held in float32."""
+        if len(w.shape) == 1:
+            return "f32"
+        info = self.source.info(self._stored(w.parts[0]))
+        return info.format
+
+    def read(self, w: Weight) -> Raw:
+        """The packed rows of a weight, all parts, cut as asked. Shapes are checked against the declaration."""
+        pieces = [self._part(w, i) for i in range(len(w.parts))]
+        formats = {p.format for p in pieces}
+        assert len(formats) == 1, f"{w.name} merges parts of different formats {formats}"
+        data = pieces[0].data if len(pieces) == 1 else np.concatenate([p.data for p in pieces])
+        got = (len(data), pieces[0].shape[-1]) if len(w.shape) > 1 else (sum(p.shape[-1] for p in pieces),)
+        if len(w.shape) == 1:
+            values = np.concatenate([p.float32().reshape(-1) for p in pieces])
+            data, formats = values.view(np.uint8).reshape(1, -1), {"f32"}
+        if got != w.shape:
+            stored = ", ".join(self._stored(p) for p in w.parts)
+            raise ModelFileError(f"{self.where}: {stored} has shape {got}; the config asks for {w.shape}")
+        return Raw(formats.pop(), w.shape, data)
+
+    def _stored(self, part: str) -> str:
+        return stored_name(self.config.family, part, self.kind)
+
+    def _part(self, w: Weight, index: int) -> Raw:
+        part = w.parts[index]
+        raw = self.source.read(self._stored(part))
+        if len(raw.shape) != len(w.shape):
+            raise ModelFileError(f"{self.where}: {self._stored(part)} has shape {raw.shape}; expected {w.shape}")
+        if self.kind == "gguf" and part.split(".", 2)[-1] in UNPERMUTE.get(self.config.family, ()):
+            raw = self._unpermuted(raw, part)
+        if w.rows:
+            raw = _rows(raw, *w.rows[index])
+        return raw if w.columns is None else _columns(raw, *w.columns)
+
+    def _unpermuted(self, raw: Raw, part: str) -> Raw:
+        """GGUF's Llama order of a head's rows is (pair, half); ours, as in the original, is (half, pair)."""
+        heads = self.config.n_heads if ".q." in part else self.config.n_kv_heads
+        rows = raw.shape[0]
+        if rows % (2 * heads):
+            raise ModelFileError(f"{self.where}: {self._stored(part)} has {rows} rows, not {heads} heads of even size")
+        order = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
+        if len(raw.shape) == 1:
+            values = raw.float32()[order]
+            return Raw("f32", raw.shape, values.view(np.uint8).reshape(1, -1))
+        return Raw(raw.format, raw.shape, raw.data[order])
+
+
+def _rows(raw: Raw, start: int, stop: int) -> Raw:
+    if len(raw.shape) == 1:
+        values = np.ascontiguousarray(raw.float32()[start:stop])
+        return Raw("f32", (stop - start,), values.view(np.uint8).reshape(1, -1))
+    return Raw(raw.format, (stop - start, raw.shape[1]), raw.data[start:stop])
+
+
+def _columns(raw: Raw, start: int, stop: int) -> Raw:
+    fmt = FORMATS[raw.format]
+    assert start % fmt.block == 0 and stop % fmt.block == 0, f"columns {start}:{stop} cut a block of {fmt.name}"
+    cut = slice(start // fmt.block * fmt.block_bytes, stop // fmt.block * fmt.block_bytes)
+    return Raw(raw.format, (raw.shape[0], stop - start), raw.data[:, cut])
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Read a `.gguf` file's header, or a directory's config.json, and check it; no tensor is read."""
+    if path.is_dir():
+        return Checkpoint(from_hf(read_json(path / "config.json")), SafetensorsSource(path), "hf", str(path), {})
+    file = GGUFFile(path)
+    source = GGUFSource(file)
+
+    def vector(name: str) -> list[float]:
+        info = source.info(name)
+        if len(info.shape) != 1 or info.shape[0] > 4096:
+            raise ModelFileError(f"{path}: {name} has shape {info.shape}; expected a vector of at most 4096")
+        return [float(x) for x in source.read(name).float32()]
+
+    config = from_gguf(file.metadata, file.tensors.keys(), vector, str(path))
+    return Checkpoint(config, source, "gguf", str(path), file.metadata)
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object from a bounded file; ModelFileError names the path."""
+    try:
+        if path.stat().st_size > _MAX_JSON:
+            raise ModelFileError(f"{path} is over {_MAX_JSON} bytes")
+        data = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise ModelFileError(f"{path} does not exist; a model directory needs it") from None
+    except (ValueError, RecursionError, OSError) as wrong:
+        raise ModelFileError(f"{path} is not valid JSON: {wrong}") from None
+    if not isinstance(data, dict):
+        raise ModelFileError(f"{path} must hold a JSON object")
+    return data
