@@ -41,9 +41,15 @@ class KVPages:
 
     @classmethod
     def empty(cls, pages: int, n_kv_heads: int, head_dim: int, format: str = "f32") -> KVPages:
-        """Pages full of NaN: whatever is read before it is written shows."""
+        """Fresh pages; the operating system commits memory when they are touched."""
         shape = (pages * PAGE, n_kv_heads, head_dim)
-        return cls(np.full(shape, np.nan, np.float32), np.full(shape, np.nan, np.float32), format)
+        return cls(np.zeros(shape, np.float32), np.zeros(shape, np.float32), format)
+
+    def poison(self) -> KVPages:
+        """Fill everything with NaN, so that whatever is read before it is written shows (tests)."""
+        self.k.fill(np.nan)
+        self.v.fill(np.nan)
+        return self
 
     def write(self, slots: Array, k: Array, v: Array) -> None:
         """Store rows k, v [T, n_kv_heads * head_dim] at `slots` [T]."""
@@ -71,7 +77,7 @@ def _case(rng: np.random.Generator, spans: list[tuple[int, int]], heads: int, kv
     width = max(-(-(start + new) // PAGE) for start, new in spans)
     pages = rng.permutation(width * len(spans) + 1).astype(np.int32)
     table = np.full((len(spans), width), -1, np.int32)
-    kv = KVPages.empty(len(pages), kv_heads, dim, fmt)
+    kv = KVPages.empty(len(pages), kv_heads, dim, fmt).poison()
     slots, lens, request = [], [], []
     for r, (start, new) in enumerate(spans):
         used = -(-(start + new) // PAGE)

@@ -29,7 +29,7 @@ _MAX_JSON = 16 << 20
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's config and the source of its tensors; `kind` ("hf" or "gguf") is the naming scheme of the source."""
+    """A model's config and the source of its tensors; `kind` is the source's naming scheme: hf, gguf, random (ours)."""
 
     config: ModelConfig
     source: WeightSource
@@ -60,7 +60,7 @@ class Checkpoint:
         return Raw(formats.pop(), w.shape, data)
 
     def _stored(self, part: str) -> str:
-        return stored_name(self.config.family, part, self.kind)
+        return part if self.kind == "random" else stored_name(self.config.family, part, self.kind)
 
     def _part(self, w: Weight, index: int) -> Raw:
         part = w.parts[index]

@@ -1,0 +1,180 @@
+"""EngineClient: the one seam between whoever wants tokens and the engine, in this process or a child.
+
+The client's side keeps the record of every live request (prompt, seed, emitted tokens), accepts or refuses, hands
+deltas to sinks, and so can replay everything after an engine process died.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from ridgeline.engine.engine import Engine
+from ridgeline.engine.params import SamplingParams, check_params
+from ridgeline.engine.records import Cancel, Delta, EngineInfo, StepDelta, Submit, check_room
+from ridgeline.errors import InvalidRequest, Overloaded
+
+Sink = Callable[[Delta], None]
+
+
+class EngineClient(Protocol):
+    """`submit` refuses with a typed error or returns an id; then `sink` gets deltas until each choice has one finish.
+
+    `pump` moves things on: it runs a step, or waits up to `timeout` seconds for one from the child, and calls sinks
+    in the calling thread. submit and cancel may be called from any thread.
+    """
+
+    info: EngineInfo
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int: ...
+
+    def cancel(self, id: int) -> None: ...
+
+    def pump(self, timeout: float) -> None: ...
+
+    @property
+    def idle(self) -> bool: ...
+
+    @property
+    def choices(self) -> int:
+        """Choices accepted and not ended."""
+
+    def unhealthy(self) -> str | None:
+        """Why requests cannot be served now, or None."""
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Live:
+    """A request that was accepted and has not ended: what a replay needs, and where its deltas go."""
+
+    request: Submit
+    sink: Sink
+    emitted: list[list[int]]
+    done: set[int] = field(default_factory=set)
+    prompt_given: bool = False
+
+    def replay(self) -> Submit:
+        """The same request, continued after what was already delivered."""
+        params = self.request.params
+        if self.prompt_given:
+            params = msgspec.structs.replace(params, prompt_logprobs=False)
+        emitted = tuple(tuple(e) for e in self.emitted)
+        return msgspec.structs.replace(self.request, params=params, emitted=emitted, done=tuple(sorted(self.done)))
+
+
+class Ledger:
+    """All live requests of a client. Thread-safe; the only place that accepts, refuses and ends."""
+
+    def __init__(self, info: EngineInfo) -> None:
+        self.info = info
+        self._live: dict[int, Live] = {}
+        self._lock = threading.Lock()
+        self._last = 0
+
+    @property
+    def empty(self) -> bool:
+        return not self._live
+
+    @property
+    def choices(self) -> int:
+        """Choices accepted and not ended."""
+        return sum(x.request.params.n - len(x.done) for x in self._live.values())
+
+    def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> Submit:
+        """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
+        check_params(params, self.info.vocab)
+        check_room(self.info, len(prompt), params)
+        outside = next((t for t in prompt if not 0 <= t < self.info.vocab), None)
+        if outside is not None:
+            raise InvalidRequest(f"token id {outside} is outside the vocabulary of {self.info.vocab}", "prompt")
+        seed = params.seed if params.seed is not None else random.getrandbits(63)
+        with self._lock:
+            room = self.info.max_requests + self.info.queue
+            if self.choices + params.n > room:
+                raise Overloaded(f"{self.choices} sequences are running or queued, the limit is {room}; try later")
+            self._last += 1
+            request = Submit(self._last, tuple(prompt), params, seed)
+            self._live[request.id] = Live(request, sink, [[] for _ in range(params.n)])
+        return request
+
+    def deliver(self, delta: Delta) -> None:
+        """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
+        with self._lock:
+            live = self._live.get(delta.id)
+            if live is None or delta.choice in live.done:
+                return
+            live.emitted[delta.choice].extend(t.id for t in delta.tokens)
+            live.prompt_given |= delta.prompt is not None
+            if delta.finish is not None:
+                live.done.add(delta.choice)
+                if len(live.done) == live.request.params.n:
+                    del self._live[delta.id]
+        live.sink(delta)
+
+    def replays(self) -> list[Submit]:
+        """Every live request as it must be submitted to a new engine, oldest first."""
+        with self._lock:
+            return [x.replay() for x in self._live.values()]
+
+    def fail_all(self, reason: str) -> None:
+        """End everything: the engine is gone for good."""
+        with self._lock:
+            open_choices = [(x.request.id, c) for x in self._live.values() for c in range(x.request.params.n)]
+        for id, choice in open_choices:
+            self.deliver(Delta(id, choice, (), "", reason))
+
+
+class LocalClient:
+    """The engine in the calling thread: `pump` runs one step. For offline use and tests."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine, self.info = engine, engine.info
+        self._ledger = Ledger(engine.info)
+        self._inbox: deque[Submit | Cancel] = deque()
+        self.last: StepDelta | None = None
+
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+        request = self._ledger.accept(prompt, params, sink)
+        self._inbox.append(request)
+        return request.id
+
+    def cancel(self, id: int) -> None:
+        self._inbox.append(Cancel(id))
+
+    def pump(self, timeout: float = 0.0) -> None:
+        while self._inbox:
+            handle(self.engine, self._inbox.popleft())
+        if not self.engine.idle:
+            self.last = self.engine.step()
+            for delta in self.last.deltas:
+                self._ledger.deliver(delta)
+
+    @property
+    def idle(self) -> bool:
+        return self._ledger.empty and not self._inbox and self.engine.idle
+
+    @property
+    def choices(self) -> int:
+        return self._ledger.choices
+
+    def unhealthy(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        self._ledger.fail_all("cancelled")
+
+
+def handle(engine: Engine, message: Submit | Cancel) -> None:
+    """Apply one message to an engine."""
+    if isinstance(message, Submit):
+        engine.submit(message)
+    else:
+        engine.cancel(message.id)

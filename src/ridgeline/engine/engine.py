@@ -1,0 +1,151 @@
+"""The engine: step = schedule -> run -> commit. Knows sequences, pages and an executor; not clients, HTTP or time."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ridgeline.engine.build import Row, fill
+from ridgeline.engine.executor import Executor
+from ridgeline.engine.pages import PagePool
+from ridgeline.engine.records import CANCELLED, EOS, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
+from ridgeline.engine.scheduler import Chunk, Scheduler
+from ridgeline.engine.sequence import Sequence, Text, sequences
+from ridgeline.program.batch import Batch, BatchLayout, StepResult
+
+
+@dataclass(frozen=True)
+class Flight:
+    """A step on its way: what was submitted and what its rows mean."""
+
+    ticket: int
+    chunks: list[Chunk]
+    rows: list[Row]
+
+
+class Engine:
+    """Continuous batching over one executor.
+
+    `new_text(params)` makes the text side of a choice (detokeniser and stop strings); `eos` are the ids that end one.
+    `observe(flight, result)` is called at every commit: metrics and cost accounting hook in there.
+    """
+
+    def __init__(
+        self, executor: Executor, layout: BatchLayout, info: EngineInfo, eos: frozenset[int],
+        new_text: Callable[[Submit], Text], observe: Callable[[Flight, StepResult], None] | None = None,
+    ) -> None:  # fmt: skip
+        self.executor, self.info, self.eos, self.new_text, self.observe = executor, info, eos, new_text, observe
+        self.pool = PagePool(info.pages)
+        self.scheduler = Scheduler(
+            self.pool, step_tokens=info.step_tokens, step_rows=layout.limits.rows, max_running=info.max_requests
+        )
+        self._batches = deque(Batch(layout) for _ in range(executor.depth))
+        self._flights: deque[Flight] = deque()
+        self._live: dict[int, list[Sequence]] = {}
+        self._prompts: dict[int, list[Token]] = {}
+        self._ends: list[Delta] = []  # ends that no step commits: cancellations
+        self.step_number = 0
+
+    def submit(self, request: Submit) -> None:
+        """Queue a request that admission accepted (records.check_room)."""
+        assert request.id not in self._live, f"request {request.id} is submitted twice"
+        chosen = sequences(request, self.info, [self.new_text(request) for _ in range(request.params.n)])
+        self._live[request.id] = chosen
+        for s in chosen:
+            self.scheduler.add(s)
+
+    def cancel(self, id: int) -> None:
+        """End what is left of a request now; its pages are free before the next step. Unknown ids are ended ones."""
+        for s in list(self._live.get(id, ())):
+            self._end(s, CANCELLED)
+            self._ends.append(Delta(id, s.choice, (), s.text.flush(), CANCELLED))
+
+    @property
+    def idle(self) -> bool:
+        """Nothing to run, in flight, or to report."""
+        return not self._live and not self._flights and not self._ends
+
+    def step(self) -> StepDelta:
+        """Schedule and submit one batch if there is work, then commit the oldest one if the pipeline is full."""
+        chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
+        if chunks:
+            self._submit(chunks)
+        deltas: list[Delta] = []
+        if self._flights and (len(self._flights) == self.executor.depth or not chunks):
+            deltas = self._commit(self._flights.popleft())
+        deltas, self._ends = self._ends + deltas, []
+        waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+        return StepDelta(self.step_number, tuple(deltas), running, waiting, self.pool.used)
+
+    def _submit(self, chunks: list[Chunk]) -> None:
+        self.step_number += 1
+        batch = self._batches[0]
+        self._batches.rotate(-1)
+        rows = fill(batch, chunks, self.step_number)
+        for i, row in enumerate(rows):
+            if row.target < 0:
+                row.sequence.sources.append((self.step_number, i))
+        for c in chunks:
+            c.sequence.computed = c.start + c.count
+        self._flights.append(Flight(self.executor.submit(batch), chunks, rows))
+
+    def _commit(self, flight: Flight) -> list[Delta]:
+        """Publish the step's tokens, end what has ended, free what is behind windows. Late rows are discarded."""
+        result = self.executor.collect(flight.ticket)
+        deltas = []
+        for i, row in enumerate(flight.rows):
+            s = row.sequence
+            if s.finish is not None:
+                continue
+            token = _token(result, i, s, row)
+            if row.target >= 0:
+                self._prompts.setdefault(s.id, []).append(token)
+            else:
+                s.sources.pop(0)
+                deltas.append(self._accept(s, token))
+        for c in flight.chunks:
+            if c.sequence.finish is None:
+                c.sequence.slide(self.pool)
+        if self.observe is not None:
+            self.observe(flight, result)
+        return deltas
+
+    def _accept(self, s: Sequence, token: Token) -> Delta:
+        s.append(token.id)
+        ends_here = token.id in s.params.stop_token_ids
+        text, stopped = "", False
+        if not (token.id in self.eos and not s.params.ignore_eos) and not ends_here:
+            text, stopped = s.text.push(token.id)
+        finish = None
+        if stopped or ends_here:
+            finish = STOP
+        elif token.id in self.eos and not s.params.ignore_eos:
+            finish = EOS
+        elif len(s.tokens) >= s.limit:
+            finish = LENGTH
+        prompt = tuple(self._prompts.pop(s.id)) if s.wants_prompt and s.id in self._prompts else None
+        if s.wants_prompt:
+            prompt, s.wants_prompt = prompt or (), False
+        if finish is not None:
+            text += s.text.flush()
+            self._end(s, finish)
+        return Delta(s.id, s.choice, (token,), text, finish, prompt)
+
+    def _end(self, s: Sequence, finish: str) -> None:
+        assert s.finish is None, f"request {s.id} choice {s.choice} ends twice"
+        s.finish = finish
+        self.scheduler.remove(s)
+        self._live[s.id].remove(s)
+        if not self._live[s.id]:
+            del self._live[s.id]
+            self._prompts.pop(s.id, None)
+
+
+def _token(result: StepResult, row: int, s: Sequence, meaning: Row) -> Token:
+    id = int(result.ids[row])
+    if s.params.logprobs is None and meaning.target < 0:
+        return Token(id)
+    n = s.params.logprobs or 0
+    pairs = zip(result.top_ids[row, :n].tolist(), result.top_logprobs[row, :n].tolist(), strict=True)
+    return Token(id, float(result.logprobs[row]), tuple(p for p in pairs if p[0] >= 0))

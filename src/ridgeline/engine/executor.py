@@ -1,0 +1,50 @@
+"""Executors run batches. One protocol: submit a batch, get a ticket; collect the ticket's result, in order."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Protocol
+
+import numpy as np
+
+from ridgeline.backends.base import Step
+from ridgeline.ops.spec import Array
+from ridgeline.program.batch import Batch, StepResult
+
+
+class Executor(Protocol):
+    """`depth` batches may be in flight. A batch's buffer is free for reuse once its ticket is collected."""
+
+    depth: int
+
+    def submit(self, batch: Batch) -> int: ...
+
+    def collect(self, ticket: int) -> StepResult: ...
+
+
+class LocalExecutor:
+    """Runs each batch at once in the calling thread; tokens "sampled by step s, row r" are filled in from memory."""
+
+    def __init__(self, step: Step, depth: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
+        self.step, self.depth, self._clock = step, depth, clock
+        self._results: deque[StepResult] = deque()
+        self._ids: dict[int, Array] = {}
+
+    def submit(self, batch: Batch) -> int:
+        source = batch["source_step"]
+        for t in np.flatnonzero(source >= 0):
+            batch["ids"][t] = self._ids[int(source[t])][batch["source_row"][t]]
+        begin = self._clock()
+        result = self.step.run(batch)
+        result.seconds = self._clock() - begin
+        self._results.append(result)
+        self._ids[result.step] = result.ids
+        self._ids.pop(result.step - self.depth - 1, None)
+        return result.step
+
+    def collect(self, ticket: int) -> StepResult:
+        result = self._results.popleft()
+        assert result.step == ticket, "tickets are collected in the order of submission"
+        return result

@@ -1,0 +1,152 @@
+"""Load: model name to a ready engine. config -> capture -> passes -> memory -> pages -> weights -> compile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ridgeline.backends import get_backend
+from ridgeline.backends.base import Backend, Step
+from ridgeline.config import CacheConfig, EngineConfig, available_memory
+from ridgeline.engine.engine import Engine, Flight
+from ridgeline.engine.executor import LocalExecutor
+from ridgeline.engine.output import ChoiceText
+from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
+from ridgeline.errors import ConfigError, Unsupported
+from ridgeline.models import build
+from ridgeline.models.config import ModelConfig
+from ridgeline.models.random import random_checkpoint
+from ridgeline.program import cost
+from ridgeline.program.batch import BatchLayout, Limits, StepResult
+from ridgeline.program.dump import program_hash
+from ridgeline.program.ir import Program, Weight
+from ridgeline.program.passes import pipeline
+from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
+from ridgeline.weights import hub
+from ridgeline.weights.load import Checkpoint, open_checkpoint
+
+Observe = Callable[[Flight, StepResult], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model before any weight is read: enough for `roofline`, `inspect` and admission."""
+
+    name: str
+    checkpoint: Checkpoint
+    program: Program
+    tokenizer: Tokenizer
+    backend: Backend
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.checkpoint.config
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model that can run."""
+
+    opened: Opened
+    step: Step
+    engine: Engine
+
+
+def open_model(config: EngineConfig, progress: hub.Progress | None = None) -> Opened:
+    """Find the model's files, check its config, capture and transform its program."""
+    cache = CacheConfig.from_env().path
+    resolved = hub.resolve(config.model, cache=cache, progress=progress)
+    if resolved.kind == "random":
+        tokenizer_file = open_checkpoint(resolved.path)
+        tokenizer = from_gguf(tokenizer_file.metadata)
+        checkpoint = random_checkpoint(config.model, config.random_format, config.seed)
+    else:
+        checkpoint = open_checkpoint(resolved.path)
+        tokenizer = from_gguf(checkpoint.metadata) if checkpoint.kind == "gguf" else from_dir(resolved.path)
+    backend = get_backend(config)
+    int8 = backend.int8_formats if config.activations == "int8" else ()
+    listed = pipeline.passes(_held_format(checkpoint, backend), config.kv_format, int8_formats=int8)
+    return Opened(config.model, checkpoint, pipeline.run(build(checkpoint.config), listed), tokenizer, backend)
+
+
+def _held_format(checkpoint: Checkpoint, backend: Backend) -> Callable[[Weight], str]:
+    def held(w: Weight) -> str:
+        stored = checkpoint.format_of(w)
+        if stored not in backend.held_as:
+            known = ", ".join(backend.held_as)
+            raise Unsupported(f"{w.name} is stored as {stored!r}; backend {backend.name} takes {known}")
+        return backend.held_as[stored]
+
+    return held
+
+
+def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
+    """Capacities of a step."""
+    context = config.context or c.context
+    if context > c.context:
+        raise ConfigError(f"--context {context} is over the model's own limit of {c.context}")
+    return Limits(
+        tokens=config.step_tokens,
+        requests=config.max_requests,
+        rows=max(config.max_requests, min(config.step_tokens, 64)),
+        pages=-(-context // PAGE),
+        vocab=c.vocab,
+        hidden=c.hidden,
+        bias=config.max_requests * 1024,
+        history=config.max_requests * min(context, c.vocab),
+    )
+
+
+def page_count(program: Program, limits: Limits, config: EngineConfig) -> int:
+    """KV pages: --kv-memory, or a quarter of what is available beside the weights; never more than can be used."""
+    page = program.states[0].page_bytes
+    usable = limits.requests * limits.pages * len(program.states)
+    room = config.kv_memory or max(available_memory() - cost.weight_bytes(program), 0) // 4
+    pages = min(room // page, usable)
+    if pages < len(program.states):
+        need = page * len(program.states)
+        raise ConfigError(f"KV memory of {room} bytes holds no page of {page} bytes per group; give at least {need}")
+    return int(pages)
+
+
+def load(config: EngineConfig, progress: hub.Progress | None = None, observe: Observe | None = None) -> Loaded:
+    """A ready engine. Raises typed errors naming the file, key, setting or limit at fault."""
+    begin = time.perf_counter()
+    opened = open_model(config, progress)
+    limits = batch_limits(opened.config, config)
+    layout = BatchLayout.of(limits, opened.program.states)
+    pages = page_count(opened.program, limits, config)
+    step = opened.backend.compile(opened.program, opened.checkpoint.read, layout, pages)
+    info = engine_info(opened, limits, pages, config, time.perf_counter() - begin)
+    tokenizer = opened.tokenizer
+    engine = Engine(
+        LocalExecutor(step), layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), observe
+    )
+    return Loaded(opened, step, engine)
+
+
+def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig, seconds: float) -> EngineInfo:
+    """What clients need to know of a loaded model."""
+    program, matrices = opened.program, [w for w in opened.program.weights.values() if len(w.shape) > 1]
+    formats = {w.format: 0 for w in matrices}
+    for w in matrices:
+        formats[w.format] += w.shape[0] * w.shape[1]
+    return EngineInfo(
+        model=opened.name,
+        vocab=opened.config.vocab,
+        context=config.context or opened.config.context,
+        pages=pages,
+        groups=tuple(GroupInfo(s.name, s.window) for s in program.states),
+        step_tokens=limits.tokens,
+        max_requests=limits.requests,
+        queue=config.queue,
+        backend=opened.backend.name,
+        format=max(formats, key=lambda f: formats[f]),
+        activations=config.activations,
+        kv_format=config.kv_format,
+        threads=config.threads,
+        weight_bytes=cost.weight_bytes(program),
+        program=program_hash(program),
+        load_seconds=seconds,
+    )

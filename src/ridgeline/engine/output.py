@@ -1,0 +1,31 @@
+"""The text of one choice: detokeniser and stop strings in a row, as the engine's Text protocol asks."""
+
+from __future__ import annotations
+
+from ridgeline.engine.params import SamplingParams
+from ridgeline.text.detokenize import Detokenizer
+from ridgeline.text.stop import StopMatcher
+from ridgeline.text.tokenizer import Tokenizer
+
+
+class ChoiceText:
+    """Text that may be shown, token by token: never a partial character, never a possible beginning of a stop."""
+
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
+        self._detokenizer = Detokenizer(tokenizer, params.skip_special_tokens)
+        self._matcher = StopMatcher(params.stop, params.include_stop) if params.stop else None
+
+    def push(self, token: int) -> tuple[str, bool]:
+        text = self._detokenizer.push(token)
+        if self._matcher is None:
+            return text, False
+        shown, matched = self._matcher.push(text)
+        return shown, matched is not None
+
+    def flush(self) -> str:
+        """What was held back, at the end; nothing after a stop string."""
+        rest = self._detokenizer.flush()
+        if self._matcher is None:
+            return rest
+        shown, _ = self._matcher.push(rest)
+        return shown + self._matcher.flush()

@@ -1,0 +1,85 @@
+"""SamplingParams: what a user may ask of one request. Checked once, before anything is queued."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+
+from ridgeline.errors import InvalidRequest
+
+MAX_TOP_LOGPROBS = 20
+MAX_BIAS = 1024
+
+
+class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How to continue a prompt.
+
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0 are off.
+    max_tokens None = all the room the context leaves. seed None = drawn at submission. logprobs None = none,
+    k = the chosen token's and the k likeliest (k up to 20). prompt_logprobs adds those of the prompt's own tokens.
+    processed_logprobs reports the distribution that was sampled instead of the model's own.
+    repetition_prompt and count_prompt say which penalties also see the prompt (TGI and OpenAI differ).
+    stop strings end a choice and are not part of its text unless include_stop; stop_token_ids likewise end it.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    frequency_penalty: float = 0.0
+    presence_penalty: float = 0.0
+    repetition_prompt: bool = True
+    count_prompt: bool = False
+    logit_bias: dict[int, float] = {}
+    seed: int | None = None
+    n: int = 1
+    stop: tuple[str, ...] = ()
+    include_stop: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int | None = None
+    prompt_logprobs: bool = False
+    processed_logprobs: bool = False
+    skip_special_tokens: bool = True
+
+    @property
+    def penalised(self) -> bool:
+        """Whether sampling needs the history of tokens."""
+        return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+
+def check_params(p: SamplingParams, vocab: int) -> None:
+    """InvalidRequest naming the field, its value and the allowed range."""
+    _range("temperature", p.temperature, 0, 100)
+    _range("top_p", p.top_p, 0, 1, above=True)
+    _range("min_p", p.min_p, 0, 1)
+    _range("repetition_penalty", p.repetition_penalty, 0, 100, above=True)
+    _range("frequency_penalty", p.frequency_penalty, -2, 2)
+    _range("presence_penalty", p.presence_penalty, -2, 2)
+    _range("top_k", p.top_k, 0, 1 << 30)
+    _range("n", p.n, 1, 1024)
+    if p.max_tokens is not None:
+        _range("max_tokens", p.max_tokens, 1, 1 << 30)
+    if p.seed is not None:
+        _range("seed", p.seed, 0, (1 << 64) - 1)
+    if p.logprobs is not None:
+        _range("logprobs", p.logprobs, 0, MAX_TOP_LOGPROBS)
+    if len(p.logit_bias) > MAX_BIAS:
+        raise InvalidRequest(f"logit_bias has {len(p.logit_bias)} entries; at most {MAX_BIAS}", "logit_bias")
+    for token, bias in p.logit_bias.items():
+        _range("logit_bias token", token, 0, vocab - 1, param="logit_bias")
+        if math.isnan(bias) or bias > 100:
+            raise InvalidRequest(f"logit_bias of token {token} must be at most 100, is {bias}", "logit_bias")
+    for token in p.stop_token_ids:
+        _range("stop_token_ids entry", token, 0, vocab - 1, param="stop_token_ids")
+    if any(not s for s in p.stop):
+        raise InvalidRequest("stop strings must not be empty", "stop")
+
+
+def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:
+    if not (low < value if above else low <= value) or not value <= high:
+        bounds = f"{'above' if above else 'at least'} {low} and at most {high}"
+        raise InvalidRequest(f"{name} must be {bounds}, is {value}", param or name)

@@ -1,0 +1,134 @@
+"""The plain records that cross to the engine and back, in one process or two: submit, cancel, one batch per step."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ridgeline.engine.params import SamplingParams
+from ridgeline.errors import InvalidRequest
+
+PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of numpy for clients
+
+EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
+
+
+class Submit(msgspec.Struct, frozen=True, tag="submit"):
+    """A request with its seed resolved. `emitted[c]` are tokens choice c already gave (replay), `done` ended choices."""
+
+    id: int
+    prompt: tuple[int, ...]
+    params: SamplingParams
+    seed: int
+    emitted: tuple[tuple[int, ...], ...] = ()
+    done: tuple[int, ...] = ()
+
+
+class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
+    """Stop a request; its pages are free within one step and it ends as cancelled."""
+
+    id: int
+
+
+class Token(msgspec.Struct, frozen=True, array_like=True):
+    """A token with its logprob (0 where none was asked for) and the likeliest alternatives as (id, logprob)."""
+
+    id: int
+    logprob: float = 0.0
+    top: tuple[tuple[int, float], ...] = ()
+
+
+class Delta(msgspec.Struct, frozen=True, array_like=True):
+    """What one choice gained in a step. `text` may lag behind the tokens (partial characters, possible stops).
+
+    `prompt` comes once, before the first token, if prompt logprobs were asked for. `finish` is set exactly once.
+    """
+
+    id: int
+    choice: int
+    tokens: tuple[Token, ...]
+    text: str
+    finish: str | None = None
+    prompt: tuple[Token, ...] | None = None
+
+
+class StepDelta(msgspec.Struct, frozen=True, tag="step"):
+    """All deltas of one step, and the counters after it."""
+
+    step: int
+    deltas: tuple[Delta, ...]
+    running: int
+    waiting: int
+    pages_used: int
+
+
+class GroupInfo(msgspec.Struct, frozen=True):
+    """A KV group as admission sees it: its name and window (0 = none)."""
+
+    name: str
+    window: int
+
+
+class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
+    """What a client must know to accept or refuse a request without asking the engine."""
+
+    model: str
+    vocab: int
+    context: int
+    pages: int
+    groups: tuple[GroupInfo, ...]
+    step_tokens: int
+    max_requests: int
+    queue: int
+    backend: str
+    format: str
+    activations: str
+    kv_format: str
+    threads: int
+    weight_bytes: int
+    program: str
+    load_seconds: float
+
+
+class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
+    """The engine process could not load; `error` is the typed error's class name."""
+
+    error: str
+    message: str
+
+
+def pages_needed(info: EngineInfo, tokens: int) -> int:
+    """Most pages one choice of `tokens` in all can hold at once, over all groups."""
+    total = 0
+    for g in info.groups:
+        # A window group keeps the window and the chunk being computed, cut at page edges.
+        kept = tokens if not g.window else min(tokens, g.window + info.step_tokens + PAGE)
+        total += -(-kept // PAGE)
+    return total
+
+
+def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
+    """Tokens a request may generate. InvalidRequest names both numbers if prompt and answer do not fit."""
+    if prompt == 0:
+        raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
+    if prompt >= info.context:
+        raise InvalidRequest(
+            f"the prompt has {prompt} tokens; the context of {info.context} leaves room for at most "
+            f"{info.context - 1} and one new token",
+            "prompt",
+        )
+    wanted = params.max_tokens if params.max_tokens is not None else info.context - prompt
+    if prompt + wanted > info.context:
+        raise InvalidRequest(
+            f"{prompt} prompt tokens + max_tokens {wanted} = {prompt + wanted} exceed the context of {info.context}; "
+            f"max_tokens may be at most {info.context - prompt}",
+            "max_tokens",
+        )
+    need = pages_needed(info, prompt + wanted) * params.n
+    if need > info.pages:
+        fit = info.pages // (params.n * len(info.groups)) * PAGE - prompt
+        raise InvalidRequest(
+            f"{params.n} x ({prompt} prompt + {wanted} new tokens) need {need} KV pages; the pool has {info.pages}; "
+            f"max_tokens may be at most {max(fit, 0)}, or raise --kv-memory",
+            "max_tokens",
+        )
+    return wanted

@@ -1,0 +1,71 @@
+"""The scheduler: which tokens of which sequences the next step computes. First come, first served; no phases."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from ridgeline.engine.pages import PagePool
+from ridgeline.engine.sequence import Sequence
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Positions start..start+count-1 of a sequence, computed in one step."""
+
+    sequence: Sequence
+    start: int
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """Whether the chunk reaches the last wanted token, so that its last row samples the next one."""
+        return self.start + self.count == self.sequence.wanted
+
+
+class Scheduler:
+    """Waiting and running sequences, and the rule that shares a step's tokens between them.
+
+    Each running sequence first gets one token, in order of arrival, so that long prompts never stall an answer in
+    progress; what is left of the budget then closes the remaining gaps, again in order of arrival. A sequence starts
+    only when its worst case can be promised, so nothing that runs can fall short of pages.
+    """
+
+    def __init__(self, pool: PagePool, *, step_tokens: int, step_rows: int, max_running: int) -> None:
+        self.pool, self.step_tokens, self.step_rows, self.max_running = pool, step_tokens, step_rows, max_running
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def add(self, sequence: Sequence) -> None:
+        self.waiting.append(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """Chunks of the next step, with pages taken for them; empty if nothing can run."""
+        self._admit()
+        ready = [s for s in self.running if s.ready][: self.step_tokens]
+        counts = [1] * len(ready)
+        budget = self.step_tokens - len(ready)
+        rows = self.step_rows - len(ready)
+        for i, s in enumerate(ready):
+            gap = min(s.wanted - s.computed - 1, budget)
+            if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
+                gap = min(gap, rows)
+                rows -= gap
+            counts[i] += gap
+            budget -= gap
+        chunks = [Chunk(s, s.computed, n) for s, n in zip(ready, counts, strict=True)]
+        for c in chunks:
+            c.sequence.extend(self.pool, c.start + c.count)
+        return chunks
+
+    def _admit(self) -> None:
+        while self.waiting and len(self.running) < self.max_running and self.waiting[0].admit(self.pool):
+            self.running.append(self.waiting.popleft())
+
+    def remove(self, sequence: Sequence) -> None:
+        """Forget an ended sequence and free what it held."""
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+        sequence.release(self.pool)

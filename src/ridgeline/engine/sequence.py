@@ -1,0 +1,112 @@
+"""A sequence: one choice of a request, from admission to its one end. Owns its tokens, pages and shown text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+from typing import Protocol
+
+from ridgeline.engine.pages import PagePool
+from ridgeline.engine.records import PAGE, EngineInfo, Submit, check_room, pages_needed
+
+
+class Text(Protocol):
+    """Turns tokens into text that may be shown. `push` gives (new text, whether a stop string just matched)."""
+
+    def push(self, token: int) -> tuple[str, bool]: ...
+
+    def flush(self) -> str: ...
+
+
+class Sequence:
+    """`tokens` are known ids (prompt, then output); `sources` stand for tokens sampled by steps still in flight.
+
+    A step closes part of the gap between `computed` (keys in the cache) and `wanted`; there are no phases.
+    `promised` counts booked pages not yet taken.
+    """
+
+    def __init__(self, request: Submit, choice: int, info: EngineInfo, text: Text) -> None:
+        prompt = request.prompt
+        emitted = request.emitted[choice] if choice < len(request.emitted) else ()
+        self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
+        self.prompt_len = len(prompt)
+        self.tokens = [*prompt, *emitted]
+        self.sources: list[tuple[int, int]] = []
+        self.limit = self.prompt_len + check_room(info, self.prompt_len, request.params)
+        self.computed = 0
+        self.finish: str | None = None
+        self.groups = info.groups
+        self.tables: list[list[int]] = [[] for _ in info.groups]
+        self.freed = [0] * len(info.groups)  # pages already behind the window, per group
+        self.pages = pages_needed(info, self.limit)
+        self.promised = 0
+        self.text = text
+        self.wants_prompt = self.params.prompt_logprobs and choice == 0 and not emitted
+        self.history: dict[int, list[int]] | None = None
+        if self.params.penalised:
+            self.history = {}
+            for position, token in enumerate(self.tokens):
+                self._count(token, position)
+        for token in emitted:
+            text.push(token)
+
+    @property
+    def wanted(self) -> int:
+        """Tokens known or sampled in flight: all of them need keys in the cache."""
+        return len(self.tokens) + len(self.sources)
+
+    @property
+    def ready(self) -> bool:
+        """Whether a step may take more of it: there is a gap, and nothing it needs is still in flight."""
+        waits = self.sources and (self.history is not None or self.wanted >= self.limit)
+        return self.finish is None and self.computed < self.wanted and not waits
+
+    def append(self, token: int) -> None:
+        """A sampled token becomes known."""
+        self.tokens.append(token)
+        if self.history is not None:
+            self._count(token, len(self.tokens) - 1)
+
+    def _count(self, token: int, position: int) -> None:
+        assert self.history is not None
+        counts = self.history.setdefault(token, [0, 0])
+        counts[position >= self.prompt_len] += 1
+
+    def admit(self, pool: PagePool) -> bool:
+        """Book the worst case; False if the pool cannot promise it now."""
+        if not pool.book(self.pages):
+            return False
+        self.promised = self.pages
+        return True
+
+    def extend(self, pool: PagePool, upto: int) -> None:
+        """Take pages so that positions below `upto` have slots."""
+        for table in self.tables:
+            while len(table) * PAGE < upto:
+                table.append(pool.take(after=table[-1] if table else -1))
+                self.promised -= 1
+
+    def slide(self, pool: PagePool) -> None:
+        """Give back pages of window groups that no later token can see."""
+        for g, group in enumerate(self.groups):
+            if group.window:
+                visible = max(0, self.computed - group.window + 1) // PAGE
+                for i in range(self.freed[g], min(visible, len(self.tables[g]))):
+                    pool.give(self.tables[g][i], rebook=True)
+                    self.promised += 1
+                    self.tables[g][i] = -1
+                self.freed[g] = max(self.freed[g], visible)
+
+    def release(self, pool: PagePool) -> None:
+        """Give back all pages and promises. Called exactly once, at the end."""
+        for table in self.tables:
+            for page in table:
+                if page >= 0:
+                    pool.give(page)
+            table.clear()
+        pool.unbook(self.promised)
+        self.promised = 0
+
+
+def sequences(request: Submit, info: EngineInfo, texts: Seq[Text]) -> list[Sequence]:
+    """One sequence per choice that has not ended yet."""
+    return [Sequence(request, c, info, texts[c]) for c in range(request.params.n) if c not in request.done]

@@ -1,0 +1,63 @@
+"""Frames between the server process and the engine process: 4 bytes of length, then MessagePack."""
+
+from __future__ import annotations
+
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+from ridgeline.engine.records import Cancel, EngineInfo, LoadFailed, StepDelta, Submit
+
+ToEngine = Submit | Cancel
+FromEngine = EngineInfo | StepDelta | LoadFailed
+
+_LENGTH = struct.Struct("<I")
+_MAX_FRAME = 1 << 30
+
+
+class Channel:
+    """One end of a socket. `send` writes one message; `receive` waits for data and gives all complete messages."""
+
+    def __init__(self, sock: socket.socket, expected: Any) -> None:
+        self.sock = sock
+        self._encoder = msgspec.msgpack.Encoder()
+        self._decoder = msgspec.msgpack.Decoder(expected)
+        self._buffer = bytearray()
+
+    def send(self, message: ToEngine | FromEngine) -> None:
+        data = self._encoder.encode(message)
+        self.sock.sendall(_LENGTH.pack(len(data)) + data)
+
+    def receive(self, timeout: float | None) -> list[Any]:
+        """Messages that have arrived, waiting up to `timeout` seconds (None: for ever) for the first byte.
+
+        Raises EOFError when the other end is gone.
+        """
+        self.sock.settimeout(timeout)
+        try:
+            data = self.sock.recv(1 << 20)
+        except (TimeoutError, BlockingIOError):
+            return []
+        except OSError as gone:
+            raise EOFError(str(gone)) from None
+        finally:
+            self.sock.settimeout(None)
+        if not data:
+            raise EOFError("the other end closed the connection")
+        self._buffer += data
+        return self._complete()
+
+    def _complete(self) -> list[Any]:
+        messages, start = [], 0
+        while len(self._buffer) - start >= _LENGTH.size:
+            (size,) = _LENGTH.unpack_from(self._buffer, start)
+            assert size <= _MAX_FRAME, "a frame of the engine channel is over its bound"
+            if len(self._buffer) - start - _LENGTH.size < size:
+                break
+            start += _LENGTH.size
+            messages.append(self._decoder.decode(self._buffer[start : start + size]))
+            start += size
+        del self._buffer[:start]
+        return messages

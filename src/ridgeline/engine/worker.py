@@ -1,0 +1,56 @@
+"""The engine process: load, say ready, then step while there is work. Started by process.py with a socket and a config.
+
+It ends when the socket closes: an engine never outlives its server.
+"""
+
+from __future__ import annotations
+
+import signal
+import socket
+import sys
+from dataclasses import asdict
+
+import msgspec
+
+from ridgeline.config import EngineConfig
+from ridgeline.engine.client import handle
+from ridgeline.engine.load import load
+from ridgeline.engine.records import LoadFailed
+from ridgeline.engine.wire import Channel, ToEngine
+from ridgeline.errors import RidgelineError
+
+
+def serve(channel: Channel, config: EngineConfig) -> None:
+    """Run the engine until the channel closes."""
+    try:
+        engine = load(config).engine
+    except RidgelineError as wrong:
+        channel.send(LoadFailed(type(wrong).__name__, str(wrong)))
+        return
+    channel.send(engine.info)
+    while True:
+        for message in channel.receive(None if engine.idle else 0):
+            handle(engine, message)
+        if not engine.idle:
+            done = engine.step()
+            if done.deltas:
+                channel.send(done)
+
+
+def command(fd: int, config: EngineConfig) -> list[str]:
+    """The command line of a worker on an inherited socket."""
+    return [sys.executable, "-m", "ridgeline.engine.worker", str(fd), msgspec.json.encode(asdict(config)).decode()]
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    fd, config = int(sys.argv[1]), EngineConfig(**msgspec.json.decode(sys.argv[2]))
+    channel = Channel(socket.socket(fileno=fd), ToEngine)
+    try:
+        serve(channel, config)
+    except (EOFError, BrokenPipeError, ConnectionError):
+        pass
+
+
+if __name__ == "__main__":
+    main()

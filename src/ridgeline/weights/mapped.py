@@ -1,0 +1,26 @@
+"""A weight file as read-only bytes: opened, measured and mapped in one place.
+
+Owns the file handle's life: views keep the mapping alive, nothing has to be closed. Must not know any file
+format. Hazard: if another process truncates a mapped file, touching the lost pages kills this process; the
+cache therefore only ever replaces whole files by rename.
+"""
+
+from __future__ import annotations
+
+import mmap
+from pathlib import Path
+
+from ridgeline.errors import ModelFileError, ModelNotFound
+
+
+def map_file(path: Path) -> mmap.mmap | bytes:
+    """The file's bytes (`b""` when it is empty, which cannot be mapped); typed errors name the path."""
+    if not path.is_file():
+        raise ModelNotFound(f"{path} is not a file")
+    try:
+        with path.open("rb") as f:
+            if f.seek(0, 2) == 0:
+                return b""
+            return mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
+    except OSError as e:
+        raise ModelFileError(f"{path} cannot be read: {e.strerror}") from e
