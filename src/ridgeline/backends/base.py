@@ -27,8 +27,13 @@ class Backend(Protocol):
     is the one the cost fold counts; `int8_formats` are held formats whose linears may read int8 rows.
     """
 
-    name: str
-    held_as: Mapping[str, str]
-    int8_formats: Collection[str]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def held_as(self) -> Mapping[str, str]: ...
+
+    @property
+    def int8_formats(self) -> Collection[str]: ...
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> Step: ...

@@ -58,7 +58,8 @@ def _fill_chunk(batch: Batch, c: Chunk, r: int, at: slice) -> None:
     known = s.tokens[c.start : stop]
     batch["ids"][at] = known + [0] * (c.count - len(known))
     batch["source_step"][at] = -1
-    for i, (step, row) in enumerate(s.sources[: c.count - len(known)] if c.count > len(known) else ()):
+    first = c.start + len(known)  # positions from here on are sampled by steps still in flight
+    for i, (step, row) in enumerate(s.sources[first - len(s.tokens) : stop - len(s.tokens)] if first < stop else ()):
         batch["source_step"][at.start + len(known) + i] = step
         batch["source_row"][at.start + len(known) + i] = row
     positions = np.arange(c.start, stop, dtype=np.int32)

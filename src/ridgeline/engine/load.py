@@ -24,6 +24,7 @@ from ridgeline.program.ir import Program, Weight
 from ridgeline.program.passes import pipeline
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
+from ridgeline.weights.fetch import Progress
 from ridgeline.weights.load import Checkpoint, open_checkpoint
 
 Observe = Callable[[Flight, StepResult], None]
@@ -53,7 +54,7 @@ class Loaded:
     engine: Engine
 
 
-def open_model(config: EngineConfig, progress: hub.Progress | None = None) -> Opened:
+def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened:
     """Find the model's files, check its config, capture and transform its program."""
     cache = CacheConfig.from_env().path
     resolved = hub.resolve(config.model, cache=cache, progress=progress)
@@ -110,7 +111,7 @@ def page_count(program: Program, limits: Limits, config: EngineConfig) -> int:
     return int(pages)
 
 
-def load(config: EngineConfig, progress: hub.Progress | None = None, observe: Observe | None = None) -> Loaded:
+def load(config: EngineConfig, progress: Progress | None = None, observe: Observe | None = None) -> Loaded:
     """A ready engine. Raises typed errors naming the file, key, setting or limit at fault."""
     begin = time.perf_counter()
     opened = open_model(config, progress)

@@ -148,7 +148,9 @@ def _rope(k: _Keys, head_dim: int) -> Rope:
                 attention_factor=None if attention is None else r.number("attention_factor"),
             )
         case _:
-            raise Unsupported(f"{r.where}: rope_type {kind!r} is not supported; supported: default, linear, llama3, yarn")
+            raise Unsupported(
+                f"{r.where}: rope_type {kind!r} is not supported; supported: default, linear, llama3, yarn"
+            )
 
 
 def _positive(k: _Keys, key: str) -> float:

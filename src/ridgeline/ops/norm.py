@@ -21,7 +21,8 @@ def rms_norm(x: Array, w: Array, *, eps: float, width: int = 0) -> Array:
     """x / rms(x) * w over rows [T, n], or over each run of `width` columns (QK-norm). Zhang & Sennrich 2019."""
     rows = x.reshape(len(x), -1, width or x.shape[1])
     scale = 1 / np.sqrt(np.mean(np.square(rows), axis=2, keepdims=True) + np.float32(eps))
-    return (rows * scale * w).astype(np.float32).reshape(x.shape)
+    y: Array = (rows * scale * w).astype(np.float32)
+    return y.reshape(x.shape)
 
 
 def _add_cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -53,5 +54,5 @@ def _layer_cases(rng: np.random.Generator) -> Iterable[Case]:
 def layer_norm(x: Array, w: Array, b: Array | None = None, *, eps: float) -> Array:
     """(x - mean) / std * w + b over rows [T, n]. Ba et al. 2016."""
     centred = x - x.mean(axis=1, keepdims=True)
-    y = centred / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + np.float32(eps)) * w
+    y: Array = centred / np.sqrt(np.mean(np.square(centred), axis=1, keepdims=True) + np.float32(eps)) * w
     return (y if b is None else y + b).astype(np.float32)

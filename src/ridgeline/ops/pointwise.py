@@ -27,13 +27,15 @@ def _cases(names: str, **attrs: float) -> Callable[[np.random.Generator], Iterab
 @op("x:act y:act", shape=_same, cost=per_element(1), cases=_cases("x y"), tolerance=0.0)
 def add(x: Array, y: Array) -> Array:
     """x + y."""
-    return x + y
+    total: Array = x + y
+    return total
 
 
 @op("x:act y:act", shape=_same, cost=per_element(1), cases=_cases("x y"), tolerance=0.0)
 def mul(x: Array, y: Array) -> Array:
     """x * y."""
-    return x * y
+    product: Array = x * y
+    return product
 
 
 @op("gate:act up:act", shape=_same, cost=per_element(6), cases=_cases("gate up"))
@@ -45,13 +47,15 @@ def silu_mul(gate: Array, up: Array) -> Array:
 
 def _gelu_tanh(x: Array) -> Array:
     inner = np.float32(math.sqrt(2 / math.pi)) * (x + np.float32(0.044715) * x**3)
-    return (0.5 * x * (1 + np.tanh(inner))).astype(np.float32)
+    y: Array = 0.5 * x * (1 + np.tanh(inner))
+    return y.astype(np.float32)
 
 
 @op("gate:act up:act", shape=_same, cost=per_element(10), cases=_cases("gate up"))
 def gelu_mul(gate: Array, up: Array) -> Array:
     """gelu(gate) * up with the tanh approximation: GeGLU (Shazeer 2020)."""
-    return _gelu_tanh(gate) * up
+    gated: Array = _gelu_tanh(gate) * up
+    return gated
 
 
 @op("x:act", shape=_same, cost=per_element(9), cases=_cases("x", exact=False))
@@ -66,10 +70,12 @@ def gelu(x: Array, *, exact: bool = False) -> Array:
 @op("x:act", shape=_same, cost=per_element(2), cases=_cases("x"))
 def relu2(x: Array) -> Array:
     """max(x, 0)^2 (So et al. 2021)."""
-    return np.square(np.maximum(x, 0))
+    squared: Array = np.square(np.maximum(x, 0))
+    return squared
 
 
 @op("x:act", shape=_same, cost=per_element(3), cases=_cases("x", cap=2.0))
 def softcap(x: Array, *, cap: float) -> Array:
     """cap * tanh(x / cap) (Gemma 2)."""
-    return (np.float32(cap) * np.tanh(x / np.float32(cap))).astype(np.float32)
+    y: Array = np.float32(cap) * np.tanh(x / np.float32(cap))
+    return y.astype(np.float32)

@@ -25,7 +25,8 @@ def _rotary_cases(rng: np.random.Generator) -> Iterable[Case]:
 def rotary(positions: Array, inv_freq: Array, *, axis: int = 0, scale: float = 1.0) -> Array:
     """[T, 2h] = cos | sin of positions[axis] x inv_freq[h], times `scale` (YaRN's attention factor)."""
     angles = positions[axis].astype(np.float32)[:, None] * inv_freq[None, :]
-    return (np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(scale)).astype(np.float32)
+    table: Array = np.concatenate([np.cos(angles), np.sin(angles)], axis=1) * np.float32(scale)
+    return table.astype(np.float32)
 
 
 def _rope_cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -50,10 +51,10 @@ def rope(x: Array, angles: Array, *, head_dim: int, interleaved: bool = False) -
     half = angles.shape[1] // 2
     y = x.reshape(len(x), -1, head_dim).copy()
     cos, sin = angles[:, None, :half], angles[:, None, half:]
-    first, second = (slice(0, 2 * half, 2), slice(1, 2 * half, 2)) if interleaved else (
-        slice(0, half),
-        slice(half, 2 * half),
-    )
+    first, second = slice(0, half), slice(half, 2 * half)
+    if interleaved:
+        first, second = slice(0, 2 * half, 2), slice(1, 2 * half, 2)
     a, b = y[:, :, first].copy(), y[:, :, second].copy()
     y[:, :, first], y[:, :, second] = a * cos - b * sin, b * cos + a * sin
-    return y.reshape(x.shape)
+    rotated: Array = y.reshape(x.shape)
+    return rotated

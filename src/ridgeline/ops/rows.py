@@ -7,19 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from ridgeline.ops.spec import Array, Call, Case, Cost, Load, TensorType, op
+from ridgeline.ops.spec import Array, Call, Case, Cost, Load, TensorType, nbytes, op
 
 
 def _embedding_cost(call: Call, load: Load) -> Cost:
     rows = load.size(call.outs[0].shape[0])
-    table = call.weight_bytes["table"] / call.ins["table"].shape[0]
-    return Cost(0.0, rows * table, 0.0, call.act(load) - _input_rows(call))
-
-
-def _input_rows(call: Call) -> float:
-    """Input rows are a capacity, not traffic: a step reads only the rows it names, counted as output."""
-    t = call.ins.get("input_rows")
-    return 4.0 * t.shape[0] * t.shape[1] if isinstance(t, TensorType) else 0.0
+    row = call.weight_bytes["table"] / float(call.ins["table"].shape[0])
+    return Cost(0.0, rows * row, 0.0, call.act(load))
 
 
 def _embedding_cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -56,7 +50,7 @@ def _take_shape(x: TensorType, out_rows: TensorType, held: Any = None) -> Tensor
 @op(
     "x:act out_rows:field held:field?",
     shape=_take_shape,
-    cost=lambda call, load: Cost(0.0, 0.0, 0.0, 8.0 * load.size(call.outs[0].shape[0]) * call.outs[0].columns),
+    cost=lambda call, load: Cost(0.0, 0.0, 0.0, 2.0 * nbytes(call.outs[0], load)),
     cases=_take_cases,
     tolerance=0.0,
 )

@@ -68,15 +68,20 @@ class Value:
     def shape(self) -> tuple[Any, ...]:
         return self.type.shape
 
+    @property
+    def view(self) -> View:
+        assert isinstance(self.operand, View)
+        return self.operand
+
     def record(self, spec: OpSpec, operands: tuple[Any, ...], attrs: Mapping[str, Any]) -> Any:
         return self.tracer.record(spec, operands, attrs)
 
     def __getitem__(self, key: tuple[slice, slice]) -> Value:
         rows, columns = key
         assert rows == slice(None) and columns.step is None, "only column slices are views"
-        assert isinstance(self.operand, View), "only activations can be sliced"
-        start, stop, _ = columns.indices(self.type.columns)
-        return Value(self.tracer, View(self.operand.buffer, self.operand.start + start, self.operand.start + stop))
+        view = self.view
+        start, stop, _ = columns.indices(view.type.columns)
+        return Value(self.tracer, View(view.buffer, view.start + start, view.start + stop))
 
 
 class Tracer:
@@ -162,9 +167,7 @@ class Eager:
         yield
 
 
-def capture(
-    name: str, forward: Callable[[Context], tuple[Any, Any]], logits: Callable[[Context, Any], Any]
-) -> Program:
+def capture(name: str, forward: Callable[[Context], tuple[Any, Any]], logits: Callable[[Context, Any], Any]) -> Program:
     """Record both entries of a model.
 
     `forward(m)` gives (kept rows, hidden) as [L, hidden]: the rows as they are held back for a later step, and the
@@ -178,7 +181,7 @@ def capture(
         scores = logits(m, given)
         picked = ops.sample(scores, *(m.field(p.name) for p in ops.sample.spec.params[1:]))
     results = (*(v.operand for v in picked), scores.operand)
-    return Program(name, first, Entry((given.operand.buffer,), m.take(), results))
+    return Program(name, first, Entry((given.view.buffer,), m.take(), results))
 
 
 def _trim(types: list[Any]) -> list[Any]:

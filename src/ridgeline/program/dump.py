@@ -27,7 +27,9 @@ def show(x: Operand) -> str:
 
 def line(instr: Instr) -> str:
     """One instruction as text, without its place in the source."""
-    outs = ", ".join(f"%{b.id} {list(b.type.shape)}{'' if b.type.dtype == 'f32' else b.type.dtype}" for b in instr.outputs)
+    outs = ", ".join(
+        f"%{b.id} {list(b.type.shape)}{'' if b.type.dtype == 'f32' else b.type.dtype}" for b in instr.outputs
+    )
     ins = ", ".join(show(x) for x in instr.operands.values())
     attrs = "".join(f" {k}={v}" for k, v in instr.attrs.items())
     return f"{outs} = {instr.op}({ins}){attrs}"

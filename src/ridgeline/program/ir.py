@@ -32,8 +32,10 @@ class View:
     @property
     def type(self) -> TensorType:
         shape = self.buffer.type.shape
-        return TensorType((*shape[:-1], self.stop - self.start), self.buffer.type.dtype) if len(shape) > 1 else (
-            self.buffer.type
+        return (
+            TensorType((*shape[:-1], self.stop - self.start), self.buffer.type.dtype)
+            if len(shape) > 1
+            else (self.buffer.type)
         )
 
 

@@ -89,7 +89,9 @@ def _merge_add_norm(entry: Entry) -> Entry:
         if last is not None and follows and instr.op == "rms_norm" and not instr.attrs.get("width"):
             operands = {**last.operands, "w": instr.operands["w"]}
             outputs = (*last.outputs, *instr.outputs)
-            instrs[-1] = replace(instr, op="add_rms_norm", operands=operands, outputs=outputs, attrs={"eps": instr.attrs["eps"]})
+            instrs[-1] = replace(
+                instr, op="add_rms_norm", operands=operands, outputs=outputs, attrs={"eps": instr.attrs["eps"]}
+            )
         else:
             instrs.append(instr)
     return replace(entry, instrs=tuple(instrs))

@@ -1,0 +1,95 @@
+"""A Step without a model: the next token is a hash of the tokens found in the pages that a row may see.
+
+Any mistake of scheduling, paging, chunking or windows changes the hash, and nothing else does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from ridgeline.engine.engine import Engine
+from ridgeline.engine.executor import LocalExecutor
+from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
+from ridgeline.ops.sample import MAX_TOP
+from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
+from ridgeline.program.ir import State
+
+VOCAB = 1000
+
+
+class FakeStep:
+    """Stores token ids in slots, as a KV cache would; `windows` by group name."""
+
+    def __init__(self, layout: BatchLayout, pages: int, windows: dict[str, int]) -> None:
+        self.layout, self.windows = layout, windows
+        self.memory = {g: np.full(pages * PAGE, -1, np.int64) for g in layout.groups}
+        self.steps = 0
+
+    def run(self, batch: Batch) -> StepResult:
+        self.steps += 1
+        for group, memory in self.memory.items():
+            memory[batch[f"kv_slot.{group}"]] = batch["ids"]
+        picked = []
+        for row, record in zip(batch["out_rows"], batch["sampler"], strict=True):
+            picked.append(int(record["target"]) if record["target"] >= 0 else self._next(batch, int(row), record))
+        rows = len(picked)
+        return StepResult(
+            batch.size("step"),
+            np.array(picked, np.int32),
+            np.full(rows, -1.5, np.float32),
+            np.full((rows, MAX_TOP), -1, np.int32),
+            np.full((rows, MAX_TOP), -np.inf, np.float32),
+        )
+
+    def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
+        seen = int(batch["kv_len"][t])
+        digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
+        for group, memory in self.memory.items():
+            first = max(0, seen - self.windows[group]) if self.windows[group] else 0
+            table = batch[f"page_table.{group}"][batch["request"][t]]
+            at = np.arange(first, seen)
+            pages = table[at // PAGE]
+            assert (pages >= 0).all(), "a visible page is not in the table"
+            digest = hash((digest, memory[pages * PAGE + at % PAGE].tobytes()))
+        return 10 + digest % (VOCAB - 10)
+
+
+class FakeText:
+    """Each token is shown as its number; a token divisible by `stop` ends the choice (0 = never)."""
+
+    def __init__(self, stop: int = 0) -> None:
+        self.stop = stop
+
+    def push(self, token: int) -> tuple[str, bool]:
+        stopped = bool(self.stop) and token % self.stop == 0
+        return ("" if stopped else f"{token} "), stopped
+
+    def flush(self) -> str:
+        return ""
+
+
+def fake_engine(
+    *,
+    pages: int = 64,
+    step_tokens: int = 32,
+    max_requests: int = 8,
+    windows: tuple[int, ...] = (0,),
+    depth: int = 1,
+    context: int = 1024,
+    stop: int = 0,
+    eos: frozenset[int] = frozenset(),
+) -> Engine:
+    """An engine over FakeStep with one group per window."""
+    names = {f"kv{i}": w for i, w in enumerate(windows)}
+    limits = Limits(
+        tokens=step_tokens, requests=max_requests, rows=max_requests + 8, pages=context // PAGE, vocab=VOCAB, hidden=1
+    )
+    layout = BatchLayout.of(limits, [State(n, 1, 1, 2, window=w) for n, w in names.items()])
+    info = EngineInfo(
+        model="fake", vocab=VOCAB, context=context, pages=pages,
+        groups=tuple(GroupInfo(n, w) for n, w in names.items()),
+        step_tokens=step_tokens, max_requests=max_requests, queue=64, backend="fake", format="f32",
+        activations="float32", kv_format="f32", threads=1, weight_bytes=0, program="fake", load_seconds=0.0,
+    )  # fmt: skip
+    step = FakeStep(layout, pages, names)
+    return Engine(LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop))
