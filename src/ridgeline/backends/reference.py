@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,12 @@ from ridgeline.errors import Unsupported
 from ridgeline.ops.attention import KVPages
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
-from ridgeline.program.ir import Program, Weight
+from ridgeline.program.ir import Program, State, Weight
 from ridgeline.quant.format import FORMATS
+
+
+Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
+STORES: Mapping[str, Store] = {"kv": lambda s, pages: KVPages.empty(pages, s.n_kv_heads, s.head_dim, s.format)}
 
 
 class Reference:
@@ -36,15 +41,15 @@ class ReferenceStep:
 
     def __init__(
         self, program: Program, weights: Mapping[str, np.ndarray], layout: BatchLayout, pages: int,
-        comms: Mapping[str, object] | None = None,
+        comms: Mapping[str, object] | None = None, stores: Mapping[str, Store] = STORES,
     ) -> None:  # fmt: skip
         self.program, self.weights, self.layout, self.comms = program, weights, layout, comms or {}
         self.states = {}
         for s in program.states:
-            if s.kind != "kv":
-                raise Unsupported(f"state {s.name} of kind {s.kind!r} needs an extension that brings its store")
+            if s.kind not in stores:
+                raise Unsupported(f"state {s.name} of kind {s.kind!r} has no store; known: {', '.join(stores)}")
             for layer in range(s.layers):
-                self.states[s.name, layer] = KVPages.empty(pages, s.n_kv_heads, s.head_dim, s.format)
+                self.states[s.name, layer] = stores[s.kind](s, pages)
         self.held = np.zeros((layout.limits.held, layout.limits.hidden), np.float32)
 
     def run(self, batch: Batch) -> StepResult:

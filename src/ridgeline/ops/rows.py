@@ -24,14 +24,19 @@ def _embedding_cases(rng: np.random.Generator) -> Iterable[Case]:
 
 @op(
     "ids:field table:weight input_row:field? input_rows:field?",
-    shape=lambda ids, table, *_: TensorType((ids.shape[0], table.shape[1])),
+    shape=lambda ids, table, *_, axis=0: TensorType((ids.shape[-1], table.shape[1])),
     cost=_embedding_cost,
     cases=_embedding_cases,
     tolerance=0.0,
 )
-def embedding(ids: Array, table: Array, input_row: Array | None = None, input_rows: Array | None = None) -> Array:
-    """table[ids] as [T, n]; where input_row[t] >= 0 the row is input_rows[input_row[t]] (soft prompts, images)."""
-    rows = table[ids].astype(np.float32)
+def embedding(
+    ids: Array, table: Array, input_row: Array | None = None, input_rows: Array | None = None, *, axis: int = 0
+) -> Array:
+    """table[ids] as [T, n]; where input_row[t] >= 0 the row is input_rows[input_row[t]] (soft prompts, images).
+
+    `ids` is a field [T], or [A, T] of which row `axis` counts (learned positions).
+    """
+    rows = table[ids if ids.ndim == 1 else ids[axis]].astype(np.float32)
     if input_row is not None and input_rows is not None:
         given = np.flatnonzero(input_row >= 0)
         rows[given] = input_rows[input_row[given]]
