@@ -23,8 +23,11 @@ class CacheConfig:
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> CacheConfig:
         """XDG_CACHE_HOME/ridgeline, else ~/.cache/ridgeline."""
-        base = env.get("XDG_CACHE_HOME") or str(Path(env.get("HOME", "~")).expanduser() / ".cache")
-        return cls(Path(base) / "ridgeline")
+        base = env.get("XDG_CACHE_HOME", "")
+        if os.path.isabs(base):  # the XDG specification: relative values are ignored
+            return cls(Path(base) / "ridgeline")
+        home = env.get("HOME") or os.path.expanduser("~")
+        return cls(Path(home) / ".cache" / "ridgeline")
 
 
 @dataclass(frozen=True)

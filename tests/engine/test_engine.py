@@ -60,7 +60,9 @@ def greedy(max_tokens: int = 20, **more) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=max_tokens, seed=7, **more)
 
 
-REQUESTS = [(prompt_of(n, n), greedy(m)) for n, m in ((1, 5), (17, 30), (64, 64), (65, 3), (200, 40), (130, 1), (63, 70))]
+REQUESTS = [
+    (prompt_of(n, n), greedy(m)) for n, m in ((1, 5), (17, 30), (64, 64), (65, 3), (200, 40), (130, 1), (63, 70))
+]
 SOLO = [run(fake_engine(), [r])[0].tokens[0] for r in REQUESTS]
 
 

@@ -50,11 +50,11 @@ def shard(program, rank: int):
                 ref = operands["kv"]
                 operands["kv"] = replace(ref, state=replace(ref.state, n_kv_heads=2 - rank))
                 attrs["n_heads"] = 6 - 3 * rank
-            instr = replace(instr, operands=operands, attrs=attrs)
-            outputs = tuple(Buffer(next(fresh), t) for t in infer(instr))
+            cut_instr = replace(instr, operands=operands, attrs=attrs)
+            outputs = tuple(Buffer(next(fresh), t) for t in infer(cut_instr))
             for old, new in zip(instr.outputs, outputs, strict=True):
                 moved[old.id] = View(new, 0, new.type.columns if len(new.type.shape) > 1 else 1)
-            instrs.append(replace(instr, outputs=outputs))
+            instrs.append(replace(cut_instr, outputs=outputs))
             w = operands.get("w")
             if instr.op == "linear" and isinstance(w, Weight) and w.columns is not None:
                 summed = Buffer(next(fresh), TensorType(outputs[0].type.shape))

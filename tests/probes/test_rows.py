@@ -1,4 +1,4 @@
-"""Spine probes on rows: LoRA by row, learned positions, input rows, hidden output, held rows. No change to ir or Batch."""
+"""Spine probes on rows: LoRA by row, learned positions, input rows, hidden output, held rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ridgeline.models import build
 from ridgeline.models.llama import forward
 from ridgeline.models.llama import logits as head
 from ridgeline.ops import OPS, add, embedding, linear, rms_norm, take_rows
-from ridgeline.ops.spec import Cost, TensorType, op
+from ridgeline.ops.spec import Cost, op
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_IDS
 from ridgeline.program.capture import capture
 from ridgeline.program.verify import verify

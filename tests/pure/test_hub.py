@@ -17,10 +17,11 @@ from types import SimpleNamespace
 
 import pytest
 
+from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights import fetch, hub
 from ridgeline.weights.fetch import download
-from ridgeline.weights.hub import Alias, Sources, cache_dir, cached, resolve
+from ridgeline.weights.hub import Alias, Sources, cached, resolve
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several pieces
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -512,13 +513,13 @@ def test_cache_that_cannot_be_written(alias, tmp_path):
 
 
 def test_cache_dir_reads_the_environment():
-    assert cache_dir({"XDG_CACHE_HOME": "/x", "HOME": "/h"}) == Path("/x/ridgeline")
+    assert CacheConfig.from_env({"XDG_CACHE_HOME": "/x", "HOME": "/h"}).path == Path("/x/ridgeline")
     for env in (
         {"HOME": "/h"},
         {"XDG_CACHE_HOME": "", "HOME": "/h"},
         {"XDG_CACHE_HOME": "rel", "HOME": "/h"},
     ):
-        assert cache_dir(env) == Path("/h/.cache/ridgeline")
+        assert CacheConfig.from_env(env).path == Path("/h/.cache/ridgeline")
 
 
 def test_pip_runs_no_package_code_and_its_words_are_kept(tmp_path, monkeypatch):

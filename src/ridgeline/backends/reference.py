@@ -15,7 +15,6 @@ from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Program, State, Weight
 from ridgeline.quant.format import FORMATS
 
-
 Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
 STORES: Mapping[str, Store] = {"kv": lambda s, pages: KVPages.empty(pages, s.n_kv_heads, s.head_dim, s.format)}
 

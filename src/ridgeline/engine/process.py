@@ -7,6 +7,7 @@ and a row's result depends on nothing but its own request).
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import subprocess
 import threading
@@ -125,7 +126,5 @@ class ProcessClient:
         self._ledger.fail_all(FAILED)
 
     def _send(self, message: Submit | Cancel) -> None:
-        try:
+        with contextlib.suppress(OSError):  # the child is gone: pump sees that and replays from the ledger
             self._channel.send(message)
-        except OSError:
-            pass  # the child is gone: pump sees the end of the stream and replays from the ledger

@@ -13,7 +13,7 @@ EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """A request with its seed resolved. `emitted[c]` are tokens choice c already gave (replay), `done` ended choices."""
+    """A request with its seed resolved. For a replay, `emitted[c]` are choice c's tokens so far."""
 
     id: int
     prompt: tuple[int, ...]

@@ -5,6 +5,7 @@ It ends when the socket closes: an engine never outlives its server.
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import sys
@@ -46,10 +47,8 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
     fd, config = int(sys.argv[1]), EngineConfig(**msgspec.json.decode(sys.argv[2]))
     channel = Channel(socket.socket(fileno=fd), ToEngine)
-    try:
+    with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
         serve(channel, config)
-    except (EOFError, BrokenPipeError, ConnectionError):
-        pass
 
 
 if __name__ == "__main__":

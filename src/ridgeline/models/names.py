@@ -31,7 +31,7 @@ _LLAMA = {
     "layers.{i}.mlp.up.bias": ("model.layers.{i}.mlp.up_proj.bias", "blk.{i}.ffn_up.bias"),
     "layers.{i}.mlp.down.bias": ("model.layers.{i}.mlp.down_proj.bias", "blk.{i}.ffn_down.bias"),
 }
-NAMES = {family: _LLAMA for family in ("llama", "mistral", "qwen2", "qwen3")}
+NAMES = dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), _LLAMA)
 UNPERMUTE = {"llama": ("attn.q.weight", "attn.k.weight", "attn.q.bias", "attn.k.bias")}
 _LAYER = re.compile(r"\.(\d+)\.")
 

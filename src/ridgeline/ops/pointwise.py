@@ -42,7 +42,8 @@ def mul(x: Array, y: Array) -> Array:
 def silu_mul(gate: Array, up: Array) -> Array:
     """gate * sigmoid(gate) * up: SwiGLU (Shazeer 2020)."""
     with np.errstate(over="ignore"):
-        return (gate / (1 + np.exp(-gate)) * up).astype(np.float32)
+        y: Array = gate / (1 + np.exp(-gate)) * up
+    return y.astype(np.float32)
 
 
 def _gelu_tanh(x: Array) -> Array:
@@ -64,7 +65,8 @@ def gelu(x: Array, *, exact: bool = False) -> Array:
     if not exact:
         return _gelu_tanh(x)
     erf = np.vectorize(math.erf, otypes=[np.float64])
-    return (0.5 * x * (1 + erf(x / math.sqrt(2)))).astype(np.float32)
+    y: Array = 0.5 * x * (1 + erf(x / math.sqrt(2)))
+    return y.astype(np.float32)
 
 
 @op("x:act", shape=_same, cost=per_element(2), cases=_cases("x"))

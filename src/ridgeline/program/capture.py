@@ -93,7 +93,7 @@ class Tracer:
         self._next_id = 0
 
     def field(self, name: str) -> Value:
-        return Value(self, Field(name, FIELD_TYPES[name.split(".")[0]]))
+        return Value(self, Field(name, FIELD_TYPES[name.split(".", maxsplit=1)[0]]))
 
     def weight(self, name: str, shape: Sequence[int], axes: Sequence[str]) -> Value:
         assert len(shape) == len(axes), name

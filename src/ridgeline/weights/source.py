@@ -126,9 +126,7 @@ class RandomSource:
         self.format = get_format(format)
         for name, shape in self.shapes.items():
             if len(shape) > 1 and shape[-1] % self.format.block:
-                raise Unsupported(
-                    f"tensor {name!r} {shape}: rows are not whole {format} blocks of {self.format.block}"
-                )
+                raise Unsupported(f"tensor {name!r} {shape}: rows are not whole {format} blocks of {self.format.block}")
 
     def names(self) -> Iterable[str]:
         return self.shapes.keys()

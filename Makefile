@@ -1,0 +1,53 @@
+# Each target works on a fresh clone with a compiler and Python 3.10+; a second call is quick.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
+MODEL  ?= smollm2-135m
+PORT   ?= 3000
+NATIVE := CMakeLists.txt $(shell find src/ridgeline/backends/cpu/native -type f 2>/dev/null)
+
+.PHONY: demo serve test test-all bench lint clean
+
+demo: $(VENV)/.built
+	$(BIN)/ridgeline run $(MODEL) "Name the capital of France."
+
+serve: $(VENV)/.built
+	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not parity"
+
+test-all: $(VENV)/.parity
+	$(BIN)/python -m pytest
+
+bench: $(VENV)/.built
+	$(BIN)/ridgeline bench $(MODEL) --prefill 512 --decode 128 --threads 2 --json
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests
+	$(BIN)/ruff format --check src tests
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/python -m pytest tests/pure/test_layout.py
+
+clean:
+	rm -rf $(VENV) build
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# The install is editable: Python changes need nothing, native ones rebuild here.
+$(VENV)/.built: $(BIN)/python pyproject.toml $(NATIVE)
+	$(PIP) install -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.built
+	$(PIP) install -e '.[dev]'
+	touch $@
+
+# torch is pinned: newer releases pull gigabytes of GPU packages.
+$(VENV)/.parity: $(VENV)/.dev
+	$(PIP) install torch==2.13.0
+	$(PIP) install -e '.[dev,parity]'
+	touch $@
