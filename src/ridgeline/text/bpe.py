@@ -1,7 +1,7 @@
 """Byte-level BPE: the byte alphabet, the table of pre-tokenizers, and the making of a `tokenizers` pipeline.
 
-Owns what is common to the GPT-2 line of vocabularies. Adding a family is one row in `PRE_TOKENIZERS`. It must not
-know file formats; its inputs are already validated.
+Owns what is common to the GPT-2 line of vocabularies. Adding a family is one row in `PRE_TOKENIZERS`. It must
+not know file formats; its inputs are already validated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def _byte_alphabet() -> list[str]:
-    """GPT-2's printable character for each byte: itself if visible Latin-1, else U+0100 and up in byte order."""
+    """GPT-2's printable character for each byte: itself if visible Latin-1, else U+0100 upwards in order."""
     visible = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     hidden = (byte for byte in range(256) if byte not in visible)
     moved = {byte: chr(0x100 + rank) for rank, byte in enumerate(hidden)}
@@ -81,7 +81,7 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
 def build(
     vocab: dict[str, int], merges: list[tuple[str, str]], pre: PreTokenizer, added: Iterable[tuple[str, bool]]
 ) -> tokenizers.Tokenizer:
-    """A pipeline over `vocab` and `merges`; `added`: (text, is special) of tokens matched before any cutting."""
+    """A pipeline over `vocab` and `merges`; `added`: (text, is special), matched before any cutting."""
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))

@@ -1,7 +1,7 @@
 """Token ids to text, one token at a time.
 
-Owns the bytes of an unfinished character and nothing else. The pieces always join to `Tokenizer.decode` of all
-ids, because both are the same UTF-8 decoding of the same bytes; so nothing is ever decoded twice.
+Owns the bytes of an unfinished character and nothing else. The pieces always join to `Tokenizer.decode` of
+all ids, because both are the same UTF-8 decoding of the same bytes; so nothing is ever decoded twice.
 """
 
 from __future__ import annotations

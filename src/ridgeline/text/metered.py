@@ -1,8 +1,9 @@
 """The jinja2 environment in which chat templates run: allow-lists, and a budget behind every operation.
 
-Owns what a template may call and touch, and the rewriting of a parsed template that routes every loop, output,
-comparison and literal through the render's `Budget`. Nothing here holds a render's state: the budget travels in the
-template context, which every hook of jinja2's sandbox receives. It must not know messages or models.
+Owns what a template may call and touch, and the rewriting of a parsed template that routes every loop,
+output, comparison and literal through the render's `Budget`. Nothing here holds a render's state: the budget
+travels in the template context, which every hook of jinja2's sandbox receives. It must not know messages or
+models.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from ridgeline.text.sandbox import FILTER_BOUNDS, METHOD_BOUNDS, Budget, bound_o
 BUDGET = "budget of this render"  # its key in the context; not an identifier, so no template can name it
 _TICK, _MADE, _CONCAT = "~tick", "~made", "~concat"  # filters; likewise
 _MACRO_STEPS = 10
+_CALL_EXTRAS = ("_loop_vars", "_block_vars")  # jinja2's own, added to a call inside a loop or a block
 
 
 def _names(text: str) -> frozenset[str]:
@@ -39,15 +41,15 @@ def _names(text: str) -> frozenset[str]:
 
 
 _FILTERS = _names(
-    """abs batch capitalize center count d default dictsort first float format groupby indent int items join last
-    length list lower map max min reject rejectattr replace reverse round select selectattr slice sort string sum
-    title trim truncate unique upper"""
+    """abs batch capitalize center count d default dictsort first float format groupby indent int items join
+    last length list lower map max min reject rejectattr replace reverse round select selectattr slice sort string
+    sum title trim truncate unique upper"""
 )
 _STR_METHODS = _names(
     """capitalize casefold center count endswith find format index isalnum isalpha isascii isdecimal isdigit
-    isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition removeprefix
-    removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith strip swapcase title
-    upper zfill"""
+    isidentifier islower isnumeric isprintable isspace istitle isupper join ljust lower lstrip partition
+    removeprefix removesuffix replace rfind rindex rjust rpartition rsplit rstrip split splitlines startswith
+    strip swapcase title upper zfill"""
 )
 _SAFE_ATTRIBUTES: dict[type, frozenset[str]] = {
     str: _STR_METHODS,
@@ -100,7 +102,7 @@ class _Environment(ImmutableSandboxedEnvironment):
     def __init__(self, clock: Callable[[], datetime]) -> None:
         extensions = [_Generation, loopcontrols]
         super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=extensions, finalize=_text_of)
-        ours = {"tojson": _tojson, "safe": str, "escape": _escape, "e": _escape}
+        ours: dict[str, Callable[..., Any]] = {"tojson": _tojson, "safe": str, "escape": _escape, "e": _escape}
         self.filters = {name: _metered(name, DEFAULT_FILTERS[name]) for name in _FILTERS}
         self.filters |= {name: _metered(name, function) for name, function in ours.items()}
         self.filters |= {_TICK: _tick, _MADE: _made, _CONCAT: _concat}
@@ -127,10 +129,11 @@ class _Environment(ImmutableSandboxedEnvironment):
     def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
         budget = _budget(__context)
         budget.step(_MACRO_STEPS if isinstance(__obj, Macro) else 1)
-        for arg in (*args, *kwargs.values()):
+        named = {name: value for name, value in kwargs.items() if name not in _CALL_EXTRAS}
+        for arg in (*args, *named.values()):
             budget.measure(arg)
         if isinstance(__obj, BuiltinMethodType) and isinstance(__obj.__self__, str):
-            return budget.made(_call_str_method(__self, budget, __obj, args, kwargs), deep=True)
+            return budget.made(_call_str_method(__self, budget, __obj, args, named), deep=True)
         budget.enter()
         try:
             return budget.made(super().call(__context, __obj, *args, **kwargs))
@@ -161,7 +164,7 @@ def _call_str_method(
 
 
 def _metered(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    """A filter, measured before and after. Asking for the context also keeps jinja2 from running it at compile."""
+    """A filter, measured before and after. Asking for the context keeps jinja2 from folding it as a constant."""
     wants = getattr(function, "jinja_pass_arg", None)
     bound = FILTER_BOUNDS.get(name)
 
@@ -235,7 +238,7 @@ def _filter(name: str, value: nodes.Expr, *args: nodes.Expr) -> nodes.Filter:
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what training should learn; here only its body counts."""
+    """`{% generation %}` marks what training should learn; here only its body counts."""
 
     tags = {"generation"}  # noqa: RUF012
 
@@ -290,9 +293,7 @@ def _tojson(
     sort_keys: bool = False,
 ) -> str:
     """As Hugging Face's: no HTML escapes, other alphabets as they are."""
-    return json.dumps(
-        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
-    )
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 def _escape(value: Any) -> str:

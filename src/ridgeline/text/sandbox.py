@@ -1,8 +1,9 @@
 """The budget of one template render, and an upper bound for every operation that could make something large.
 
-Chat templates come with model files and are hostile. The rule: no operation may run unless the size of its result
-is bounded before it starts, so that none takes long and the clock can be read between any two. `Budget` counts;
-the tables say how large the result of a method, a filter or an operator can get. Knows nothing of chat or models.
+Chat templates come with model files and are hostile. The rule: no operation may run unless the size of its
+result is bounded before it starts, so that none takes long and the clock can be read between any two.
+`Budget` counts; the tables say how large the result of a method, a filter or an operator can get. Knows
+nothing of chat or models.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Limits:
 
 
 class Budget:
-    """What one render may still spend. Methods raise TemplateError when it runs out. Not shared by threads."""
+    """What one render may still spend. Methods raise TemplateError when it runs out. One thread only."""
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
@@ -45,8 +46,8 @@ class Budget:
         self._work = limits.work
         self._depth = 0
         self._deadline = time.monotonic() + limits.seconds
-        # Containers are immutable in the sandbox, so each is walked once: a list that holds another twice is as
-        # quick to measure as one that holds it once. The reference keeps the id from being reused.
+        # Containers are immutable in the sandbox, so each is walked once: a list that holds another twice is
+        # as quick to measure as one that holds it once. The reference keeps the id from being reused.
         self._shapes: dict[int, tuple[Any, int, int]] = {}
 
     def check_clock(self) -> None:
@@ -71,12 +72,10 @@ class Budget:
     def reserve(self, size: int) -> None:
         """Refuse to begin making a value larger than allowed."""
         if size > self.limits.value:
-            raise TemplateError(
-                f"the chat template handles a value larger than {self.limits.value} characters"
-            )
+            raise TemplateError(f"the chat template handles a value larger than {self.limits.value} characters")
 
     def made(self, value: Any, deep: bool = False) -> Any:
-        """Account for a new value and return it; an iterator comes back as a list. `deep`: its entries are new."""
+        """Account for a new value and return it; an iterator as a list. `deep`: its entries are new too."""
         self.check_clock()
         if isinstance(value, Iterator):
             value = self._collect(value)
@@ -98,9 +97,7 @@ class Budget:
         if isinstance(value, _CONTAINERS):
             return self._container_shape(value)
         if isinstance(value, int) and value.bit_length() > self.limits.integer_bits:
-            raise TemplateError(
-                f"the chat template uses an integer of more than {self.limits.integer_bits} bits"
-            )
+            raise TemplateError(f"the chat template uses an integer of more than {self.limits.integer_bits} bits")
         return _NODE, 0
 
     def _container_shape(self, value: Any) -> tuple[int, int]:
@@ -157,8 +154,8 @@ def _padded(budget: Budget, text: Any, width: int = 80, *_: Any) -> int:
 
 
 def _replaced(budget: Budget, text: Any, old: Any, new: Any, count: Any = None) -> int:
-    text, old, new = str(text), str(old), str(new)
-    return len(text) + text.count(old) * len(new)
+    whole, part = str(text), str(old)
+    return len(whole) + whole.count(part) * len(str(new))
 
 
 def _joined(budget: Budget, items: Any, separator: str = "", attribute: Any = None) -> int:

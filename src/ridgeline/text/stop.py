@@ -1,7 +1,7 @@
 """Stop strings over a stream of text.
 
-Owns the decision of which characters may be shown now and which must wait, because they could begin a stop string.
-Knows nothing of tokens. One pass over the text, whatever the number of stop strings (Aho-Corasick).
+Owns the decision of which characters may be shown now and which must wait, because they could begin a stop
+string. Knows nothing of tokens. One pass over the text, whatever the number of stop strings (Aho-Corasick).
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class StopMatcher:
         self.matched: str | None = None
 
     def push(self, text: str) -> tuple[str, str | None]:
-        """(text safe to show, the stop string just completed or None). After a match nothing more is shown."""
+        """(text safe to show, the stop string just completed or None). After a match no text follows."""
         if self.matched is not None:
             return "", None
         pending = self._held + text

@@ -1,7 +1,8 @@
 """Chat templates: messages to the prompt text a model was trained on.
 
-Owns rendering: which variables a template sees, whose turn is left open, and how a failure reads. What a template may
-do is `metered`, what it may spend is `sandbox`. It must not know tokenizers beyond their template, nor request types.
+Owns rendering: which variables a template sees, whose turn is left open, and how a failure reads. What a
+template may do is `metered`, what it may spend is `sandbox`. It must not know tokenizers beyond their
+template, nor request types.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from ridgeline.errors import InvalidRequest, TemplateError
 from ridgeline.text.metered import BUDGET, compile_template, describe
 from ridgeline.text.sandbox import Budget, Limits
 
-# Leaving the last message open: a mark goes at its end, and the text is cut where the mark comes out.
-_MARK = "\ue000end of message to continue\ue001"
+# Leaving the last message open: a mark goes at its end, and the text is cut where the mark comes out. If the blank
+# after the mark is gone, the template trims messages, and what stood before the mark is trimmed too.
+_MARK, _BLANK = "\ue000end of message to continue\ue001", " "
 
 
 class _HasTemplate(Protocol):
@@ -67,8 +69,9 @@ class ChatTemplate:
         """The prompt for `messages`, which are JSON-like. `kwargs` are further template variables.
 
         `add_generation_prompt` opens the assistant's turn; None means yes, unless `continue_final_message`,
-        which leaves the last message open instead. Raises TemplateError for what the template refuses, fails at
-        or overspends, naming the roles it was given; InvalidRequest where the two options contradict each other.
+        which leaves the last message open instead. Raises TemplateError for what the template refuses, fails
+        at or overspends, naming the roles it was given; InvalidRequest where the two options contradict each
+        other.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest(
@@ -111,21 +114,19 @@ def _open_last(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     last = dict(messages[-1]) if messages else {}
     content = last.get("content")
     if isinstance(content, str):
-        last["content"] = content + _MARK
+        last["content"] = content + _MARK + _BLANK
         return [*messages[:-1], last]
     parts = [dict(part) for part in content] if isinstance(content, list) else []
     for part in reversed(parts):
         if isinstance(part.get("text"), str):
-            part["text"] += _MARK
+            part["text"] += _MARK + _BLANK
             last["content"] = parts
             return [*messages[:-1], last]
-    raise InvalidRequest(
-        "continue_final_message needs a last message with text", param="continue_final_message"
-    )
+    raise InvalidRequest("continue_final_message needs a last message with text", param="continue_final_message")
 
 
 def _cut_open(text: str) -> str:
-    before, mark, _ = text.rpartition(_MARK)
+    before, mark, after = text.rpartition(_MARK)
     if not mark:
         raise TemplateError("the chat template leaves out the last message, so it cannot be continued")
-    return before
+    return before if after.startswith(_BLANK) else before.rstrip()

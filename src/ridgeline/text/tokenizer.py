@@ -1,8 +1,8 @@
 """Byte-level BPE tokenizers, from a Hugging Face folder or from GGUF metadata.
 
 Owns the mapping between text, ids and bytes, which ids are special, and which of them end a turn. The merging
-itself is the `tokenizers` package. It must not know where the files came from, nor anything of models. Metadata is
-hostile input: counted, typed and resolved before use.
+itself is the `tokenizers` package. It must not know where the files came from, nor anything of models.
+Metadata is hostile input: counted, typed and resolved before use.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _TURN_ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_t
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a model's files say beside the vocabulary. `*_token` are texts for templates, "" if there is none."""
+    """What a model's files say beside the vocabulary. `*_token` are texts for templates, "" if none."""
 
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
@@ -44,7 +44,7 @@ class SpecialTokens:
 
 
 class Tokenizer:
-    """Text to ids and back. Immutable, thread-safe. Every id has exact bytes, so decoding is joining bytes."""
+    """Text to ids and back. Immutable. Every id has exact bytes, so decoding is joining bytes."""
 
     def __init__(self, backend: tokenizers.Tokenizer, special: SpecialTokens) -> None:
         self._backend = backend
@@ -75,12 +75,10 @@ class Tokenizer:
         return bos + ids
 
     def encode_with_offsets(self, text: str, add_special: bool = False) -> list[tuple[int, int, int]]:
-        """(id, start, stop) in characters of `text`. A BOS is at (0, 0); parts of one character share its place."""
+        """(id, start, stop) in characters of `text`; BOS at (0, 0). Parts of one character share its place."""
         encoding = _run(self._backend, text)
         bos = [(self.bos_id, 0, 0)] if add_special and self.add_bos and self.bos_id is not None else []
-        return bos + [
-            (token_id, *span) for token_id, span in zip(encoding.ids, encoding.offsets, strict=True)
-        ]
+        return bos + [(token_id, *span) for token_id, span in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
@@ -120,15 +118,11 @@ class Tokenizer:
     @cached_property
     def _byte_ids(self) -> dict[int, int]:
         found = ((byte, self._backend.token_to_id(char)) for byte, char in enumerate(bpe.ALPHABET))
-        return {
-            byte: token_id
-            for byte, token_id in found
-            if token_id is not None and token_id not in self._special
-        }
+        return {byte: token_id for byte, token_id in found if token_id is not None and token_id not in self._special}
 
     @cached_property
     def _plain(self) -> tokenizers.Tokenizer:
-        """A copy that does not read special tokens' texts. A copy, because other threads would see the switch."""
+        """Leaves special tokens' texts unread. A copy, because other threads would see the switch."""
         plain = type(self._backend).from_str(self._backend.to_str())
         plain.encode_special_tokens = True
         return plain
@@ -142,9 +136,7 @@ def _run(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
     try:
         return backend.encode(text, add_special_tokens=False)
     except (TypeError, UnicodeEncodeError) as error:
-        raise InvalidRequest(
-            "the text is not valid Unicode (a lone surrogate); send well-formed text"
-        ) from error
+        raise InvalidRequest("the text is not valid Unicode (a lone surrogate); send well-formed text") from error
 
 
 def _turn_ends(declared: Iterable[int | None], special: Mapping[str, int], is_chat: bool) -> frozenset[int]:
@@ -152,9 +144,7 @@ def _turn_ends(declared: Iterable[int | None], special: Mapping[str, int], is_ch
     if is_chat:
         # In the harmony format <|end|> closes a message, not the turn; <|return|> gives that format away.
         harmony = "<|return|>" in special
-        ends |= {
-            special[name] for name in _TURN_ENDS if name in special and not (harmony and name == "<|end|>")
-        }
+        ends |= {special[name] for name in _TURN_ENDS if name in special and not (harmony and name == "<|end|>")}
     return frozenset(ends)
 
 
@@ -182,9 +172,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Tokenizer:
     merges = _merges(metadata, vocab)
     added = [token_id for token_id, kind in enumerate(types) if kind in (_CONTROL, _USER_DEFINED)]
     control = {tokens[token_id]: token_id for token_id in added if types[token_id] == _CONTROL}
-    backend = bpe.build(
-        vocab, merges, pre, [(tokens[token_id], tokens[token_id] in control) for token_id in added]
-    )
+    backend = bpe.build(vocab, merges, pre, [(tokens[token_id], tokens[token_id] in control) for token_id in added])
     return Tokenizer(backend, _gguf_special(metadata, pre, tokens, control))
 
 
@@ -200,9 +188,7 @@ def _gguf_special(
     metadata: Mapping[str, Any], pre: bpe.PreTokenizer, tokens: Sequence[str], control: Mapping[str, int]
 ) -> SpecialTokens:
     key = "tokenizer.ggml.{}_token_id"
-    bos, eos, eot, eom = (
-        _token_id(metadata, key.format(name), len(tokens)) for name in ("bos", "eos", "eot", "eom")
-    )
+    bos, eos, eot, eom = (_token_id(metadata, key.format(name), len(tokens)) for name in ("bos", "eos", "eot", "eom"))
     if _flag(metadata, "tokenizer.ggml.add_eos_token", False):
         raise Unsupported("tokenizer.ggml.add_eos_token = true: ending every prompt with EOS is not built")
     template = metadata.get("tokenizer.chat_template")
@@ -281,10 +267,10 @@ def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
 
 
 def from_dir(path: str | Path) -> Tokenizer:
-    """Build from tokenizer.json, tokenizer_config.json, chat_template.jinja, generation_config.json in `path`.
+    """Build from `path`'s tokenizer.json and, if there, tokenizer_config.json, chat_template.jinja and
+    generation_config.json.
 
-    Only the first is required. Raises ModelFileError for a missing or broken file, Unsupported for a
-    vocabulary that is not byte-level BPE.
+    Raises ModelFileError for a missing or broken file, Unsupported for a vocabulary that is not byte-level BPE.
     """
     import tokenizers
 
@@ -297,15 +283,11 @@ def from_dir(path: str | Path) -> Tokenizer:
     except Exception as error:  # the package raises bare Exception
         raise ModelFileError(f"tokenizer.json cannot be read: {error}") from error
     if type(backend.decoder) is not tokenizers.decoders.ByteLevel:
-        raise Unsupported(
-            f"tokenizer.json: decoder {type(backend.decoder).__name__} is not built; ByteLevel is"
-        )
-    config = _json(folder / "tokenizer_config.json")
-    special = _folder_special(
-        backend, config, _json(folder / "generation_config.json"), _template(folder, config)
-    )
+        raise Unsupported(f"tokenizer.json: decoder {type(backend.decoder).__name__} is not built; ByteLevel is")
     backend.no_truncation()
     backend.no_padding()
+    config = _json(folder / "tokenizer_config.json")
+    special = _folder_special(backend, config, _json(folder / "generation_config.json"), _template(folder, config))
     # BOS is added above this layer and offsets must tile the text, so nothing is left for a post-processor.
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     return Tokenizer(backend, special)
@@ -319,9 +301,7 @@ def _folder_special(
     declared = generation.get("eos_token_id")
     declared = declared if isinstance(declared, list) else [declared]
     size = backend.get_vocab_size()
-    if not all(
-        token_id is None or (isinstance(token_id, int) and 0 <= token_id < size) for token_id in declared
-    ):
+    if not all(token_id is None or (isinstance(token_id, int) and 0 <= token_id < size) for token_id in declared):
         raise ModelFileError(f"generation_config.json: eos_token_id is not in the vocabulary of {size}")
     if eos_token:
         declared = [*declared, backend.token_to_id(eos_token)]
@@ -346,9 +326,7 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
         named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
         template = named.get("default", next(iter(named.values()), None))
     if template is not None and not isinstance(template, str):
-        raise ModelFileError(
-            "tokenizer_config.json: chat_template is not a string or a list of named strings"
-        )
+        raise ModelFileError("tokenizer_config.json: chat_template is not a string or a list of named strings")
     return template
 
 

@@ -45,20 +45,25 @@ def make_step(program: Program, lim: Limits | None = None, seed: int = 0, **more
 def new_batch(
     layout: BatchLayout, rows: Sequence[tuple[int, Sequence[int], int]], tables: np.ndarray, step: int = 1
 ) -> Batch:
-    """A batch of (request, ids, first position) chunks; every token wants its logits. tables: [R, P] page numbers."""
+    """A batch of (request, ids, first position) chunks; every token wants its logits.
+
+    tables: page numbers [R, P], or [groups, R, P]: groups share one pool, so theirs must differ.
+    """
     b = Batch(layout)
     total = sum(len(ids) for _, ids, _ in rows)
-    b.resize(step=step, T=total, R=len(tables), L=total)
-    for name in layout.groups:
-        b[f"page_table.{name}"][:, : tables.shape[1]] = tables
+    tables = np.broadcast_to(tables, (len(layout.groups), *tables.shape[-2:]))
+    b.resize(step=step, T=total, R=tables.shape[1], L=total)
+    by_group = dict(zip(layout.groups, tables, strict=True))
+    for name, table in by_group.items():
+        b[f"page_table.{name}"][:, : table.shape[1]] = table
     at = 0
     for request, ids, first in rows:
         part = slice(at, at + len(ids))
         positions = np.arange(first, first + len(ids))
         b["ids"][part], b["request"][part] = ids, request
         b["positions"][:, part], b["kv_len"][part] = positions, positions + 1
-        for name in layout.groups:
-            b[f"kv_slot.{name}"][part] = tables[request][positions // PAGE] * PAGE + positions % PAGE
+        for name, table in by_group.items():
+            b[f"kv_slot.{name}"][part] = table[request][positions // PAGE] * PAGE + positions % PAGE
         at += len(ids)
     b["out_rows"][:] = np.arange(total)
     b["want"][:] = WANT_IDS | WANT_LOGITS
