@@ -1,0 +1,128 @@
+"""The cpu backend: packs weights, plans memory, and hands a program to the native loop, one call per step.
+
+Weights are held in panels (losslessly repacked); `held_as` names the stored format whose bytes a panel matches.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Collection, Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ridgeline.backends.base import ReadWeight
+from ridgeline.backends.cpu import _native
+from ridgeline.backends.cpu.record import Extents, encode
+from ridgeline.errors import Unsupported
+from ridgeline.ops.attention import PAGE
+from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
+from ridgeline.program.ir import Entry, Instr, Program, View, Weight
+from ridgeline.program.memory import MemoryPlan, plan_memory
+from ridgeline.program.passes.rewrite import redirected
+
+_SLACK = 64  # vector loads may run past the last value of the last page
+_DTYPES = {"f32": np.float32, "i32": np.int32}
+
+
+class CPU:
+    """Backend of x86-64 with AVX-512, AVX2, or plain C++ anywhere. `isa` forces a level ("portable" runs everywhere)."""
+
+    name = "cpu"
+    held_as: Mapping[str, str] = {
+        "f32": "f32", "f16": "f32", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q4_1", "q4_1": "q4_1",
+    }  # fmt: skip
+    int8_formats: Collection[str] = ("q8_0", "q4_1")
+
+    def __init__(self, threads: int, isa: str = "") -> None:
+        self.pool = _native.Pool(threads)
+        self.isa = _native.isa(isa)
+
+    def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> CPUStep:
+        """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
+        limits, entry = layout.limits, join(program)
+        plan = plan_memory(entry, limits)
+        capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
+        held = (limits.held, limits.hidden)
+        extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
+        record = encode(entry, plan, extents, entry.results[0].buffer)
+        weights = [self.pack(w, read) for w in record.weights]
+        vectors = [_vector(w, read) for w in record.vectors]
+        kv = _native.Memory(kv_bytes(program, pages))
+        arena = _native.Memory(max(plan.nbytes, 64))
+        native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
+        return CPUStep(native, layout, entry, plan, arena, kv)
+
+    def pack(self, w: Weight, read: ReadWeight) -> _native.PackedWeight:
+        """A weight in panels."""
+        raw = read(w)
+        if raw.format not in self.held_as:
+            raise Unsupported(f"the cpu backend has no weight format {raw.format} ({w.name})")
+        data = np.ascontiguousarray(raw.data).reshape(-1)
+        return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1])
+
+
+class CPUStep:
+    """A compiled program: one native call per batch. Results are copied out of the arena."""
+
+    def __init__(
+        self, native: _native.Step, layout: BatchLayout, entry: Entry, plan: MemoryPlan, arena: _native.Memory,
+        kv: _native.Memory,
+    ) -> None:  # fmt: skip
+        self.layout, self._native, self._entry, self._plan = layout, native, entry, plan
+        self._arena, self.kv = arena.array(), kv.array()
+
+    def profile(self, batch: Batch) -> list[tuple[Instr, float]]:
+        """Runs a batch; the seconds of each instruction, waits for other threads before it included."""
+        times = np.zeros(len(self._entry.instrs))
+        self._native.run(batch.buffer, times)
+        return list(zip(self._entry.instrs, times.tolist(), strict=True))
+
+    def run(self, batch: Batch) -> StepResult:
+        started = time.perf_counter()
+        self._native.run(batch.buffer)
+        rows, want = batch.size("L"), batch["want"]
+        _, hidden, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
+        return StepResult(
+            batch.size("step"),
+            self._result(ids, rows),
+            self._result(logprobs, rows),
+            self._result(top_ids, rows),
+            self._result(top_logprobs, rows),
+            self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
+            self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
+            time.perf_counter() - started,
+        )
+
+    def _result(self, view: View, rows: int) -> NDArray[np.generic]:
+        """A copy of the first `rows` rows of a result."""
+        return result(self._arena, self._plan, view, rows)
+
+
+def result(arena: NDArray[np.uint8], plan: MemoryPlan, view: View, rows: int) -> NDArray[np.generic]:
+    """A copy of the first `rows` rows of a view, read from the arena."""
+    shape, offset = view.buffer.type.shape, plan.offsets[view.buffer.id]
+    columns = view.buffer.type.columns if len(shape) > 1 else 1
+    flat = arena[offset : offset + rows * columns * 4].view(_DTYPES[view.buffer.type.dtype])
+    values = flat.reshape(rows, columns)[:, view.start : view.stop].copy()
+    return values if len(shape) > 1 else values[:, 0]
+
+
+def join(program: Program) -> Entry:
+    """Both entries as one: `sample` reads the hidden rows where `forward` left them. Results: forward's, then sample's."""
+    hidden = program.forward.results[1]
+    moved = {program.sample.params[0].id: hidden}
+    sample = tuple(redirected(i, moved) for i in program.sample.instrs)
+    return Entry((), program.forward.instrs + sample, program.forward.results + program.sample.results)
+
+
+def kv_bytes(program: Program, pages: int) -> int:
+    """Bytes of the pool that all state groups share: [layer][page]."""
+    layers = max((s.layers for s in program.states), default=0)
+    layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
+    return layers * pages * layer_page + _SLACK
+
+
+def _vector(w: Weight, read: ReadWeight) -> NDArray[np.float32]:
+    values = np.array(w.constant, np.float32) if w.constant is not None else read(w).float32()
+    return np.ascontiguousarray(values, np.float32).reshape(-1)

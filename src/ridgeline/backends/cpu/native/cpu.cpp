@@ -1,0 +1,41 @@
+// Which ISA level this machine runs.
+#include <string.h>
+
+#include "kernels.h"
+
+namespace ridgeline {
+
+namespace portable {
+extern const Kernels kernels;
+}
+
+#if defined(__x86_64__)
+namespace avx2 {
+extern const Kernels kernels;
+}
+namespace avx512 {
+extern const Kernels kernels;
+}
+
+static bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // F16C is older than either
+}
+
+static bool has_avx512() {
+  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+#endif
+
+const Kernels* find_kernels(const char* isa) {
+  const bool any = isa[0] == '\0';
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if ((any || strcmp(isa, "avx512") == 0) && has_avx512()) return &avx512::kernels;
+  if ((any || strcmp(isa, "avx2") == 0) && has_avx2()) return &avx2::kernels;
+#endif
+  return any || strcmp(isa, "portable") == 0 ? &portable::kernels : nullptr;
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,89 @@
+// What one thread sees while it runs an instruction: the program, the batch, its place in the team; and operands
+// as views cut to the actual sizes of the step.
+#pragma once
+
+#include "pool.h"
+#include "program.h"
+
+namespace ridgeline {
+
+struct Frame {
+  const Program& program;
+  const Kernels& kernels;
+  const std::vector<const Weight*>& weights;
+  const std::vector<Vector>& vectors;
+  uint8_t *arena, *kv;
+  float* held;
+  const uint8_t* batch;
+  uint8_t* scratch;  // this thread's own
+  Barrier& barrier;
+  int thread, threads;
+
+  int64_t size(int64_t axis) const { return ((const int64_t*)batch)[axis]; }
+
+  int64_t rows_of(const Buffer& b) const { return b.axis == AXIS_CONSTANT ? b.rows : size(b.axis); }
+
+  // This thread's share of n rows, panels or layers.
+  Span mine(int64_t n) const { return share(n, thread, threads); }
+
+  bool has(const Operand& x) const { return x.kind != Kind::none; }
+
+  View view(const Operand& x) const {
+    const Buffer& b = program.buffers[x.index];
+    return {(float*)(arena + b.offset) + x.start, b.cols, rows_of(b), x.stop - x.start};
+  }
+
+  QuantizedView quantized(const Operand& x) const {
+    const Buffer& b = program.buffers[x.index];
+    return {arena + b.offset, b.row_bytes(), rows_of(b), (b.cols + GROUP - 1) / GROUP};
+  }
+
+  View output(const Instr& i, int at) const { return view({Kind::buffer, i.outputs[at], 0, columns(i, at)}); }
+
+  QuantizedView quantized_output(const Instr& i, int at) const {
+    return quantized({Kind::buffer, i.outputs[at], 0, columns(i, at)});
+  }
+
+  int64_t columns(const Instr& i, int at) const { return program.buffers[i.outputs[at]].cols; }
+
+  const Weight& weight(const Operand& x) const { return *weights[x.index]; }
+
+  const float* vector(const Operand& x) const { return has(x) ? vectors[x.index].data : nullptr; }
+
+  // Null for a missing operand and for a field without room.
+  template <class T>
+  const T* field(const Operand& x) const {
+    return has(x) ? field_at<T>(x.index) : nullptr;
+  }
+
+  template <class T>
+  const T* field_at(int64_t index) const {
+    const Field& f = program.fields[index];
+    return f.outer > 0 && f.inner > 0 ? (const T*)(batch + f.offset) : nullptr;
+  }
+
+  KVView pages(const State& s) const {
+    KVView kv{nullptr, s.format, program.pages, s.n_kv_heads, s.head_dim};
+    kv.data = this->kv + s.layer * program.pages * s.n_kv_heads * 2 * kv.block_bytes();
+    return kv;
+  }
+};
+
+// An op of the loop: its record signature and its functions.
+struct OpEntry {
+  const char* name;      // of the op set; "linear_i8" is linear over i8g32 rows
+  const char* names;     // of the operands, separated by spaces; what is not named the loop does not have
+  const char* operands;  // a float rows, q i8g32 rows, w packed weight, v vector, f field, s state, h held rows;
+                         // upper case: may be missing
+  const char* outputs;   // a, q as above, i int32
+  const char* ints;      // attribute names, separated by spaces
+  const char* floats;
+  bool rows_in, rows_out;  // a thread reads / writes only its share of the rows before any barrier of its own
+  void (*run)(const Instr&, const Frame&);
+  void (*check)(const Instr&, const Frame&);  // of batch values; throws std::invalid_argument; may be null
+};
+
+extern const OpEntry OPS[];
+extern const int OP_COUNT;
+
+}  // namespace ridgeline

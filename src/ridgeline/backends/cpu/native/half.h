@@ -1,0 +1,49 @@
+// Half-precision and bfloat16 scalars, for code outside the vector kernels.
+#pragma once
+
+#include <stdint.h>
+#include <string.h>
+
+namespace ridgeline {
+
+static inline float float_of_bits(uint32_t bits) {
+  float x;
+  memcpy(&x, &bits, sizeof x);
+  return x;
+}
+
+static inline float half_to_float(uint16_t h) {
+  const uint32_t sign = (uint32_t)(h & 0x8000u) << 16, magnitude = (uint32_t)(h & 0x7fffu) << 13;
+  if (magnitude >= 0x0f800000u) return float_of_bits(sign | 0x7f800000u | magnitude);  // inf, NaN
+  const float x = float_of_bits(magnitude) * 0x1p112f;  // moves the exponent's bias; exact for subnormals too
+  return sign ? -x : x;
+}
+
+static inline float half_at(const uint8_t* p) {
+  uint16_t h;
+  memcpy(&h, p, sizeof h);
+  return half_to_float(h);
+}
+
+static inline float bf16_at(const uint8_t* p) {
+  uint16_t h;
+  memcpy(&h, p, sizeof h);
+  return float_of_bits((uint32_t)h << 16);
+}
+
+// *out = -8 * the half at p, and whether that is exact (it is unless it overflows; inf and NaN stay what they are).
+static inline bool times_minus_8(const uint8_t* p, uint16_t* out) {
+  uint16_t h;
+  memcpy(&h, p, sizeof h);
+  const uint16_t sign = (uint16_t)(~h & 0x8000u), magnitude = h & 0x7fffu;
+  uint32_t m = magnitude;
+  bool exact = true;
+  if (magnitude < 0x7c00u) {
+    for (int i = 0; i < 3; i++) m = m < 0x400u ? m * 2 : m + 0x400u;  // a subnormal doubles its bits into the normals
+    exact = m < 0x7c00u;
+  }
+  *out = (uint16_t)(sign | (exact ? m : 0x7c00u));
+  return exact;
+}
+
+}  // namespace ridgeline

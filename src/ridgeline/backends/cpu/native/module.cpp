@@ -1,0 +1,96 @@
+// The Python module: pools, packed weights, memory and steps. No kernel is reachable but through a step.
+#include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "pack.h"
+#include "step.h"
+
+namespace nb = nanobind;
+using namespace ridgeline;
+
+using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Words = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Times = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using FloatsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+static const Kernels& kernels_of(const std::string& isa) {
+  const Kernels* kernels = find_kernels(isa.c_str());
+  if (!kernels) throw std::invalid_argument("this machine cannot run ISA level " + isa);
+  return *kernels;
+}
+
+static void make_step(Step* self, Pool& pool, const std::string& isa, const Words& record,
+                      const std::vector<const PackedWeight*>& packed, const std::vector<Floats>& vectors,
+                      HugeMemory& kv, HugeMemory& arena) {
+  std::vector<const Weight*> weights;
+  for (const PackedWeight* w : packed) weights.push_back(&w->weight());
+  std::vector<Vector> flat;
+  for (const Floats& v : vectors) flat.push_back({v.data(), (int64_t)v.size()});
+  Program program = decode(record.data(), (int64_t)record.size(), weights, flat);
+  if ((int64_t)kv.bytes() < Step::kv_bytes(program) || (int64_t)arena.bytes() < program.arena_bytes)
+    throw std::invalid_argument("the program's memory is smaller than the program says");
+  new (self) Step(pool, kernels_of(isa), std::move(program), std::move(weights), std::move(flat), kv.data(),
+                  arena.data());
+}
+
+static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
+  if (row < 0 || row >= w.weight().rows || (int64_t)out.size() != w.weight().cols)
+    throw std::invalid_argument("no such row, or a row of another size");
+  unpack_row(w.weight(), row, out.data());
+}
+
+static void run_step(Step& step, const Bytes& batch, const std::optional<Times>& times) {
+  if (times && (int64_t)times->size() != step.instructions())
+    throw std::invalid_argument("times has one entry per instruction");
+  nb::gil_scoped_release release;
+  step.run(batch.data(), (int64_t)batch.size(), times ? times->data() : nullptr);
+}
+
+static nb::list op_signatures() {
+  nb::list out;
+  for (int i = 0; i < OP_COUNT; i++) {
+    const OpEntry& op = OPS[i];
+    out.append(nb::make_tuple(op.name, op.names, op.operands, op.outputs, op.ints, op.floats));
+  }
+  return out;
+}
+
+NB_MODULE(_native, m) {
+  m.attr("RECORD_MAGIC") = RECORD_MAGIC;
+  m.attr("RECORD_VERSION") = RECORD_VERSION;
+  m.def("op_signatures", op_signatures, "(name, operand names, operand kinds, outputs, ints, floats) by opcode");
+  m.def("isa", [](const std::string& isa) { return std::string(kernels_of(isa).isa); }, nb::arg("isa") = "",
+        "The named ISA level if this machine runs it, or the best one it runs");
+
+  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
+
+  nb::class_<HugeMemory>(m, "Memory")
+      .def(nb::init<size_t>(), nb::arg("nbytes"))
+      .def("array", [](HugeMemory& m) {
+        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(m.data(), {m.bytes()}, nb::find(m));
+      }, nb::sig("def array(self) -> numpy.ndarray"), "The bytes, shared and writable");
+
+  nb::class_<PackedWeight>(m, "PackedWeight")
+      .def("__init__",
+           [](PackedWeight* self, Pool& pool, const std::string& format, Bytes raw, int64_t rows, int64_t cols) {
+             nb::gil_scoped_release release;
+             new (self) PackedWeight(pool, format.c_str(), raw.data(), raw.size(), rows, cols);
+           },
+           nb::arg("pool"), nb::arg("format"), nb::arg("raw"), nb::arg("rows"), nb::arg("cols"))
+      .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.weight().bytes(); })
+      .def("unpack", unpack, nb::arg("row"), nb::arg("out"), "Write row `row` as float32 into `out` [cols]");
+
+  nb::class_<Step>(m, "Step")
+      .def("__init__", make_step, nb::arg("pool"), nb::arg("isa"), nb::arg("record"), nb::arg("weights"),
+           nb::arg("vectors"), nb::arg("kv"), nb::arg("arena"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 5>(),
+           nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
+      .def("run", run_step, nb::arg("batch"), nb::arg("times") = nb::none(),
+           "Run a batch; `times` [instructions] collects seconds per instruction");
+}

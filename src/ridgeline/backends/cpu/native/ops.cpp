@@ -1,0 +1,157 @@
+// The ops of the loop: how each one's record becomes a kernel call on a thread's share.
+#include <algorithm>
+
+#include "check.h"
+#include "frame.h"
+#include "rows.h"
+#include "sample.h"
+
+namespace ridgeline {
+namespace {
+
+void run_embedding(const Instr& i, const Frame& f) {
+  const View out = f.output(i, 0);
+  embedding({f.field<int32_t>(i.operands[0]), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]),
+             f.field<float>(i.operands[3])},
+            out, f.mine(out.rows));
+}
+
+void run_take_rows(const Instr& i, const Frame& f) {
+  const View out = f.output(i, 0);
+  take_rows(f.view(i.operands[0]), f.field<int32_t>(i.operands[1]), f.held, out, f.mine(out.rows));
+}
+
+void run_rotary(const Instr& i, const Frame& f) {
+  const View out = f.output(i, 0);
+  const Operand& positions = i.operands[0];
+  const int32_t* axis = f.field<int32_t>(positions) + i.ints[0] * f.program.fields[positions.index].inner;
+  rotary(axis, f.vector(i.operands[1]), (float)i.floats[0], out, f.mine(out.rows));
+}
+
+void run_rope(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.rope(x, f.view(i.operands[1]), f.output(i, 0), {i.ints[0], i.ints[1] != 0}, f.mine(x.rows));
+}
+
+void run_linear(const Instr& i, const Frame& f) {
+  const Weight& w = f.weight(i.operands[1]);
+  f.kernels.linear(f.view(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0), f.mine(w.panels()));
+}
+
+void run_linear_i8(const Instr& i, const Frame& f) {
+  const Weight& w = f.weight(i.operands[1]);
+  f.kernels.linear_i8(f.quantized(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0), f.mine(w.panels()));
+}
+
+void run_quantize(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.quantize(x, f.quantized_output(i, 0), f.mine(x.rows));
+}
+
+void run_rms_norm(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0], f.mine(x.rows));
+}
+
+void run_add_rms_norm(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.add_rms_norm(x, f.view(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0), f.output(i, 1),
+                         (float)i.floats[0], f.mine(x.rows));
+}
+
+void run_layer_norm(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.layer_norm(x, f.vector(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0), (float)i.floats[0],
+                       f.mine(x.rows));
+}
+
+template <auto Kernel>
+void run_binary(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  (f.kernels.*Kernel)(x, f.view(i.operands[1]), f.output(i, 0), f.mine(x.rows));
+}
+
+void run_gelu(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.gelu(x, f.output(i, 0), i.ints[0] != 0, f.mine(x.rows));
+}
+
+void run_relu2(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.relu2(x, f.output(i, 0), f.mine(x.rows));
+}
+
+void run_softcap(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.softcap(x, f.output(i, 0), (float)i.floats[0], f.mine(x.rows));
+}
+
+void run_attention(const Instr& i, const Frame& f) {
+  const std::vector<Operand>& x = i.operands;
+  AttentionArgs a{};
+  a.q = f.view(x[0]);
+  a.k = f.view(x[1]);
+  a.v = f.view(x[2]);
+  a.out = f.output(i, 0);
+  a.kv = f.pages(f.program.states[x[3].index]);
+  a.page_table = f.field<int32_t>(x[4]);
+  a.pages_per_request = f.program.fields[x[4].index].inner;
+  a.kv_slot = f.field<int32_t>(x[5]);
+  a.kv_len = f.field<int32_t>(x[6]);
+  a.request = f.field<int32_t>(x[7]);
+  a.span = f.field<int32_t>(x[8]);
+  a.sinks = f.vector(x[9]);
+  a.slopes = f.vector(x[10]);
+  a.n_heads = i.ints[0];
+  a.window = i.ints[1];
+  a.scale = (float)i.floats[0];
+  a.softcap = (float)i.floats[1];
+  f.kernels.append_kv(a, f.mine(a.q.rows));
+  f.barrier.wait(f.thread);  // a query may read what any thread has stored
+  f.kernels.attend(a, f.scratch, f.thread, f.threads);
+}
+
+void run_sample(const Instr& i, const Frame& f) {
+  const std::vector<Operand>& x = i.operands;
+  const View logits = f.view(x[0]);
+  const Sampler* samplers = f.field<Sampler>(x[1]);
+  const SampleLists lists{f.field<int32_t>(x[2]), f.field<float>(x[3]),    f.field<int32_t>(x[4]),
+                          f.field<int32_t>(x[5]), f.field<int32_t>(x[6]),  f.field<uint32_t>(x[7]),
+                          f.program.fields[x[7].index].inner};
+  const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2), top_logprobs = f.output(i, 3);
+  const Span rows = f.mine(logits.rows);
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    const Sampled s = sample(f.kernels, logits.row(r), logits.cols, samplers[r], lists, f.scratch,
+                             (int32_t*)top_ids.row(r), top_logprobs.row(r));
+    *(int32_t*)ids.row(r) = s.id;
+    *logprobs.row(r) = s.logprob;
+  }
+}
+
+}  // namespace
+
+// Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
+const OpEntry OPS[] = {
+    {"embedding", "ids table input_row input_rows", "fwFF", "a", "", "", true, true, run_embedding, check_embedding},
+    {"take_rows", "x out_rows held", "afH", "a", "", "", false, true, run_take_rows, check_take_rows},
+    {"rotary", "positions inv_freq", "fv", "a", "axis", "scale", true, true, run_rotary, check_rotary},
+    {"rope", "x angles", "aa", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
+    {"linear", "x w bias", "awV", "a", "", "", false, false, run_linear, nullptr},
+    {"linear_i8", "x w bias", "qwV", "a", "", "", false, false, run_linear_i8, nullptr},
+    {"quantize_act", "x", "a", "q", "", "", true, true, run_quantize, nullptr},
+    {"rms_norm", "x w", "av", "a", "width", "eps", true, true, run_rms_norm, nullptr},
+    {"add_rms_norm", "x y w", "aav", "aa", "", "eps", true, true, run_add_rms_norm, nullptr},
+    {"layer_norm", "x w b", "avV", "a", "", "eps", true, true, run_layer_norm, nullptr},
+    {"add", "x y", "aa", "a", "", "", true, true, run_binary<&Kernels::add>, nullptr},
+    {"mul", "x y", "aa", "a", "", "", true, true, run_binary<&Kernels::mul>, nullptr},
+    {"silu_mul", "gate up", "aa", "a", "", "", true, true, run_binary<&Kernels::silu_mul>, nullptr},
+    {"gelu_mul", "gate up", "aa", "a", "", "", true, true, run_binary<&Kernels::gelu_mul>, nullptr},
+    {"gelu", "x", "a", "a", "exact", "", true, true, run_gelu, nullptr},
+    {"relu2", "x", "a", "a", "", "", true, true, run_relu2, nullptr},
+    {"softcap", "x", "a", "a", "", "cap", true, true, run_softcap, nullptr},
+    {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", "a", "n_heads window", "scale softcap", true, false, run_attention, check_attention},
+    {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks", "affffffF", "iaia", "", "", true, true, run_sample, check_sample},
+};
+const int OP_COUNT = sizeof OPS / sizeof OPS[0];
+
+}  // namespace ridgeline

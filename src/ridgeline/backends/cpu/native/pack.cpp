@@ -1,0 +1,165 @@
+#include "pack.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <atomic>
+#include <stdexcept>
+#include <string>
+
+#include "half.h"
+
+namespace ridgeline {
+namespace {
+
+// How a file stores a row: blocks of `block` weights in `bytes` bytes, and the panel format that holds them.
+struct Source {
+  const char* name;
+  int64_t block, bytes;
+  Format format;
+  bool (*pack_block)(const uint8_t* block, uint8_t* unit, int64_t row);  // false: not representable
+};
+
+constexpr uint32_t LOW = 0x0f0f0f0fu, HIGH = 0xf0f0f0f0u;
+
+uint32_t word(const uint8_t* p) {
+  uint32_t w;
+  memcpy(&w, p, 4);
+  return w;
+}
+
+void put(uint8_t* p, uint32_t w) { memcpy(p, &w, 4); }
+
+// Place of 4 consecutive k of row r (0..31) in byte vector `step` of a quantised unit.
+uint8_t* quad(uint8_t* unit, int64_t step, int64_t r) { return unit + step * 128 + r * 4; }
+
+bool pack_f32(const uint8_t* block, uint8_t* unit, int64_t r) {
+  memcpy(unit + r * 4, block, 4);
+  return true;
+}
+
+bool pack_f16(const uint8_t* block, uint8_t* unit, int64_t r) {
+  const float x = half_at(block);
+  memcpy(unit + r * 4, &x, 4);
+  return true;
+}
+
+bool pack_q8_0(const uint8_t* block, uint8_t* unit, int64_t r) {
+  for (int64_t j = 0; j < 8; j++) put(quad(unit, j, r), word(block + 2 + 4 * j) ^ 0x80808080u);
+  memcpy(unit + 1024 + r * 2, block, 2);
+  return true;
+}
+
+// A file's nibbles are k = 0..15 low, 16..31 high; a unit's are k = 8j..8j+3 low, 8j+4..8j+7 high.
+void pack_nibbles(const uint8_t* q, uint8_t* unit, int64_t r) {
+  const uint32_t a = word(q), b = word(q + 4), c = word(q + 8), d = word(q + 12);
+  put(quad(unit, 0, r), (a & LOW) | (b & LOW) << 4);
+  put(quad(unit, 1, r), (c & LOW) | (d & LOW) << 4);
+  put(quad(unit, 2, r), (a & HIGH) >> 4 | (b & HIGH));
+  put(quad(unit, 3, r), (c & HIGH) >> 4 | (d & HIGH));
+}
+
+bool pack_q4_0(const uint8_t* block, uint8_t* unit, int64_t r) {
+  pack_nibbles(block + 2, unit, r);
+  uint16_t minimum;
+  const bool exact = times_minus_8(block, &minimum);
+  memcpy(unit + 512 + r * 2, block, 2);
+  memcpy(unit + 576 + r * 2, &minimum, 2);
+  return exact;
+}
+
+bool pack_q4_1(const uint8_t* block, uint8_t* unit, int64_t r) {
+  pack_nibbles(block + 4, unit, r);
+  memcpy(unit + 512 + r * 2, block, 2);
+  memcpy(unit + 576 + r * 2, block + 2, 2);
+  return true;
+}
+
+// bf16 is packed by pairs of k; a lone last k has zero beside it, which the memory already holds.
+bool pack_bf16(const uint8_t* block, uint8_t* half_unit, int64_t r) {
+  memcpy(half_unit + r * 4, block, 2);
+  return true;
+}
+
+const Source SOURCES[] = {
+    {"f32", 1, 4, Format::f32, pack_f32},     {"f16", 1, 2, Format::f32, pack_f16},
+    {"bf16", 1, 2, Format::bf16, pack_bf16},  {"q4_0", 32, 18, Format::q4, pack_q4_0},
+    {"q4_1", 32, 20, Format::q4, pack_q4_1},  {"q8_0", 32, 34, Format::q8, pack_q8_0},
+};
+
+const Source& source(const std::string& name) {
+  for (const Source& s : SOURCES)
+    if (name == s.name) return s;
+  throw std::invalid_argument("the cpu backend has no weight format " + name);
+}
+
+Weight shape(const Source& s, size_t raw_bytes, int64_t rows, int64_t cols) {
+  if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX || cols % s.block != 0 ||
+      (uint64_t)raw_bytes != (uint64_t)(cols / s.block * s.bytes) * (uint64_t)rows)
+    throw std::invalid_argument(std::string(s.name) + " weight [" + std::to_string(rows) + ", " +
+                                std::to_string(cols) + "] does not fit its " + std::to_string(raw_bytes) + " bytes");
+  return {nullptr, s.format, rows, cols};
+}
+
+bool pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t panel, uint8_t* out) {
+  const int64_t blocks = w.cols / s.block, rows = std::min(PANEL, w.rows - panel * PANEL);
+  const Layout unit = layout(w.format);
+  bool exact = true;
+  for (int64_t r = 0; r < rows; r++) {
+    const uint8_t* row = raw + (panel * PANEL + r) * blocks * s.bytes;
+    for (int64_t b = 0; b < blocks; b++) {
+      uint8_t* at = w.format == Format::bf16 ? out + b / 2 * unit.unit_bytes + b % 2 * 2 : out + b * unit.unit_bytes;
+      exact &= s.pack_block(row + b * s.bytes, at, r);
+    }
+  }
+  return exact;
+}
+
+}  // namespace
+
+PackedWeight::PackedWeight(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows,
+                           int64_t cols)
+    : weight_(shape(source(format), raw_bytes, rows, cols)), memory_((size_t)weight_.bytes()) {
+  const Source& s = source(format);
+  uint8_t* out = memory_.data();
+  std::atomic<bool> exact{true};
+  // The same halves as in a step, so that the thread that will read a panel also touches it first.
+  pool.run([&](int thread) {
+    const int64_t panels = weight_.panels(), threads = pool.threads();
+    for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
+      if (!pack_panel(s, weight_, raw, p, out + p * weight_.panel_bytes())) exact = false;
+  });
+  if (!exact) throw std::invalid_argument("a q4_0 scale is too large for a half-precision minimum of -8 * scale");
+  weight_.data = out;
+}
+
+void unpack_row(const Weight& w, int64_t row, float* out) {
+  const int64_t r = row % PANEL, unit_bytes = layout(w.format).unit_bytes;
+  const uint8_t* unit = w.panel(row / PANEL);
+  switch (w.format) {
+    case Format::f32:
+      for (int64_t k = 0; k < w.cols; k++, unit += unit_bytes) memcpy(out + k, unit + r * 4, 4);
+      return;
+    case Format::bf16:
+      for (int64_t k = 0; k < w.cols; k++) out[k] = bf16_at(unit + k / 2 * unit_bytes + r * 4 + k % 2 * 2);
+      return;
+    case Format::q8:
+      for (int64_t k = 0; k < w.cols; k += GROUP, unit += unit_bytes) {
+        const float scale = half_at(unit + 1024 + r * 2);
+        for (int64_t i = 0; i < GROUP; i++)
+          out[k + i] = (float)((int)unit[i / 4 * 128 + r * 4 + i % 4] - 128) * scale;
+      }
+      return;
+    case Format::q4:
+      for (int64_t k = 0; k < w.cols; k += GROUP, unit += unit_bytes) {
+        const float scale = half_at(unit + 512 + r * 2), minimum = half_at(unit + 576 + r * 2);
+        for (int64_t i = 0; i < GROUP; i++) {
+          const uint8_t pair = unit[i / 8 * 128 + r * 4 + i % 4];
+          out[k + i] = scale * (float)(i & 4 ? pair >> 4 : pair & 15) + minimum;
+        }
+      }
+      return;
+  }
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,87 @@
+#include "pool.h"
+
+#include <chrono>
+
+#if defined(__x86_64__)
+#include <immintrin.h>
+#endif
+
+namespace ridgeline {
+
+static inline void pause() {
+#if defined(__x86_64__)
+  _mm_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr int BARRIER_SPINS = 20000;  // some 300 us: beyond that the other thread has lost its core, so give way
+constexpr auto PARK_AFTER = std::chrono::microseconds(50);
+
+Barrier::Barrier(int threads) : threads_(threads), flags_(new Flag[threads]) {}
+
+void Barrier::wait(int thread) {
+  const uint32_t round = flags_[thread].round.load(std::memory_order_relaxed) + 1;
+  flags_[thread].round.store(round, std::memory_order_release);
+  for (int other = 0; other < threads_; other++)
+    for (int spins = 0; (int32_t)(flags_[other].round.load(std::memory_order_acquire) - round) < 0; spins++) {
+      if (spins < BARRIER_SPINS)
+        pause();
+      else
+        std::this_thread::yield();
+    }
+}
+
+Pool::Pool(int threads) : threads_(threads), barrier_(threads) {
+  for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+}
+
+Pool::~Pool() {
+  work_ = nullptr;
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    round_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  for (auto& thread : others_) thread.join();
+}
+
+void Pool::run(const std::function<void(int)>& work) {
+  std::lock_guard<std::mutex> alone(running_);
+  work_ = &work;
+  if (threads_ > 1) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      round_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+  }
+  work(0);
+  barrier_.wait(0);
+}
+
+uint32_t Pool::await(uint32_t seen) {
+  const auto park_at = std::chrono::steady_clock::now() + PARK_AFTER;
+  uint32_t round;
+  while ((round = round_.load(std::memory_order_acquire)) == seen) {
+    if (std::chrono::steady_clock::now() > park_at) {
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return round_.load(std::memory_order_acquire) != seen; });
+    }
+    pause();
+  }
+  return round;
+}
+
+void Pool::serve(int thread) {
+  for (uint32_t seen = 0;;) {
+    seen = await(seen);
+    const auto* work = work_;
+    if (work == nullptr) return;
+    (*work)(thread);
+    barrier_.wait(thread);
+  }
+}
+
+}  // namespace ridgeline

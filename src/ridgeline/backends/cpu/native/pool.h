@@ -1,0 +1,55 @@
+// A pool of threads that run one function together, and the barrier they meet at.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <vector>
+
+namespace ridgeline {
+
+// One flag per thread, each on its own line: a thread raises its flag and waits for all the others.
+class Barrier {
+ public:
+  explicit Barrier(int threads);
+  void wait(int thread);
+
+ private:
+  struct alignas(128) Flag {
+    std::atomic<uint32_t> round{0};
+  };
+  const int threads_;
+  std::unique_ptr<Flag[]> flags_;
+};
+
+// `run` may be called from one thread at a time; that caller is thread 0 of the pool.
+class Pool {
+ public:
+  explicit Pool(int threads);
+  ~Pool();
+  Pool(const Pool&) = delete;
+  Pool& operator=(const Pool&) = delete;
+
+  int threads() const { return threads_; }
+  Barrier& barrier() { return barrier_; }
+
+  // Calls work(thread) once on every thread, and returns when all have returned.
+  void run(const std::function<void(int)>& work);
+
+ private:
+  void serve(int thread);
+  uint32_t await(uint32_t seen);
+
+  const int threads_;
+  Barrier barrier_;
+  const std::function<void(int)>* work_ = nullptr;  // null while stopping
+  std::atomic<uint32_t> round_{0};
+  std::mutex mutex_, running_;
+  std::condition_variable wake_;
+  std::vector<std::thread> others_;
+};
+
+}  // namespace ridgeline

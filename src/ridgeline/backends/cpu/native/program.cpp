@@ -1,0 +1,213 @@
+#include "program.h"
+
+#include <string.h>
+
+#include <stdexcept>
+#include <string>
+
+#include "frame.h"
+#include "shapes.h"
+
+namespace ridgeline {
+namespace {
+
+[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument("program record: " + why); }
+
+// Reads words in order; never beyond the end, never a count that could not fit.
+class Reader {
+ public:
+  Reader(const int64_t* words, int64_t count) : at_(words), end_(words + count) {}
+
+  int64_t word() {
+    if (at_ == end_) refuse("it ends too early");
+    return *at_++;
+  }
+
+  int64_t between(int64_t low, int64_t high, const char* what) {
+    const int64_t x = word();
+    if (x < low || x > high) refuse(std::string(what) + " is " + std::to_string(x));
+    return x;
+  }
+
+  int64_t count(const char* what) { return between(0, end_ - at_, what); }
+
+  double real() {
+    const int64_t bits = word();
+    double x;
+    memcpy(&x, &bits, sizeof x);
+    return x;
+  }
+
+  bool done() const { return at_ == end_; }
+
+ private:
+  const int64_t *at_, *end_;
+};
+
+constexpr int64_t BYTES_MAX = int64_t(1) << 46, SIZE_MAX_ROWS = INT32_MAX;
+
+bool is_axis(int64_t axis) { return axis == AXIS_CONSTANT || (axis >= AXIS_T && axis <= AXIS_M); }
+
+Buffer read_buffer(Reader& in, const Program& p) {
+  Buffer b{};
+  b.offset = in.between(0, p.arena_bytes, "a buffer's offset");
+  b.axis = in.between(0, BATCH_HEADER - 1, "a buffer's axis");
+  b.rows = in.between(0, SIZE_MAX_ROWS, "a buffer's rows");
+  b.cols = in.between(1, SIZE_MAX_ROWS, "a buffer's columns");
+  b.type = (Type)in.between(0, 2, "a buffer's type");
+  if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis])) refuse("a buffer is too short");
+  if (b.offset % 64 != 0 || b.end() > p.arena_bytes) refuse("a buffer lies outside the arena");
+  return b;
+}
+
+Field read_field(Reader& in, const Program& p) {
+  Field f{};
+  f.offset = in.between(0, p.batch_bytes, "a field's offset");
+  f.outer = in.between(0, SIZE_MAX_ROWS, "a field's rows");
+  f.inner = in.between(0, SIZE_MAX_ROWS, "a field's columns");
+  f.item_bytes = in.between(1, 4096, "a field's item size");
+  if (f.outer * f.inner > BYTES_MAX / f.item_bytes || f.offset + f.outer * f.inner * f.item_bytes > p.batch_bytes)
+    refuse("a field lies outside the batch");
+  return f;
+}
+
+State read_state(Reader& in, const Program& p) {
+  State s{};
+  s.format = (KVFormat)in.between(0, 1, "a state's format");
+  s.n_kv_heads = in.between(1, 65536, "a state's heads");
+  s.head_dim = in.between(2, 65536, "a state's head size");
+  s.group = in.between(0, 65536, "a state's group");
+  s.layer = in.between(0, p.layers - 1, "a state's layer");
+  return s;
+}
+
+bool fits(const Program& p, char wanted, const Operand& x, size_t n_weights, size_t n_vectors) {
+  const bool optional = wanted >= 'A' && wanted <= 'Z';
+  if (x.kind == Kind::none) return optional;
+  const int64_t i = x.index;
+  if (i < 0) return false;
+  switch (wanted | 0x20) {
+    case 'a':
+    case 'q': {
+      if (x.kind != Kind::buffer || i >= (int64_t)p.buffers.size()) return false;
+      const Buffer& b = p.buffers[i];
+      const bool within = x.start >= 0 && x.start < x.stop && x.stop <= b.cols;
+      if ((wanted | 0x20) == 'a') return within && b.type == Type::f32;
+      return b.type == Type::i8g32 && x.start == 0 && x.stop == b.cols;
+    }
+    case 'w': return x.kind == Kind::weight && i < (int64_t)n_weights;
+    case 'v': return x.kind == Kind::vector && i < (int64_t)n_vectors;
+    case 'f': return x.kind == Kind::field && i < (int64_t)p.fields.size();
+    case 's': return x.kind == Kind::state && i < (int64_t)p.states.size();
+    case 'h': return x.kind == Kind::held;
+  }
+  return false;
+}
+
+int64_t words_in(const char* names) {
+  int64_t n = names[0] != '\0';
+  for (const char* c = names; *c; c++) n += *c == ' ';
+  return n;
+}
+
+void check_form(const Program& p, const Instr& i, size_t n_weights, size_t n_vectors) {
+  const OpEntry& op = *i.op;
+  bool good = i.operands.size() == strlen(op.operands) && i.outputs.size() == strlen(op.outputs) &&
+              (int64_t)i.ints.size() == words_in(op.ints) && (int64_t)i.floats.size() == words_in(op.floats);
+  for (size_t k = 0; good && k < i.operands.size(); k++) good = fits(p, op.operands[k], i.operands[k], n_weights, n_vectors);
+  for (size_t k = 0; good && k < i.outputs.size(); k++) {
+    const Type type = op.outputs[k] == 'q' ? Type::i8g32 : op.outputs[k] == 'i' ? Type::i32 : Type::f32;
+    good = i.outputs[k] >= 0 && i.outputs[k] < (int64_t)p.buffers.size() && p.buffers[i.outputs[k]].type == type;
+  }
+  if (!good) refuse(std::string("an instruction does not have the form of ") + op.name);
+}
+
+Instr read_instr(Reader& in, const Program& p, size_t n_weights, size_t n_vectors) {
+  Instr i{};
+  i.op = &OPS[in.between(0, OP_COUNT - 1, "an opcode")];
+  for (int64_t n = in.count("an operand count"); n > 0; n--) {
+    Operand x{};
+    x.kind = (Kind)in.between(0, 6, "an operand's kind");
+    x.index = in.word();
+    x.start = in.word();
+    x.stop = in.word();
+    i.operands.push_back(x);
+  }
+  for (int64_t n = in.count("an output count"); n > 0; n--) i.outputs.push_back(in.word());
+  for (int64_t n = in.count("an attribute count"); n > 0; n--) i.ints.push_back(in.word());
+  for (int64_t n = in.count("an attribute count"); n > 0; n--) i.floats.push_back(in.real());
+  check_form(p, i, n_weights, n_vectors);
+  return i;
+}
+
+// Buffers touched since the last barrier, by instructions of which each thread did its own rows of one axis.
+struct Section {
+  int64_t axis = -1;  // -1: empty; -2: some thread may have written any row
+  std::vector<int64_t> read, written;
+};
+
+bool overlap(const Buffer& a, const Buffer& b) { return a.offset < b.end() && b.offset < a.end(); }
+
+bool clash(const Program& p, const std::vector<int64_t>& earlier, const std::vector<int64_t>& now) {
+  for (int64_t a : earlier)
+    for (int64_t b : now)
+      if (a != b && overlap(p.buffers[a], p.buffers[b])) return true;  // the same buffer has the same rows per thread
+  return false;
+}
+
+// Decides where threads must meet: everywhere but between instructions of which each thread reads and writes only
+// its own rows, and whose different buffers do not share memory.
+void place_barriers(Program& p) {
+  Section s;
+  for (Instr& i : p.instrs) {
+    std::vector<int64_t> reads;
+    for (const Operand& x : i.operands)
+      if (x.kind == Kind::buffer) reads.push_back(x.index);
+    const int64_t axis = p.buffers[i.outputs[0]].axis;
+    const bool joins = i.op->rows_in && s.axis == axis && !clash(p, s.written, reads) &&
+                       !clash(p, s.written, i.outputs) && !clash(p, s.read, i.outputs);
+    i.barrier = s.axis != -1 && !joins;
+    if (i.barrier) s = Section{};
+    s.axis = i.op->rows_out ? axis : -2;
+    s.read.insert(s.read.end(), reads.begin(), reads.end());
+    s.written.insert(s.written.end(), i.outputs.begin(), i.outputs.end());
+  }
+}
+
+}  // namespace
+
+int64_t Buffer::row_bytes() const {
+  const int64_t groups = (cols + GROUP - 1) / GROUP;
+  return type == Type::i8g32 ? groups * (GROUP + 8) : cols * 4;
+}
+
+Program decode(const int64_t* words, int64_t count, const std::vector<const Weight*>& weights,
+               const std::vector<Vector>& vectors) {
+  Reader in(words, count);
+  Program p{};
+  if (in.word() != RECORD_MAGIC || in.word() != RECORD_VERSION || in.word() != count) refuse("another format or version");
+  p.arena_bytes = in.between(0, BYTES_MAX, "the arena");
+  p.batch_bytes = in.between(BATCH_HEADER * 8, BYTES_MAX, "the batch");
+  p.pages = in.between(0, SIZE_MAX_ROWS, "the page count");
+  p.layers = in.between(0, 65536, "the layer count");
+  p.held_rows = in.between(0, SIZE_MAX_ROWS, "the held row count");
+  p.held_cols = in.between(0, SIZE_MAX_ROWS, "the held row size");
+  for (int64_t axis = AXIS_T; axis <= AXIS_M; axis++) p.capacity[axis] = in.between(0, SIZE_MAX_ROWS, "a capacity");
+  for (int64_t n = in.count("the buffer count"); n > 0; n--) p.buffers.push_back(read_buffer(in, p));
+  for (int64_t n = in.count("the field count"); n > 0; n--) p.fields.push_back(read_field(in, p));
+  for (int64_t n = in.count("the state count"); n > 0; n--) p.states.push_back(read_state(in, p));
+  for (int64_t n = in.count("the instruction count"); n > 0; n--)
+    p.instrs.push_back(read_instr(in, p, weights.size(), vectors.size()));
+  for (const Instr& i : p.instrs)
+    if (!shapes_agree(p, i, weights, vectors)) refuse(std::string("shapes do not agree in ") + i.op->name);
+  const int64_t last_field = (int64_t)p.fields.size() - 1;
+  p.kept = in.between(-1, (int64_t)p.buffers.size() - 1, "the kept buffer");
+  p.hold_slot = in.between(-1, last_field, "the hold_slot field");
+  p.want = in.between(-1, last_field, "the want field");
+  p.copies = in.between(-1, last_field, "the copies field");
+  if (!in.done()) refuse("words are left over");
+  place_barriers(p);
+  return p;
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,143 @@
+#include "sample.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <limits>
+
+#include "noise.h"
+
+namespace ridgeline {
+namespace {
+
+constexpr uint64_t PURPOSE_PICK = 1;
+constexpr float NONE = -std::numeric_limits<float>::infinity();
+
+uint64_t noise_key(const Sampler& s) {
+  uint64_t key = mix(s.seed + GOLDEN);
+  const uint64_t parts[] = {(uint64_t)(int64_t)s.choice, (uint64_t)(int64_t)s.position, PURPOSE_PICK};
+  for (uint64_t part : parts) key = mix(key ^ mix(part + GOLDEN));
+  return key;
+}
+
+void penalise(float* x, const Sampler& s, const SampleLists& lists) {
+  for (int64_t i = s.history_start; i < s.history_stop; i++) {
+    float& logit = x[lists.history_ids[i]];
+    const int32_t prompt = lists.history_prompt[i], output = lists.history_output[i];
+    if (output > 0 || (prompt > 0 && (s.flags & REPEAT_PROMPT)))
+      logit = logit > 0 ? logit / s.repetition : logit * s.repetition;
+    const int32_t count = output + (s.flags & COUNT_PROMPT ? prompt : 0);
+    logit -= s.frequency * (float)count + s.presence * (float)(count > 0);
+  }
+}
+
+// Bias, penalties, grammar mask.
+void process(float* x, int64_t n, const Sampler& s, const SampleLists& lists) {
+  for (int64_t i = s.bias_start; i < s.bias_stop; i++) x[lists.bias_ids[i]] += lists.bias_values[i];
+  penalise(x, s, lists);
+  if (s.mask_row < 0) return;
+  const uint32_t* mask = lists.masks + s.mask_row * lists.mask_words;
+  for (int64_t i = 0; i < n; i++)
+    if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = NONE;
+}
+
+struct Order {  // descending by value, then ascending by id
+  const float* x;
+  bool operator()(int32_t a, int32_t b) const { return x[a] > x[b] || (x[a] == x[b] && a < b); }
+};
+
+int64_t count_above(const float* x, int64_t n, float floor) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += x[i] > floor;
+  return count;
+}
+
+// A value with at least k logits above it, or -inf.
+float floor_of_top_k(const float* x, int64_t n, float top, int64_t k) {
+  for (float depth = 4; depth < 1000; depth *= 2)
+    if (count_above(x, n, top - depth) >= k) return top - depth;
+  return NONE;
+}
+
+// A value below which nothing can be in the nucleus: tokens of less than (1 - p) / n of the mass are all in its tail.
+float floor_of_top_p(double mass, int64_t n, float top, float p) {
+  const double least = (1 - (double)p) * mass / (double)n;
+  return least > 0 ? top + (float)log(least) - 0.001f : NONE;
+}
+
+// Ids above `floor` in Order, at most top_k of them.
+int64_t candidates(const float* x, int64_t n, float floor, int64_t top_k, int32_t* ids) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++)
+    if (x[i] > floor) ids[count++] = (int32_t)i;
+  if (top_k > 0 && top_k < count) {
+    std::nth_element(ids, ids + top_k, ids + count, Order{x});
+    count = top_k;
+  }
+  std::sort(ids, ids + count, Order{x});
+  return count;
+}
+
+// Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits. `ids` has room for n.
+void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+  const float top = x[kernels.argmax(x, n)];
+  const bool cut_k = s.top_k > 0 && s.top_k < n, cut_p = s.top_p < 1;
+  if (top == NONE || (!cut_k && !cut_p && s.min_p <= 0)) return;
+  const float least = s.min_p > 0 ? top + std::min(0.0f, (float)log((double)s.min_p)) : NONE;
+  if (!cut_k && !cut_p) {
+    for (int64_t i = 0; i < n; i++) x[i] = x[i] >= least ? x[i] : NONE;
+    return;
+  }
+  double mass = cut_k ? 0 : kernels.sum_exp(x, n, top);
+  const float floor = cut_k ? floor_of_top_k(x, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
+  const int64_t count = candidates(x, n, floor, s.top_k, ids);
+  for (int64_t i = 0; cut_k && i < count; i++) mass += exp((double)(x[ids[i]] - top));
+  if (count == 0) return;
+  int64_t kept = 0;
+  for (double before = 0; kept < count && (!cut_p || kept == 0 || before < (double)s.top_p * mass); kept++) {
+    if (kept > 0 && x[ids[kept]] < least) break;
+    before += exp((double)(x[ids[kept]] - top));
+  }
+  const int32_t last = ids[kept - 1];
+  const float edge = x[last];
+  for (int64_t i = 0; i < n; i++)
+    if (x[i] < edge || (x[i] == edge && i > last)) x[i] = NONE;
+}
+
+int32_t pick(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+  if (s.temperature <= 0) return (int32_t)kernels.argmax(x, n);
+  for (int64_t i = 0; i < n; i++) x[i] /= s.temperature;
+  truncate(kernels, x, n, s, ids);
+  return (int32_t)kernels.pick_noisy(x, n, kernels.argmax(x, n), noise_key(s));
+}
+
+// ids[0..k) = the ids of the k largest values in Order; k is small.
+void largest_ids(const float* x, int64_t n, int64_t k, int32_t* ids) {
+  int64_t found = 0;
+  for (int64_t i = 0; i < n && k > 0; i++) {
+    if (found == k && !(x[i] > x[ids[k - 1]])) continue;
+    int64_t at = found < k ? found++ : k - 1;
+    for (; at > 0 && x[i] > x[ids[at - 1]]; at--) ids[at] = ids[at - 1];
+    ids[at] = (int32_t)i;
+  }
+}
+
+}  // namespace
+
+Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s, const SampleLists& lists,
+               uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
+  float* x = (float*)scratch;
+  memcpy(x, logits, (size_t)n * sizeof(float));
+  process(x, n, s, lists);
+  const int32_t id = s.target < 0 ? pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64)) : s.target;
+  const float* scores = s.flags & PROCESSED ? x : logits;
+  const float top = scores[kernels.argmax(scores, n)];
+  const float normaliser = (float)log(kernels.sum_exp(scores, n, top));
+  std::fill(top_ids, top_ids + MAX_TOP, -1);
+  std::fill(top_logprobs, top_logprobs + MAX_TOP, NONE);
+  largest_ids(scores, n, s.n_top, top_ids);
+  for (int64_t i = 0; i < s.n_top && top_ids[i] >= 0; i++) top_logprobs[i] = scores[top_ids[i]] - top - normaliser;
+  return {id, scores[id] - top - normaliser};
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,108 @@
+#include "step.h"
+
+#include <string.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "check.h"
+#include "rows.h"
+#include "sample.h"
+
+namespace ridgeline {
+namespace {
+
+int64_t scratch_needed(const Program& p) {
+  int64_t bytes = 64;
+  for (const State& s : p.states) bytes = std::max(bytes, attention_scratch_bytes(s.head_dim));
+  for (const Instr& i : p.instrs)
+    if (strcmp(i.op->name, "sample") == 0)
+      bytes = std::max(bytes, sample_scratch_bytes(i.operands[0].stop - i.operands[0].start));
+  return (bytes + 127) / 128 * 128;
+}
+
+double seconds() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Each thread copies in its own layers, so the order of copies holds and threads do not meet.
+void run_copies(const Frame& f) {
+  const int64_t n = f.size(AXIS_C);
+  const Span layers = f.mine(f.program.layers);
+  for (const State& s : f.program.states) {
+    if (s.layer < layers.begin || s.layer >= layers.end) continue;
+    const int32_t* copy = f.field_at<int32_t>(f.program.copies);
+    for (int64_t c = 0; c < n; c++, copy += 4)
+      if (copy[0] == s.group) copy_slots(f.pages(s), copy[1], copy[2], copy[3]);
+  }
+}
+
+void hold_rows(const Frame& f) {
+  const int32_t *want = f.field_at<int32_t>(f.program.want), *slot = f.field_at<int32_t>(f.program.hold_slot);
+  const Buffer& kept = f.program.buffers[f.program.kept];
+  const float* rows = (const float*)(f.arena + kept.offset);
+  for (int64_t r = 0; r < f.size(AXIS_L); r++)
+    if (want[r] & WANT_HOLD)
+      memcpy(f.held + slot[r] * kept.cols, rows + r * kept.cols, (size_t)kept.cols * sizeof(float));
+}
+
+}  // namespace
+
+Step::Step(Pool& pool, const Kernels& kernels, Program program, std::vector<const Weight*> weights,
+           std::vector<Vector> vectors, uint8_t* kv, uint8_t* arena)
+    : pool_(pool),
+      kernels_(kernels),
+      program_(std::move(program)),
+      weights_(std::move(weights)),
+      vectors_(std::move(vectors)),
+      kv_(kv),
+      arena_(arena),
+      scratch_bytes_(scratch_needed(program_)),
+      scratch_((size_t)(scratch_bytes_ * pool.threads())),
+      held_((size_t)(program_.held_rows * program_.held_cols) * sizeof(float)) {}
+
+int64_t Step::kv_bytes(const Program& p) {
+  int64_t layer_bytes = 0;
+  for (const State& s : p.states) {
+    const KVView kv{nullptr, s.format, p.pages, s.n_kv_heads, s.head_dim};
+    layer_bytes = std::max(layer_bytes, p.pages * s.n_kv_heads * 2 * kv.block_bytes());
+  }
+  return p.layers * layer_bytes + 64;
+}
+
+Frame Step::frame(const uint8_t* batch, int thread) {
+  return {program_, kernels_, weights_,        vectors_, arena_,         kv_,
+          (float*)held_.data(), batch, scratch_.data() + thread * scratch_bytes_, pool_.barrier(), thread, pool_.threads()};
+}
+
+void Step::run(const uint8_t* batch, int64_t bytes, double* times) {
+  check_header(program_, batch, bytes);
+  const Frame first = frame(batch, 0);
+  if (program_.copies >= 0) check_copies(first);
+  if (program_.kept >= 0) check_hold(first);
+  for (const Instr& i : program_.instrs)
+    if (i.op->check) i.op->check(i, first);
+  pool_.run([&](int thread) { run_thread(frame(batch, thread), thread == 0 ? times : nullptr); });
+}
+
+void Step::run_thread(const Frame& f, double* times) const {
+  if (program_.copies >= 0 && f.size(AXIS_C) > 0) {
+    run_copies(f);
+    f.barrier.wait(f.thread);
+  }
+  double before = times ? seconds() : 0;
+  for (const Instr& i : program_.instrs) {
+    if (i.barrier) f.barrier.wait(f.thread);
+    i.op->run(i, f);
+    if (!times) continue;
+    const double now = seconds();
+    *times++ += now - before;
+    before = now;
+  }
+  if (program_.kept >= 0) {
+    f.barrier.wait(f.thread);
+    if (f.thread == 0) hold_rows(f);
+  }
+}
+
+}  // namespace ridgeline

@@ -1,0 +1,36 @@
+// A compiled step: a decoded program, its weights, its KV pool and arena; `run` executes one batch.
+#pragma once
+
+#include "frame.h"
+
+namespace ridgeline {
+
+class Step {
+ public:
+  // Weights, vectors, kv (with 64 bytes to spare) and arena outlive the step. Throws std::invalid_argument.
+  Step(Pool& pool, const Kernels& kernels, Program program, std::vector<const Weight*> weights,
+       std::vector<Vector> vectors, uint8_t* kv, uint8_t* arena);
+
+  // Copies, then the instructions, then held rows. Results stay in the arena. Allocates nothing. `times`, if given,
+  // has one entry per instruction, to which its seconds (with the wait before it) are added, as thread 0 sees them.
+  void run(const uint8_t* batch, int64_t bytes, double* times);
+
+  int64_t instructions() const { return (int64_t)program_.instrs.size(); }
+
+  static int64_t kv_bytes(const Program& p);
+
+ private:
+  Frame frame(const uint8_t* batch, int thread);
+  void run_thread(const Frame& f, double* times) const;
+
+  Pool& pool_;
+  const Kernels& kernels_;
+  const Program program_;
+  const std::vector<const Weight*> weights_;
+  const std::vector<Vector> vectors_;
+  uint8_t *kv_, *arena_;
+  int64_t scratch_bytes_;
+  HugeMemory scratch_, held_;
+};
+
+}  // namespace ridgeline

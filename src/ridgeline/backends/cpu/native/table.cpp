@@ -1,0 +1,34 @@
+// The kernel table of one ISA level.
+#include "kernels.h"
+
+#define RL_STRING_(x) #x
+#define RL_STRING(x) RL_STRING_(x)
+
+namespace ridgeline::RL_ISA {
+
+void linear(const View&, const Weight&, const float*, const View&, Span);
+void linear_i8(const QuantizedView&, const Weight&, const float*, const View&, Span);
+void quantize(const View&, const QuantizedView&, Span);
+void rms_norm(const View&, const float*, const View&, float, int64_t, Span);
+void add_rms_norm(const View&, const View&, const float*, const View&, const View&, float, Span);
+void layer_norm(const View&, const float*, const float*, const View&, float, Span);
+void add(const View&, const View&, const View&, Span);
+void mul(const View&, const View&, const View&, Span);
+void silu_mul(const View&, const View&, const View&, Span);
+void gelu_mul(const View&, const View&, const View&, Span);
+void gelu(const View&, const View&, bool, Span);
+void relu2(const View&, const View&, Span);
+void softcap(const View&, const View&, float, Span);
+void rope(const View&, const View&, const View&, Rotation, Span);
+void append_kv(const AttentionArgs&, Span);
+void attend(const AttentionArgs&, uint8_t*, int, int);
+int64_t argmax(const float*, int64_t);
+double sum_exp(const float*, int64_t, float);
+int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
+
+extern const Kernels kernels;
+const Kernels kernels = {RL_STRING(RL_ISA), linear,   linear_i8, quantize, rms_norm, add_rms_norm,
+                         layer_norm,        add,      mul,       silu_mul, gelu_mul, gelu,
+                         relu2,             softcap,  rope,      append_kv, attend, argmax, sum_exp, pick_noisy};
+
+}  // namespace ridgeline::RL_ISA

@@ -1,0 +1,145 @@
+"""Runs one op's test case through the native loop, as a program of one instruction."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ridgeline.backends.cpu import _native
+from ridgeline.backends.cpu.backend import CPU, result
+from ridgeline.backends.cpu.record import Extents, encode
+from ridgeline.ops.attention import PAGE, KVPages, round_bf16
+from ridgeline.ops.linear import QuantizedRows
+from ridgeline.ops.spec import GROUP, OPS, Case, TensorType
+from ridgeline.program.batch import HEADER, MAGIC, VERSION, FieldSlot
+from ridgeline.program.ir import Buffer, Entry, Field, Instr, State, StateRef, View, Weight
+from ridgeline.program.memory import MemoryPlan, plan_memory
+from ridgeline.quant.format import FORMATS
+from ridgeline.weights.source import Raw
+
+ISAS = [name for name in ("portable", "avx2", "avx512") if name in (_native.isa(), "portable", "avx2")]
+
+
+def backend(threads: int = 1, isa: str = "") -> CPU:
+    return CPU(threads=threads, isa=isa)
+
+
+def run_case(op: str, case: Case, cpu: CPU, weight_format: str = "f32") -> list[np.ndarray]:
+    """Outputs of `op` on a case's operands; 2-D weights are held in `weight_format`."""
+    return OneOp(op, case, cpu, weight_format).run()
+
+
+class OneOp:
+    """A program of one instruction, its batch, arena and state."""
+
+    def __init__(self, op: str, case: Case, cpu: CPU, weight_format: str = "f32") -> None:
+        self.case, self.cpu, self.weight_format = case, cpu, weight_format
+        self.params: dict[str, Buffer] = {}
+        self.raws: dict[str, Raw] = {}
+        self.slots: dict[str, FieldSlot] = {}
+        self.kv = case.operands.get("kv")
+        self.batch = self._batch(op)
+        spec = OPS[op]
+        operands = {p.name: self._operand(p.kind, p.name, case.operands.get(p.name)) for p in spec.params}
+        types = [getattr(x, "type", x) for x in operands.values()]
+        while types and types[-1] is None:
+            types.pop()
+        outs = spec.shape(*types, **case.attrs)
+        outs = outs if isinstance(outs, tuple) else (outs,)
+        self.outputs = tuple(Buffer(100 + i, t) for i, t in enumerate(outs))
+        instr = Instr(op, operands, self.outputs, case.attrs)
+        self.entry = Entry(tuple(self.params.values()), (instr,), tuple(map(_whole, self.outputs)))
+
+    def run(self) -> list[np.ndarray]:
+        plan = plan_memory(self.entry, None)  # no symbols, so no limits
+        arena = _native.Memory(plan.nbytes + 64)
+        arena.array().fill(0xFF)  # NaN
+        for name, buffer in self.params.items():
+            raw = act_bytes(self.case.operands[name])
+            arena.array()[plan.offsets[buffer.id] : plan.offsets[buffer.id] + raw.size] = raw
+        step = self._step(plan, arena)
+        step.run(self.batch)
+        return [self._output(arena, plan, b) for b in self.outputs]
+
+    def _step(self, plan: MemoryPlan, arena: _native.Memory) -> _native.Step:
+        sizes = dict(zip(HEADER[4:], self.batch[: 8 * 16].view(np.int64)[4:].tolist(), strict=False))
+        pages = len(self.kv.k) // PAGE if self.kv is not None else 0
+        extents = Extents(self.slots, self.batch.nbytes, sizes, ("g",), pages)
+        record = encode(self.entry, plan, extents)
+        weights = [self.cpu.pack(w, lambda w: self.raws[w.name]) for w in record.weights]
+        vectors = [self.raws[w.name].float32().reshape(-1) for w in record.vectors]
+        pool = kv_pool(self.kv) if self.kv is not None else np.zeros(0, np.uint8)
+        self.pool = _native.Memory(pool.size + 64)
+        self.pool.array()[: pool.size] = pool
+        return _native.Step(self.cpu.pool, self.cpu.isa, record.words, weights, vectors, self.pool, arena)
+
+    def _operand(self, kind: str, name: str, value: Any) -> Any:
+        if value is None:
+            return None
+        if kind == "act":
+            quantized = isinstance(value, QuantizedRows)
+            shape = (len(value.q), value.columns) if quantized else value.shape
+            self.params[name] = Buffer(len(self.params), TensorType(shape, "i8g32" if quantized else "f32"))
+            return _whole(self.params[name])
+        if kind == "weight":
+            fmt = self.weight_format if value.ndim == 2 else "f32"
+            self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
+            return Weight(name, value.shape, ("",) * value.ndim, fmt)
+        if kind == "state":
+            _, heads, dim = value.k.shape
+            return StateRef(State("g", 1, heads, dim, value.format), 0)
+        return Field(name, TensorType(value.shape))
+
+    def _batch(self, op: str) -> np.ndarray:
+        fields = {p.name: self.case.operands[p.name] for p in OPS[op].params if p.kind == "field" and p.name in self.case.operands}
+        offset = 8 * 16
+        for name, x in fields.items():
+            self.slots[name] = FieldSlot(name, offset, x.shape, ("",) * x.ndim, x.dtype)
+            offset += -(-x.nbytes // 64) * 64
+        batch = np.zeros(offset, np.uint8)
+        header = batch[: 8 * 16].view(np.int64)
+        header[:3] = MAGIC, VERSION, offset
+        for axis, name in (("E", "bias_ids"), ("H", "history_ids"), ("M", "masks")):
+            header[HEADER.index(axis)] = len(fields.get(name, ()))
+        for name, x in fields.items():
+            at = self.slots[name].offset
+            batch[at : at + x.nbytes] = np.ascontiguousarray(x).reshape(-1).view(np.uint8)
+        return batch
+
+    def _output(self, arena: _native.Memory, plan: MemoryPlan, buffer: Buffer) -> Any:
+        rows = buffer.type.shape[0]
+        if buffer.type.dtype != "i8g32":
+            return result(arena.array(), plan, _whole(buffer), rows)
+        groups = -(-buffer.type.columns // GROUP)
+        at, width = plan.offsets[buffer.id], groups * (GROUP + 8)
+        raw = arena.array()[at : at + rows * width].reshape(rows, width).copy()
+        q = raw[:, : groups * GROUP].view(np.int8)
+        scale = raw[:, groups * GROUP : groups * (GROUP + 4)].view(np.float32)
+        sums = raw[:, groups * (GROUP + 4) :].view(np.int32)
+        assert np.array_equal(sums, q.reshape(rows, groups, GROUP).sum(axis=2, dtype=np.int32))
+        return QuantizedRows(q, scale, buffer.type.columns)
+
+
+def _whole(b: Buffer) -> View:
+    return View(b, 0, b.type.columns if len(b.type.shape) > 1 else 1)
+
+
+def act_bytes(x: Any) -> np.ndarray:
+    """An activation operand as the arena holds it."""
+    if not isinstance(x, QuantizedRows):
+        return np.ascontiguousarray(x).view(np.uint8).reshape(-1)
+    sums = x.q.reshape(len(x.q), -1, GROUP).sum(axis=2, dtype=np.int32)
+    parts = [x.q.view(np.uint8), np.ascontiguousarray(x.scale).view(np.uint8), sums.view(np.uint8)]
+    return np.concatenate(parts, axis=1).reshape(-1)
+
+
+def kv_pool(kv: KVPages) -> np.ndarray:
+    """One layer's pages as the native pool lays them out: [page][kv_head][K [d][64] | V [64][d]]."""
+    slots, heads, dim = kv.k.shape
+    k = kv.k.reshape(slots // PAGE, PAGE, heads, dim).transpose(0, 2, 3, 1).reshape(slots // PAGE, heads, -1)
+    v = kv.v.reshape(slots // PAGE, PAGE, heads, dim).transpose(0, 2, 1, 3).reshape(slots // PAGE, heads, -1)
+    both = np.ascontiguousarray(np.concatenate([k, v], axis=2))
+    if kv.format == "bf16":
+        both = (round_bf16(both).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    return both.view(np.uint8).reshape(-1)
