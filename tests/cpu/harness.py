@@ -67,7 +67,7 @@ class OneOp:
         pages = len(self.kv.k) // PAGE if self.kv is not None else 0
         extents = Extents(self.slots, self.batch.nbytes, sizes, ("g",), pages)
         record = encode(self.entry, plan, extents)
-        weights = [self.cpu.pack(w, lambda w: self.raws[w.name]) for w in record.weights]
+        weights = self.cpu.pack(record.weights, lambda w: self.raws[w.name])
         vectors = [self.raws[w.name].float32().reshape(-1) for w in record.vectors]
         pool = kv_pool(self.kv) if self.kv is not None else np.zeros(0, np.uint8)
         self.pool = _native.Memory(pool.size + 64)

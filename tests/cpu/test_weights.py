@@ -26,12 +26,17 @@ def packed(fmt: str, rows: int, k: int) -> tuple[np.ndarray, np.ndarray]:
     return raw, FORMATS[fmt].unpack(raw)
 
 
+def pack(fmt: str, raw: np.ndarray, rows: int, k: int) -> _native.PackedWeight:
+    memory = _native.Memory(_native.packed_bytes(fmt, rows, k))
+    return _native.PackedWeight(POOL, fmt, raw.reshape(-1), rows, k, memory, 0)
+
+
 @pytest.mark.parametrize("fmt", HELD)
 @pytest.mark.parametrize("rows", [1, 31, 33, 64])
 def test_unpack_is_exact(fmt: str, rows: int) -> None:
     for k in (32, 96) if FORMATS[fmt].block > 1 else (1, 7, 96):
         raw, values = packed(fmt, rows, k)
-        w = _native.PackedWeight(POOL, fmt, raw.reshape(-1), rows, k)
+        w = pack(fmt, raw, rows, k)
         out = np.empty(k, np.float32)
         for r in range(rows):
             w.unpack(r, out)
@@ -43,10 +48,10 @@ def test_bad_weights_are_refused() -> None:
     raw = np.zeros(18 * 4, np.uint8)
     for fmt, rows, k in (("q4_0", 4, 33), ("q4_0", 4, 64), ("q4_0", 0, 32), ("q4_0", -4, -32), ("iq1_s", 4, 32)):
         with pytest.raises(ValueError, match="fit|format"):
-            _native.PackedWeight(POOL, fmt, raw, rows, k)
+            pack(fmt, raw, rows, k)
     raw[:2] = np.frombuffer(np.float16(9000).tobytes(), np.uint8)
     with pytest.raises(ValueError, match="scale"):
-        _native.PackedWeight(POOL, "q4_0", raw, 4, 32)
+        pack("q4_0", raw, 4, 32)
 
 
 @pytest.mark.parametrize("isa", ISAS)

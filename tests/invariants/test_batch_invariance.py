@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from rig import arrays_of, new_batch
+from handmade import arrays_of, new_batch
 
 from ridgeline.backends.reference import Reference
 from ridgeline.models import build

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import numpy as np
-from rig import PAGES, TINY, arrays_of, limits, logits, make_step, new_batch
+from handmade import PAGES, TINY, arrays_of, limits, logits, make_step, new_batch
 
 from ridgeline.backends.reference import ReferenceStep
 from ridgeline.engine.executor import LocalExecutor

@@ -60,6 +60,7 @@ class Live:
     emitted: list[list[int]]
     done: set[int] = field(default_factory=set)
     prompt_given: bool = False
+    cancelled: bool = False
 
     def replay(self) -> Submit:
         """The same request, continued after what was already delivered."""
@@ -119,10 +120,17 @@ class Ledger:
                     del self._live[delta.id]
         live.sink(delta)
 
-    def replays(self) -> list[Submit]:
-        """Every live request as it must be submitted to a new engine, oldest first."""
+    def cancel(self, id: int) -> None:
+        """Remember that a request was cancelled: the engine may die before it acts on it."""
         with self._lock:
-            return [x.replay() for x in self._live.values()]
+            if id in self._live:
+                self._live[id].cancelled = True
+
+    def replays(self) -> list[Submit | Cancel]:
+        """What a new engine must be told: every live request, oldest first, and which of them were cancelled."""
+        with self._lock:
+            live = list(self._live.values())
+        return [x.replay() for x in live] + [Cancel(x.request.id) for x in live if x.cancelled]
 
     def fail_all(self, reason: str) -> None:
         """End everything: the engine is gone for good."""

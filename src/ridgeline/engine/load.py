@@ -68,7 +68,9 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
     backend = get_backend(config)
     int8 = backend.int8_formats if config.activations == "int8" else ()
     listed = pipeline.passes(_held_format(checkpoint, backend), config.kv_format, int8_formats=int8)
-    return Opened(config.model, checkpoint, pipeline.run(build(checkpoint.config), listed), tokenizer, backend)
+    program = build(checkpoint.config)
+    checkpoint.check_all_used(program.weights.values())
+    return Opened(config.model, checkpoint, pipeline.run(program, listed), tokenizer, backend)
 
 
 def _held_format(checkpoint: Checkpoint, backend: Backend) -> Callable[[Weight], str]:

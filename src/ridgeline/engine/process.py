@@ -22,6 +22,7 @@ from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
 
 _MAX_RESTARTS = 5  # without one delivered step in between
+_CLOSED = "the engine is shut down"
 
 
 class ProcessClient:
@@ -33,19 +34,20 @@ class ProcessClient:
         self._fruitless = 0
         self._problem: str | None = None
         self.last: StepDelta | None = None
-        self.info = self._start()
+        self._child, self._channel, self.info = self._launch()
         self._ledger = Ledger(self.info)
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
-        if self._problem is not None:
-            raise errors.EngineFailed(self._problem)
         with self._lock:  # recorded and sent as one: a restart in between would replay it and then send it again
+            if self._problem is not None:
+                raise errors.EngineFailed(self._problem)
             request = self._ledger.accept(prompt, params, sink)
             self._send(request)
         return request.id
 
     def cancel(self, id: int) -> None:
         with self._lock:
+            self._ledger.cancel(id)
             self._send(Cancel(id))
 
     def pump(self, timeout: float) -> None:
@@ -76,7 +78,8 @@ class ProcessClient:
         return self._problem
 
     def close(self) -> None:
-        self._problem = "the engine is shut down"
+        with self._lock:
+            self._problem = _CLOSED
         self._channel.sock.close()
         try:
             self._child.wait(timeout=5)
@@ -85,15 +88,16 @@ class ProcessClient:
             self._child.wait()
         self._ledger.fail_all("cancelled")
 
-    def _start(self) -> EngineInfo:
+    def _launch(self) -> tuple[subprocess.Popen[bytes], Channel, EngineInfo]:
+        """A child that has loaded the model, or its typed error."""
         ours, theirs = socket.socketpair()
-        self._child = subprocess.Popen(command(theirs.fileno(), self.config), pass_fds=[theirs.fileno()])
+        child = subprocess.Popen(command(theirs.fileno(), self.config), pass_fds=[theirs.fileno()])
         theirs.close()
-        self._channel = Channel(ours, FromEngine)
+        channel = Channel(ours, FromEngine)
         messages: list[FromEngine] = []
         try:
             while not messages:
-                messages = self._channel.receive(None)
+                messages = channel.receive(None)
         except EOFError:
             raise errors.EngineFailed(f"the engine process ended while loading {self.config.model}") from None
         first = messages[0]
@@ -101,28 +105,33 @@ class ProcessClient:
             kind = getattr(errors, first.error, errors.EngineFailed)
             raise kind(first.message)
         assert isinstance(first, EngineInfo)
-        return first
+        return child, channel, first
 
     def _restart(self) -> None:
         """A new child, and every live request again, from where its client stands."""
-        if self._problem == "the engine is shut down":
+        if self._problem == _CLOSED:
+            return
+        self._child.kill()
+        self._child.wait()
+        self._channel.sock.close()
+        self._fruitless += 1
+        if self._fruitless > _MAX_RESTARTS:
+            self._give_up(f"the engine process died {_MAX_RESTARTS} times without finishing a step")
+            return
+        # Not under the lock while it loads: whoever submits meanwhile must not wait, and is replayed.
+        try:
+            child, channel, _ = self._launch()
+        except errors.RidgelineError as wrong:
+            self._give_up(f"the engine process died and could not load again: {wrong}")
             return
         with self._lock:
-            self._child.kill()
-            self._child.wait()
-            self._channel.sock.close()
-            self._fruitless += 1
-            if self._fruitless > _MAX_RESTARTS:
-                self._problem = f"the engine process died {_MAX_RESTARTS} times without finishing a step"
-            else:
-                try:
-                    self._start()
-                except errors.RidgelineError as wrong:
-                    self._problem = f"the engine process died and could not load again: {wrong}"
-            if self._problem is None:
-                for request in self._ledger.replays():
-                    self._send(request)
-                return
+            self._child, self._channel = child, channel
+            for message in self._ledger.replays():
+                self._send(message)
+
+    def _give_up(self, problem: str) -> None:
+        with self._lock:  # nothing is accepted after this, so nothing can miss its end
+            self._problem = problem
         self._ledger.fail_all(FAILED)
 
     def _send(self, message: Submit | Cancel) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from typing import Any
@@ -25,6 +26,8 @@ class Channel:
         self._encoder = msgspec.msgpack.Encoder()
         self._decoder = msgspec.msgpack.Decoder(expected)
         self._buffer = bytearray()
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
 
     def send(self, message: ToEngine | FromEngine) -> None:
         data = self._encoder.encode(message)
@@ -35,15 +38,13 @@ class Channel:
 
         Raises EOFError when the other end is gone.
         """
-        self.sock.settimeout(timeout)
+        # poll, not settimeout: a timeout would also hit a send under way in another thread and tear its frame.
         try:
+            if not self._poll.poll(None if timeout is None else timeout * 1000):
+                return []
             data = self.sock.recv(1 << 20)
-        except (TimeoutError, BlockingIOError):
-            return []
         except OSError as gone:
             raise EOFError(str(gone)) from None
-        finally:
-            self.sock.settimeout(None)
         if not data:
             raise EOFError("the other end closed the connection")
         self._buffer += data

@@ -44,7 +44,9 @@ def command(fd: int, config: EngineConfig) -> list[str]:
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's to handle
+    # A stop is the server's to handle, though Ctrl-C and service managers signal every process: ours ends with it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
     fd, config = int(sys.argv[1]), EngineConfig(**msgspec.json.decode(sys.argv[2]))
     channel = Channel(socket.socket(fileno=fd), ToEngine)
     with contextlib.suppress(EOFError, ConnectionError):  # the server is gone

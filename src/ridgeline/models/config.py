@@ -32,6 +32,23 @@ class Rope:
     attention_factor: float | None = None
     factors: tuple[float, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not self.theta > 1:
+            raise ModelFileError(f"model config: rope theta must be over 1, is {self.theta}")
+        if not self.factor > 0:
+            raise ModelFileError(f"model config: rope factor must be positive, is {self.factor}")
+        if self.kind in ("llama3", "yarn") and self.original_context <= 0:
+            raise ModelFileError(f"model config: rope's original context must be positive, is {self.original_context}")
+        if not 0 < self.low_freq_factor < self.high_freq_factor:
+            raise ModelFileError(
+                f"model config: rope low_freq_factor {self.low_freq_factor} must be below "
+                f"high_freq_factor {self.high_freq_factor}"
+            )
+        if not 0 < self.beta_slow <= self.beta_fast:
+            raise ModelFileError(
+                f"model config: rope beta_slow {self.beta_slow} must not be over beta_fast {self.beta_fast}"
+            )
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -64,12 +81,14 @@ class ModelConfig:
             raise ModelFileError(f"model config: {self.layers} layers; at most 1000 are supported")
         if self.n_heads % self.n_kv_heads:
             raise ModelFileError(f"model config: {self.n_heads} heads are not a multiple of {self.n_kv_heads} KV heads")
-        if self.head_dim % 2 or self.rope.dims % 2 or self.rope.dims > self.head_dim:
+        if self.head_dim % 2 or self.rope.dims % 2 or not 0 < self.rope.dims <= self.head_dim:
             raise ModelFileError(f"model config: head_dim {self.head_dim}, rotary dims {self.rope.dims} must be even")
-        if not self.norm_eps > 0 or not self.rope.theta > 0:
-            raise ModelFileError(f"model config: norm_eps {self.norm_eps} and rope theta must be positive")
+        if not self.norm_eps > 0:
+            raise ModelFileError(f"model config: norm_eps must be positive, is {self.norm_eps}")
         if self.windows and len(self.windows) != self.layers:
             raise ModelFileError(f"model config: {len(self.windows)} windows for {self.layers} layers")
+        if any(not 0 <= w <= 1 << 24 for w in self.windows):
+            raise ModelFileError(f"model config: a sliding window is outside 0..{1 << 24}")
 
     def window(self, layer: int) -> int:
         """Sliding window of a layer in keys, 0 = none."""

@@ -181,7 +181,7 @@ def sample(
         ids[i] = _pick(x, s) if s["target"] < 0 else s["target"]
         scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
         logprobs[i] = scores[ids[i]]
-        n = int(s["n_top"])
+        n = min(int(s["n_top"]), len(x))
         if n:
             best = np.argsort(-scores, kind="stable")[:n]
             top_ids[i, :n], top_logprobs[i, :n] = best, scores[best]

@@ -119,7 +119,7 @@ class Call:
 
     def act(self, load: Load) -> float:
         """Bytes of all activation operands read once and all outputs written once."""
-        acts = [t for t in self.ins.values() if isinstance(t, TensorType)]
+        acts = [t for name, t in self.ins.items() if isinstance(t, TensorType) and name not in self.weight_bytes]
         return sum(nbytes(t, load) for t in (*acts, *self.outs))
 
 

@@ -52,6 +52,7 @@ def program_hash(program: Program) -> str:
     for entry in program.entries.values():
         for instr in entry.instrs:
             digest.update(line(instr).encode())
+        digest.update(", ".join(show(r) for r in entry.results).encode())
     for part in (*program.weights.values(), *program.states):
         digest.update(repr(part).encode())
     return digest.hexdigest()[:16]

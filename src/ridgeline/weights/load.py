@@ -7,24 +7,27 @@ ones, and putting back the row order of q and k that GGUF's Llama files permute.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ridgeline.errors import ModelFileError
+from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.gguf import from_gguf
 from ridgeline.models.hf import from_hf
 from ridgeline.models.names import UNPERMUTE, stored_name
 from ridgeline.program.ir import Weight
 from ridgeline.quant.format import FORMATS
+from ridgeline.quant.pack import F32
 from ridgeline.weights.gguf import GGUFFile
 from ridgeline.weights.source import GGUFSource, Raw, SafetensorsSource, WeightSource
 
 _MAX_JSON = 16 << 20
+_SPARE = ("rope_freqs.weight", "rotary_emb.inv_freq")  # read with the config, or computed from it
+_SPARE_TIED = (*_SPARE, "lm_head.weight")  # a tied head that is stored all the same
 
 
 @dataclass(frozen=True)
@@ -38,26 +41,38 @@ class Checkpoint:
     metadata: Mapping[str, Any]
 
     def format_of(self, w: Weight) -> str:
-        """Stored format of a weight: of its first part; vectors are held in float32."""
-        if len(w.shape) == 1:
-            return "f32"
-        info = self.source.info(self._stored(w.parts[0]))
-        return info.format
+        """Stored format of a declared weight; vectors are held in float32. Its shape is checked here, from the
+        header: before anything is read, and while each weight is still one tensor."""
+        stored = self._stored(w.parts[0])
+        info = self.source.info(stored)
+        if len(w.parts) == 1 and not w.rows and w.columns is None and info.shape != w.shape:
+            raise self._misfit(stored, info.shape, w.shape)
+        return "f32" if len(w.shape) == 1 else info.format
+
+    def check_all_used(self, declared: Iterable[Weight]) -> None:
+        """Refuse a file with a tensor that no declared weight reads: the model has a part that is not computed."""
+        used = {self._stored(part) for w in declared for part in w.parts}
+        spare = _SPARE_TIED if self.config.tied else _SPARE
+        left = [name for name in self.source.names() if name not in used and not name.endswith(spare)]
+        if left:
+            raise Unsupported(f"{self.where}: tensor {left[0]!r} is not understood for {self.config.family}")
 
     def read(self, w: Weight) -> Raw:
         """The packed rows of a weight, all parts, cut as asked. Shapes are checked against the declaration."""
         pieces = [self._part(w, i) for i in range(len(w.parts))]
-        formats = {p.format for p in pieces}
-        assert len(formats) == 1, f"{w.name} merges parts of different formats {formats}"
-        data = pieces[0].data if len(pieces) == 1 else np.concatenate([p.data for p in pieces])
-        got = (len(data), pieces[0].shape[-1]) if len(w.shape) > 1 else (sum(p.shape[-1] for p in pieces),)
         if len(w.shape) == 1:
-            values = np.concatenate([p.float32().reshape(-1) for p in pieces])
-            data, formats = values.view(np.uint8).reshape(1, -1), {"f32"}
-        if got != w.shape:
-            stored = ", ".join(self._stored(p) for p in w.parts)
-            raise ModelFileError(f"{self.where}: {stored} has shape {got}; the config asks for {w.shape}")
-        return Raw(formats.pop(), w.shape, data)
+            whole = _vector(np.concatenate([p.float32() for p in pieces]))
+        else:
+            formats = {p.format for p in pieces}
+            assert len(formats) == 1, f"{w.name} merges parts of different formats {formats}"
+            data = pieces[0].data if len(pieces) == 1 else np.concatenate([p.data for p in pieces])
+            whole = Raw(pieces[0].format, (len(data), w.shape[1]), data)
+        if whole.shape != w.shape:
+            raise self._misfit(", ".join(self._stored(p) for p in w.parts), whole.shape, w.shape)
+        return whole
+
+    def _misfit(self, stored: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> ModelFileError:
+        return ModelFileError(f"{self.where}: {stored} has shape {got}; the config asks for {wanted}")
 
     def _stored(self, part: str) -> str:
         return part if self.kind == "random" else stored_name(self.config.family, part, self.kind)
@@ -66,12 +81,16 @@ class Checkpoint:
         part = w.parts[index]
         raw = self.source.read(self._stored(part))
         if len(raw.shape) != len(w.shape):
-            raise ModelFileError(f"{self.where}: {self._stored(part)} has shape {raw.shape}; expected {w.shape}")
+            raise self._misfit(self._stored(part), raw.shape, w.shape)
         if self.kind == "gguf" and part.split(".", 2)[-1] in UNPERMUTE.get(self.config.family, ()):
             raw = self._unpermuted(raw, part)
         if w.rows:
             raw = _rows(raw, *w.rows[index])
-        return raw if w.columns is None else _columns(raw, *w.columns)
+        if w.columns is not None:
+            raw = _columns(raw, *w.columns)
+        if raw.shape[1:] != w.shape[1:]:
+            raise self._misfit(self._stored(part), raw.shape, w.shape)
+        return raw
 
     def _unpermuted(self, raw: Raw, part: str) -> Raw:
         """GGUF's Llama order of a head's rows is (pair, half); ours, as in the original, is (half, pair)."""
@@ -81,15 +100,17 @@ class Checkpoint:
             raise ModelFileError(f"{self.where}: {self._stored(part)} has {rows} rows, not {heads} heads of even size")
         order = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
         if len(raw.shape) == 1:
-            values = raw.float32()[order]
-            return Raw("f32", raw.shape, values.view(np.uint8).reshape(1, -1))
+            return _vector(raw.float32()[order])
         return Raw(raw.format, raw.shape, raw.data[order])
+
+
+def _vector(values: F32) -> Raw:
+    return Raw("f32", values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(1, -1))
 
 
 def _rows(raw: Raw, start: int, stop: int) -> Raw:
     if len(raw.shape) == 1:
-        values = np.ascontiguousarray(raw.float32()[start:stop])
-        return Raw("f32", (stop - start,), values.view(np.uint8).reshape(1, -1))
+        return _vector(raw.float32()[start:stop])
     return Raw(raw.format, (stop - start, raw.shape[1]), raw.data[start:stop])
 
 

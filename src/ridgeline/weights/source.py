@@ -68,7 +68,8 @@ class GGUFSource:
     """The tensors of one GGUF file (split files are refused)."""
 
     def __init__(self, file: GGUFFile) -> None:
-        if file.metadata.get("split.count", 1) not in (0, 1):
+        count = file.metadata.get("split.count", 1)
+        if not isinstance(count, int) or count > 1:
             raise Unsupported(f"{file.path} is one part of a split model; merge the parts into one GGUF file")
         self.file = file
 

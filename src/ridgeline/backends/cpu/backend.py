@@ -6,7 +6,8 @@ Weights are held in panels (losslessly repacked); `held_as` names the stored for
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +21,9 @@ from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout
 from ridgeline.program.ir import Entry, Instr, Program, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
+from ridgeline.weights.source import Raw
 
+_ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _SLACK = 64  # vector loads may run past the last value of the last page
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
@@ -46,20 +49,25 @@ class CPU:
         held = (limits.held, limits.hidden)
         extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
         record = encode(entry, plan, extents, entry.results[0].buffer)
-        weights = [self.pack(w, read) for w in record.weights]
+        weights = self.pack(record.weights, read)
         vectors = [_vector(w, read) for w in record.vectors]
         kv = _native.Memory(kv_bytes(program, pages))
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
 
-    def pack(self, w: Weight, read: ReadWeight) -> _native.PackedWeight:
-        """A weight in panels."""
-        raw = read(w)
-        if raw.format not in self.held_as:
-            raise Unsupported(f"the cpu backend has no weight format {raw.format} ({w.name})")
+    def pack(self, weights: Sequence[Weight], read: ReadWeight) -> list[_native.PackedWeight]:
+        """Weights in panels, one after the other in one memory."""
+        sizes = [_native.packed_bytes(w.format, *w.shape) for w in weights]
+        offsets = list(accumulate((-(-n // _ALIGN) * _ALIGN for n in sizes), initial=0))
+        memory = _native.Memory(max(offsets[-1], _ALIGN))
+        return [self._pack(w, read(w), memory, offset) for w, offset in zip(weights, offsets, strict=False)]
+
+    def _pack(self, w: Weight, raw: Raw, memory: _native.Memory, offset: int) -> _native.PackedWeight:
+        if self.held_as.get(raw.format) != self.held_as.get(w.format):
+            raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend cannot hold as {w.format}")
         data = np.ascontiguousarray(raw.data).reshape(-1)
-        return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1])
+        return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)
 
 
 class CPUStep:

@@ -79,13 +79,17 @@ def concatenate(weights: list[Weight]) -> Weight:
     )
 
 
+def _whole(buffer: Buffer) -> View:
+    return View(buffer, 0, buffer.type.columns)
+
+
 def _merge_add_norm(entry: Entry) -> Entry:
     """add followed at once by the rms_norm of its result becomes add_rms_norm."""
     instrs: list[Instr] = []
     for instr in entry.instrs:
         last = instrs[-1] if instrs else None
         x = instr.operands.get("x")
-        follows = last is not None and last.op == "add" and isinstance(x, View) and x.buffer is last.outputs[0]
+        follows = last is not None and last.op == "add" and isinstance(x, View) and x == _whole(last.outputs[0])
         if last is not None and follows and instr.op == "rms_norm" and not instr.attrs.get("width"):
             operands = {**last.operands, "w": instr.operands["w"]}
             outputs = (*last.outputs, *instr.outputs)

@@ -26,11 +26,32 @@ static const Kernels& kernels_of(const std::string& isa) {
   return *kernels;
 }
 
+// A weight packed into memory that holds others too; nanobind keeps that memory alive.
+struct PackedWeight {
+  Weight weight;
+};
+
+static void make_weight(PackedWeight* self, Pool& pool, const std::string& format, const Bytes& raw, int64_t rows,
+                        int64_t cols, HugeMemory& memory, int64_t offset) {
+  nb::gil_scoped_release release;
+  const int64_t bytes = packed_bytes(format.c_str(), rows, cols);
+  if (offset < 0 || offset % 64 != 0 || offset + bytes > (int64_t)memory.bytes())
+    throw std::invalid_argument("a weight does not fit its memory");
+  new (self) PackedWeight{
+      pack(pool, format.c_str(), raw.data(), raw.size(), rows, cols, memory.data() + offset)};
+}
+
+static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
+  if (row < 0 || row >= w.weight.rows || (int64_t)out.size() != w.weight.cols)
+    throw std::invalid_argument("no such row, or a row of another size");
+  unpack_row(w.weight, row, out.data());
+}
+
 static void make_step(Step* self, Pool& pool, const std::string& isa, const Words& record,
                       const std::vector<const PackedWeight*>& packed, const std::vector<Floats>& vectors,
                       HugeMemory& kv, HugeMemory& arena) {
   std::vector<const Weight*> weights;
-  for (const PackedWeight* w : packed) weights.push_back(&w->weight());
+  for (const PackedWeight* w : packed) weights.push_back(&w->weight);
   std::vector<Vector> flat;
   for (const Floats& v : vectors) flat.push_back({v.data(), (int64_t)v.size()});
   Program program = decode(record.data(), (int64_t)record.size(), weights, flat);
@@ -38,12 +59,6 @@ static void make_step(Step* self, Pool& pool, const std::string& isa, const Word
     throw std::invalid_argument("the program's memory is smaller than the program says");
   new (self) Step(pool, kernels_of(isa), std::move(program), std::move(weights), std::move(flat), kv.data(),
                   arena.data());
-}
-
-static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
-  if (row < 0 || row >= w.weight().rows || (int64_t)out.size() != w.weight().cols)
-    throw std::invalid_argument("no such row, or a row of another size");
-  unpack_row(w.weight(), row, out.data());
 }
 
 static void run_step(Step& step, const Bytes& batch, const std::optional<Times>& times) {
@@ -69,6 +84,9 @@ NB_MODULE(_native, m) {
   m.def("isa", [](const std::string& isa) { return std::string(kernels_of(isa).isa); }, nb::arg("isa") = "",
         "The named ISA level if this machine runs it, or the best one it runs");
 
+  m.def("packed_bytes", [](const std::string& f, int64_t rows, int64_t cols) { return packed_bytes(f.c_str(), rows, cols); },
+        nb::arg("format"), nb::arg("rows"), nb::arg("cols"), "Bytes of a weight of this file format in panels");
+
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
 
   nb::class_<HugeMemory>(m, "Memory")
@@ -78,13 +96,8 @@ NB_MODULE(_native, m) {
       }, nb::sig("def array(self) -> numpy.ndarray"), "The bytes, shared and writable");
 
   nb::class_<PackedWeight>(m, "PackedWeight")
-      .def("__init__",
-           [](PackedWeight* self, Pool& pool, const std::string& format, Bytes raw, int64_t rows, int64_t cols) {
-             nb::gil_scoped_release release;
-             new (self) PackedWeight(pool, format.c_str(), raw.data(), raw.size(), rows, cols);
-           },
-           nb::arg("pool"), nb::arg("format"), nb::arg("raw"), nb::arg("rows"), nb::arg("cols"))
-      .def_prop_ro("nbytes", [](const PackedWeight& w) { return w.weight().bytes(); })
+      .def("__init__", make_weight, nb::arg("pool"), nb::arg("format"), nb::arg("raw"), nb::arg("rows"),
+           nb::arg("cols"), nb::arg("memory"), nb::arg("offset"), nb::keep_alive<1, 7>())
       .def("unpack", unpack, nb::arg("row"), nb::arg("out"), "Write row `row` as float32 into `out` [cols]");
 
   nb::class_<Step>(m, "Step")

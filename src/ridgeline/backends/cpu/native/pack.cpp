@@ -93,11 +93,10 @@ const Source& source(const std::string& name) {
   throw std::invalid_argument("the cpu backend has no weight format " + name);
 }
 
-Weight shape(const Source& s, size_t raw_bytes, int64_t rows, int64_t cols) {
-  if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX || cols % s.block != 0 ||
-      (uint64_t)raw_bytes != (uint64_t)(cols / s.block * s.bytes) * (uint64_t)rows)
-    throw std::invalid_argument(std::string(s.name) + " weight [" + std::to_string(rows) + ", " +
-                                std::to_string(cols) + "] does not fit its " + std::to_string(raw_bytes) + " bytes");
+Weight shape(const Source& s, int64_t rows, int64_t cols) {
+  if (rows < 1 || cols < 1 || rows > INT32_MAX || cols > INT32_MAX || cols % s.block != 0)
+    throw std::invalid_argument(std::string(s.name) + " does not fit [" + std::to_string(rows) + ", " +
+                                std::to_string(cols) + "]");
   return {nullptr, s.format, rows, cols};
 }
 
@@ -117,20 +116,27 @@ bool pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t pa
 
 }  // namespace
 
-PackedWeight::PackedWeight(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows,
-                           int64_t cols)
-    : weight_(shape(source(format), raw_bytes, rows, cols)), memory_((size_t)weight_.bytes()) {
+int64_t packed_bytes(const char* format, int64_t rows, int64_t cols) {
+  return shape(source(format), rows, cols).bytes();
+}
+
+Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows, int64_t cols,
+            uint8_t* out) {
   const Source& s = source(format);
-  uint8_t* out = memory_.data();
+  Weight w = shape(s, rows, cols);
+  if ((uint64_t)raw_bytes != (uint64_t)(cols / s.block * s.bytes) * (uint64_t)rows)
+    throw std::invalid_argument(std::string(s.name) + " weight does not fit its " + std::to_string(raw_bytes) +
+                                " bytes");
   std::atomic<bool> exact{true};
   // The same halves as in a step, so that the thread that will read a panel also touches it first.
   pool.run([&](int thread) {
-    const int64_t panels = weight_.panels(), threads = pool.threads();
+    const int64_t panels = w.panels(), threads = pool.threads();
     for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
-      if (!pack_panel(s, weight_, raw, p, out + p * weight_.panel_bytes())) exact = false;
+      if (!pack_panel(s, w, raw, p, out + p * w.panel_bytes())) exact = false;
   });
   if (!exact) throw std::invalid_argument("a q4_0 scale is too large for a half-precision minimum of -8 * scale");
-  weight_.data = out;
+  w.data = out;
+  return w;
 }
 
 void unpack_row(const Weight& w, int64_t row, float* out) {

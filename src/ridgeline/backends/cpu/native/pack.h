@@ -1,25 +1,20 @@
 // Packing weights from the block layouts of files into panels, and reading single rows back.
 #pragma once
 
-#include "memory.h"
 #include "pool.h"
 #include "weights.h"
 
 namespace ridgeline {
 
-// A weight and the memory it lives in.
-class PackedWeight {
- public:
-  // `raw` is [rows][row bytes] in the file's layout: "f32", "f16", "bf16", "q4_0", "q4_1" or "q8_0". Throws
-  // std::invalid_argument for another format, a size that does not fit, or a value the panel cannot hold.
-  PackedWeight(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows, int64_t cols);
+// Formats are the file's names: "f32", "f16", "bf16", "q4_0", "q4_1" or "q8_0". What does not fit is refused with
+// std::invalid_argument: another format, sizes that disagree, a value the panel cannot hold.
 
-  const Weight& weight() const { return weight_; }
+// Bytes of the panels of a weight.
+int64_t packed_bytes(const char* format, int64_t rows, int64_t cols);
 
- private:
-  Weight weight_;
-  HugeMemory memory_;
-};
+// Packs `raw` ([rows][row bytes] in the file's layout) into `out`, which holds zeros.
+Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows, int64_t cols,
+            uint8_t* out);
 
 // Row `row` of w as floats [cols].
 void unpack_row(const Weight& w, int64_t row, float* out);

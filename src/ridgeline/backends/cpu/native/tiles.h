@@ -36,7 +36,7 @@ RL_INLINE void run_tile(int64_t m, const X& x, const Weight& w, const float* bia
 template <class Tiles, class X>
 RL_INLINE void for_tiles(const X& x, const Weight& w, const float* bias, const View& y, Span panels) {
   const int64_t blocks = (x.rows + TILE_ROWS - 1) / TILE_ROWS;
-  if (x.rows <= 2 && sizeof(X) == sizeof(View))
+  if (x.rows <= 2)
     for (; panels.begin + 2 <= panels.end; panels.begin += 2)
       if (x.rows) run_tile<Tiles, 2, 2>(x.rows, x, w, bias, y, panels.begin, 0);
   for (int64_t p = panels.begin; p < panels.end; p++)

@@ -1,4 +1,4 @@
-"""A rig for spine probes: a tiny Llama on the oracle, driven by hand-made batches."""
+"""Steps of a tiny Llama driven by hand-made batches, for spine probes and invariants."""
 
 from __future__ import annotations
 
