@@ -1,0 +1,183 @@
+"""The app: routes to handlers, and a server process around it.
+
+`create_app` builds the ASGI app over any EngineClient; `serve` loads a model in a child process and listens.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from pathlib import Path
+from types import FrameType
+
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ridgeline.config import CacheConfig, ServerConfig
+from ridgeline.engine.client import EngineClient
+from ridgeline.engine.process import ProcessClient
+from ridgeline.errors import ConfigError, RidgelineError
+from ridgeline.server import openai, tgi
+from ridgeline.server.chat import chat
+from ridgeline.server.completions import completions
+from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
+from ridgeline.server.http import Endpoint
+from ridgeline.server.hub import Hub
+from ridgeline.server.service import Service
+from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
+from ridgeline.weights import hub as model_hub
+from ridgeline.weights.fetch import Progress
+from ridgeline.weights.load import open_checkpoint
+
+GRACE_S = 10  # how long a shutdown lets running answers go on
+
+
+def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
+    """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
+    hub = Hub(client)
+    service = Service(hub, tokenizer, config, model_name)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        hub.start()
+        try:
+            yield
+        finally:
+            hub.stop()
+
+    app = Starlette(
+        routes=[*_posts(service), *_gets(service)],
+        lifespan=lifespan,
+        exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
+    )
+    app.router.redirect_slashes = False
+    return app
+
+
+def _posts(service: Service) -> list[Route]:
+    handlers = {
+        "/v1/chat/completions": chat, "/v1/completions": completions,
+        "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
+    }  # fmt: skip
+    limit = service.config.max_body_bytes
+    return [
+        Route(path, Endpoint(service.hub, partial(handler, service), _shape(path), limit), methods=["POST"])
+        for path, handler in handlers.items()
+    ]
+
+
+def _gets(service: Service) -> list[Route]:
+    async def health(request: Request) -> Response:
+        problem = service.hub.problem
+        return Response() if problem is None else _response(TGIErrors().reply(Unhealthy("unhealthy")))
+
+    async def info(request: Request) -> Response:
+        return _response(tgi.info(service))
+
+    async def models(request: Request) -> Response:
+        return _response(openai.list_models(service))
+
+    async def model(request: Request) -> Response:
+        try:
+            return _response(openai.get_model(service, request.path_params["id"]))
+        except RidgelineError as error:
+            return _response(OpenAIErrors().reply(error))
+
+    paths = {
+        "/": health, "/health": health, "/ping": health, "/info": info,
+        "/v1/models": models, "/v1/models/{id:path}": model,
+    }  # fmt: skip
+    return [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
+
+
+def _shape(path: str) -> ErrorShape:
+    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors()
+
+
+def _response(reply: Reply) -> Response:
+    body = msgspec.json.encode(reply.body)
+    return Response(body, reply.status, dict(reply.headers), media_type="application/json")
+
+
+async def _no_route(request: Request, fault: Exception) -> Response:
+    assert isinstance(fault, HTTPException)
+    what = f"{request.method} {request.url.path[:200]}"
+    message = f"there is no route {what}" if fault.status_code == 404 else f"{what}: {fault.detail}"
+    reply = _shape(request.url.path).reply(NoRoute(message, fault.status_code))
+    response = _response(reply)
+    response.headers.update(fault.headers or {})
+    return response
+
+
+async def _unforeseen(request: Request, fault: Exception) -> Response:
+    return _response(_shape(request.url.path).reply(NoRoute("the server failed on this request", 500)))
+
+
+def serve(config: ServerConfig, progress: Progress | None = None) -> None:
+    """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
+    listener = _listen(config)
+    try:
+        name, tokenizer = _open_tokenizer(config, progress)
+        client = ProcessClient(config.engine)
+        try:
+            app = create_app(client, tokenizer, config, name)
+            server = uvicorn.Server(
+                uvicorn.Config(
+                    app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S
+                )
+            )
+            with _stopping(server):
+                print(f"ridgeline serves {name} at {_url(listener)}", flush=True)
+                server.run(sockets=[listener])
+        finally:
+            client.close()
+    finally:
+        listener.close()
+
+
+def _listen(config: ServerConfig) -> socket.socket:
+    """Bound before the model is loaded, so that a taken port is known at once; 0 takes a free one."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    try:
+        return socket.create_server((config.host, config.port), family=family)
+    except (OSError, OverflowError) as error:
+        where = f"{config.host}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {error}; choose another --port or --host") from None
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
+    """The model's public name (never a path of this machine) and its tokenizer."""
+    found = model_hub.resolve(config.engine.model, cache=CacheConfig.from_env().path, progress=progress)
+    tokenizer = from_dir(found.path) if found.kind == "dir" else from_gguf(open_checkpoint(found.path).metadata)
+    local = Path(found.alias).expanduser().exists()
+    name = found.path.name.removesuffix(".gguf") if local else found.alias
+    return name, tokenizer
+
+
+@contextlib.contextmanager
+def _stopping(server: uvicorn.Server) -> Iterator[None]:
+    """Signals stop `server` and nothing else: uvicorn raises the one that stopped it once more when it is done, which
+    must not kill us before the engine is closed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        server.should_exit = True
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,168 @@
+"""POST /v1/completions: one or many prompts (text or token ids) to jobs, and their deltas to OpenAI's objects.
+
+Choices are numbered prompt by prompt: prompt p's choice c has index p * n + c. `echo` puts the prompt, and with
+`logprobs` its tokens, in front; `max_tokens` 0 with `echo` generates one token and drops it.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
+from ridgeline.engine.records import LENGTH, Token
+from ridgeline.errors import InvalidRequest
+from ridgeline.server import sse
+from ridgeline.server.errors import Reply
+from ridgeline.server.http import Call, Events
+from ridgeline.server.hub import Event, Job
+from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
+from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, usage
+from ridgeline.server.schema import CompletionRequest, decode_openai
+from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas, spoken
+
+DEFAULT_MAX_TOKENS = 16
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A submitted completion request. `dropped`: the generated token is not part of the answer."""
+
+    head: Head
+    request: CompletionRequest
+    params: SamplingParams
+    prompts: list[Prompt]
+    dropped: bool
+    headers: dict[str, str]
+
+    @property
+    def prompt_tokens(self) -> int:
+        return sum(len(p.ids) for p in self.prompts)
+
+
+async def completions(service: Service, call: Call) -> Reply | Events:
+    """Continue every prompt, whole or as one interleaved stream."""
+    plan = await service.hub.run(partial(_submit, service, call))
+    if plan.request.stream:
+        return Events(_lines(service, plan, call), plan.headers)
+    done = await collect(call.stream, [plan.params.n] * len(plan.prompts))
+    choices = [_choice(service, plan, p, c, done[p]) for p in range(len(done)) for c in range(plan.params.n)]
+    generated = 0 if plan.dropped else sum(len(c.tokens) for group in done for c in group)
+    body = plan.head.wrap("text_completion", choices, usage=usage(plan.prompt_tokens, generated))
+    return Reply(body, headers=plan.headers)
+
+
+def _submit(service: Service, call: Call) -> _Plan:
+    request, headers = decode_openai(call.body, CompletionRequest)
+    service.check_model(request.model)
+    params, dropped = _params(request, service)
+    given = _split(request.prompt)
+    if len(given) * params.n > MAX_PROMPTS:
+        raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {MAX_PROMPTS}", "prompt")
+    prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
+    call.stream.submit([Job(p.ids, params) for p in prompts])
+    return _Plan(Head.new("cmpl", service), request, params, prompts, dropped, headers)
+
+
+def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
+    wanted = DEFAULT_MAX_TOKENS if r.max_tokens is None else r.max_tokens
+    check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
+    if r.best_of is not None and r.best_of != (r.n or 1):
+        raise InvalidRequest("best_of other than n is not built yet on this route; use TGI's /generate", "best_of")
+    if r.logprobs is not None and not 0 <= r.logprobs <= MAX_TOP_LOGPROBS:
+        raise InvalidRequest(f"logprobs must be 0 to {MAX_TOP_LOGPROBS}, is {r.logprobs}", "logprobs")
+    scored = bool(r.echo) and r.logprobs is not None
+    if scored and r.stream and (r.n or 1) > 1:
+        raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
+    more = {"max_tokens": max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
+    return sampling(r, service, **more), wanted == 0
+
+
+def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
+    """One entry per prompt of the four shapes."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest("prompt is an empty list; give at least one prompt", "prompt")
+    if all(isinstance(p, int) for p in prompt):
+        return [[p for p in prompt if isinstance(p, int)]]
+    if any(isinstance(p, int) for p in prompt) or len({type(p) for p in prompt}) > 1:
+        raise InvalidRequest("prompt mixes shapes; give strings, or token ids, or lists of token ids", "prompt")
+    return [p for p in prompt if not isinstance(p, int)]
+
+
+def _choice(service: Service, plan: _Plan, p: int, c: int, done: list[Choice]) -> dict[str, Any]:
+    """Choice c of prompt p. Prompt logprobs come with the first choice only, and belong to all."""
+    choice, echo = done[c], plan.request.echo
+    lists = LogprobLists(service.tokenizer, plan.params)
+    text = ""
+    if echo:
+        text += plan.prompts[p].text
+        lists.add_prompt(plan.prompts[p], done[0].prompt or ())
+    if not plan.dropped:
+        text += choice.text
+        lists.add(spoken(choice.tokens, choice.finish, plan.params.stop_token_ids), len(text))
+    scored = plan.request.logprobs is not None
+    finish = LENGTH if plan.dropped else choice.finish
+    return _piece(p * plan.params.n + c, text, lists.take() if scored else None, FINISH[finish])
+
+
+def _piece(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": finish}
+
+
+class _Streamed:
+    """One choice of a stream: how much of it was sent."""
+
+    def __init__(self, service: Service, plan: _Plan, event: Event) -> None:
+        self._plan, self._prompt = plan, plan.prompts[event.job]
+        self._lists = LogprobLists(service.tokenizer, plan.params)
+        self._length = 0
+        self._index = event.job * plan.params.n + event.delta.choice
+        self._begun = False
+
+    def pieces(self, event: Event) -> list[dict[str, Any]]:
+        """The chunks of an event: content where there is any, then an empty one with the finish reason."""
+        plan, delta = self._plan, event.delta
+        text, tokens = "", list[Token]()
+        if plan.request.echo and not self._begun:
+            text = self._prompt.text
+            self._lists.add_prompt(self._prompt, delta.prompt or ())
+        self._begun = True
+        if not plan.dropped:
+            text += delta.text
+            tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids)
+        self._length += len(text)
+        scored = plan.request.logprobs is not None
+        # Before the end, text that may begin a stop string is held back: offsets are ahead of it.
+        self._lists.add(tokens, sys.maxsize if delta.finish is None else self._length)
+        logprobs = self._lists.take() if scored else None
+        found = []
+        if text or (logprobs is not None and logprobs["tokens"]):
+            found.append(_piece(self._index, text, logprobs, None))
+        if delta.finish is not None:
+            finish = LENGTH if plan.dropped else delta.finish
+            found.append(_piece(self._index, "", None, FINISH[finish]))
+        return found
+
+
+async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[bytes, None]:
+    pending = {"usage": None} if plan.request.include_usage else {}
+    choices: dict[tuple[int, int], _Streamed] = {}
+    generated = 0
+    async for event in deltas(call.stream):
+        if event is None:
+            yield sse.KEEP_ALIVE
+            continue
+        generated += 0 if plan.dropped else len(event.delta.tokens)
+        key = event.job, event.delta.choice
+        if key not in choices:
+            choices[key] = _Streamed(service, plan, event)
+        for piece in choices[key].pieces(event):
+            yield sse.data(plan.head.wrap("text_completion", [piece], **pending))
+    if plan.request.include_usage:
+        yield sse.data(plan.head.wrap("text_completion", [], usage=usage(plan.prompt_tokens, generated)))
+    yield sse.DONE

@@ -1,0 +1,103 @@
+"""Errors on the wire: each API's body and status for a typed error, whole or inside a stream.
+
+Also the errors only a server has. Must not know requests or engines; every message is meant for the user.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from ridgeline.errors import ModelNotFound, Overloaded, RidgelineError, TemplateError
+from ridgeline.server import sse
+
+
+class BodyTooLarge(RidgelineError):
+    """The request body is over the server's limit."""
+
+    status = 413
+    kind = "payload_too_large"
+
+
+class Unhealthy(RidgelineError):
+    """The engine cannot serve: it died for good or is shut down."""
+
+    status = 503
+    kind = "healthcheck"
+
+
+class Incomplete(RidgelineError):
+    """An unforeseen fault on our side; the log has the details."""
+
+    status = 500
+    kind = "incomplete_generation"
+
+
+class NoRoute(RidgelineError):
+    """A path or method nobody serves."""
+
+    status = 404
+    kind = "not_found"
+
+    def __init__(self, message: str, status: int = 404) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A whole answer; `body` becomes JSON, None an empty body."""
+
+    body: Any
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+class ErrorShape(Protocol):
+    """How one API spells errors."""
+
+    def reply(self, error: RidgelineError) -> Reply: ...
+
+    def in_stream(self, error: RidgelineError) -> bytes:
+        """The last lines of a stream that fails after its status went out."""
+
+
+class OpenAIErrors:
+    """{"error": {message, type, param, code}}; validation is 400, a template that fails 422."""
+
+    def reply(self, error: RidgelineError) -> Reply:
+        status = 400 if error.status == 422 and not isinstance(error, TemplateError) else error.status
+        return Reply(self._body(error), status, _headers(error))
+
+    def in_stream(self, error: RidgelineError) -> bytes:
+        return sse.data(self._body(error)) + sse.DONE
+
+    def _body(self, error: RidgelineError) -> dict[str, Any]:
+        kinds = {429: "rate_limit_error", 424: "server_error", 500: "server_error", 503: "server_error"}
+        kind = error.kind if isinstance(error, TemplateError) else kinds.get(error.status, "invalid_request_error")
+        code = None if error.kind == "validation" else error.kind
+        param = "model" if isinstance(error, ModelNotFound) else getattr(error, "param", None)
+        return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
+
+
+class TGIErrors:
+    """{"error", "error_type"}; validation is 422."""
+
+    def reply(self, error: RidgelineError) -> Reply:
+        return Reply(self._body(error), error.status, _headers(error))
+
+    def in_stream(self, error: RidgelineError) -> bytes:
+        return sse.data(self._body(error))
+
+    def _body(self, error: RidgelineError) -> dict[str, Any]:
+        return {"error": str(error), "error_type": error.kind}
+
+
+def _headers(error: RidgelineError) -> dict[str, str]:
+    if isinstance(error, Overloaded):
+        return {"retry-after": str(math.ceil(error.retry_after))}
+    if isinstance(error, Unhealthy):
+        return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx otherwise
+    return {}

@@ -1,0 +1,155 @@
+"""Endpoint: one POST route as an ASGI app. Bounded body, handler, one answer or one stream, errors in the API's shape.
+
+The moment the client goes away the handler is cancelled, and with it everything it submitted. Must not know what a
+request means.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+import uuid
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+from starlette.types import Message, Receive, Scope, Send
+
+from ridgeline.errors import RidgelineError
+from ridgeline.server import sse
+from ridgeline.server.errors import BodyTooLarge, ErrorShape, Incomplete, Reply
+from ridgeline.server.hub import Hub, Stream
+
+DRAIN_BYTES = 64 << 20  # read and dropped of a body over the limit, so that the refusal is not lost in a reset
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Call:
+    """A request as handlers see it: its whole body, its stream of deltas, and when it began (perf_counter)."""
+
+    body: bytes
+    stream: Stream
+    begin: float
+
+
+@dataclass(frozen=True)
+class Events:
+    """A streamed answer: `lines` are complete server-sent events."""
+
+    lines: AsyncGenerator[bytes, None]
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+
+Handler = Callable[[Call], Awaitable["Reply | Events"]]
+
+
+class ClientGone(Exception):
+    """The client closed the connection: nobody is left to answer."""
+
+
+class Endpoint:
+    """An ASGI app. Every request ends in exactly one answer, or in silence if its client left."""
+
+    def __init__(self, hub: Hub, handler: Handler, errors: ErrorShape, max_body_bytes: int) -> None:
+        self._hub, self._handler, self._errors, self._limit = hub, handler, errors, max_body_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begin = time.perf_counter()
+        identity = {"x-request-id": uuid.uuid4().hex}
+        try:
+            body = await read_body(scope, receive, self._limit)
+            await while_connected(receive, self._answer(body, begin, send, identity))
+        except ClientGone:
+            return
+        except RidgelineError as error:
+            await send_reply(send, self._errors.reply(error), identity)
+        except Exception:
+            log.exception("%s %s failed", scope["method"], scope["path"])
+            await send_reply(send, self._errors.reply(_unforeseen()), identity)
+
+    async def _answer(self, body: bytes, begin: float, send: Send, headers: Mapping[str, str]) -> None:
+        async with self._hub.stream() as stream:
+            answer = await self._handler(Call(body, stream, begin))
+            if isinstance(answer, Reply):
+                await send_reply(send, answer, headers)
+            else:
+                await self._send_events(send, answer, headers)
+
+    async def _send_events(self, send: Send, answer: Events, headers: Mapping[str, str]) -> None:
+        await send(_start(200, {**sse.HEADERS, **answer.headers, **headers}))
+        async with contextlib.aclosing(answer.lines) as lines:
+            try:
+                async for line in lines:
+                    await send({"type": "http.response.body", "body": line, "more_body": True})
+            except RidgelineError as error:
+                await send({"type": "http.response.body", "body": self._errors.in_stream(error), "more_body": True})
+            except Exception:
+                log.exception("a stream failed")
+                last = self._errors.in_stream(_unforeseen())
+                await send({"type": "http.response.body", "body": last, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+def _unforeseen() -> Incomplete:
+    return Incomplete("the server failed on this request; its log has the details")
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """The request's body. BodyTooLarge names both sizes; ClientGone if the client leaves meanwhile."""
+    declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"0")
+    size = int(declared) if declared.isdigit() else 0
+    if size > DRAIN_BYTES:
+        raise BodyTooLarge(f"the body has {size} bytes; the limit is {limit}")
+    pieces, size = [], 0
+    more = True
+    while more and size <= DRAIN_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        piece = message.get("body", b"")
+        size += len(piece)
+        if size <= limit:
+            pieces.append(piece)
+        more = message.get("more_body", False)
+    if size > limit:
+        raise BodyTooLarge(f"the body has {'at least ' if more else ''}{size} bytes; the limit is {limit}")
+    return b"".join(pieces)
+
+
+async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
+    """Run `work`, cancelled at once with ClientGone if the client disconnects first."""
+    working, watching = asyncio.ensure_future(work), asyncio.ensure_future(_disconnect(receive))
+    try:
+        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientGone
+        working.result()
+    finally:
+        working.cancel()
+        watching.cancel()
+        await asyncio.gather(working, watching, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def send_reply(send: Send, reply: Reply, headers: Mapping[str, str] | None = None) -> None:
+    """Send a whole answer."""
+    body = b"" if reply.body is None else msgspec.json.encode(reply.body)
+    sized = {"content-length": str(len(body)), **reply.headers, **(headers or {})}
+    if body:
+        sized["content-type"] = "application/json"
+    await send(_start(reply.status, sized))
+    await send({"type": "http.response.body", "body": body})
+
+
+def _start(status: int, headers: Mapping[str, str]) -> Message:
+    pairs = [(k.encode(), v.encode("latin-1", "replace")) for k, v in headers.items()]
+    return {"type": "http.response.start", "status": status, "headers": pairs}

@@ -1,0 +1,210 @@
+"""Hub: the bridge between asyncio and the engine client.
+
+Owns the pump thread, the threads that parse and submit, and the streams of deltas to HTTP requests. Deltas cross to
+the event loop once per pump, not once per token. A Stream belongs to one HTTP request; leaving it cancels whatever
+has not ended. Must not know any API's format.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from typing import TypeVar
+
+from ridgeline.engine.client import EngineClient
+from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import CANCELLED, FAILED, Delta
+from ridgeline.errors import EngineFailed
+from ridgeline.server.errors import Unhealthy
+
+PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
+KEEP_ALIVE_S = 15.0
+THREADS = 4
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Job:
+    """A prompt to continue. An HTTP request may hold several; its events name them by position."""
+
+    prompt: Sequence[int]
+    params: SamplingParams
+
+
+@dataclass(frozen=True)
+class Event:
+    """A delta of the request's job number `job`."""
+
+    job: int
+    delta: Delta
+
+
+class Hub:
+    """Pumps `client` from `start` to `stop`. One per app; all but `_pump` and submitting runs in the event loop."""
+
+    def __init__(self, client: EngineClient) -> None:
+        self.client = client
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ridgeline-parse")
+        self._thread = threading.Thread(target=self._pump, name="ridgeline-pump", daemon=True)
+        self._stopping = threading.Event()
+        self._pumped: list[tuple[Stream, Event]] = []
+        self._streams: set[Stream] = set()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._problem: str | None = None
+
+    def start(self) -> None:
+        """Begin pumping into the running event loop."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the threads. Waits for a pump that is under way, which may be reloading an engine."""
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        self._threads.shutdown()
+
+    @property
+    def problem(self) -> str | None:
+        """Why requests cannot be served now, or None."""
+        return self._problem or self.client.unhealthy()
+
+    def stream(self) -> Stream:
+        """A stream for one HTTP request, to be used in `async with`."""
+        return Stream(self)
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams."""
+        assert self._loop is not None
+        return await self._loop.run_in_executor(self._threads, work)
+
+    def submit(self, stream: Stream, number: int, job: Job) -> int:
+        """Thread-safe. The client's id of the request; typed errors where it refuses."""
+        if self.problem is not None:
+            raise Unhealthy(self.problem)
+        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number))
+
+    def cancel(self, ids: Sequence[int]) -> None:
+        """Cancel from the event loop, which must never wait for the client's socket."""
+        for id in ids:
+            self._threads.submit(self.client.cancel, id)
+
+    def add(self, stream: Stream) -> None:
+        self._streams.add(stream)
+
+    def discard(self, stream: Stream) -> None:
+        self._streams.discard(stream)
+
+    def _collect(self, stream: Stream, number: int, delta: Delta) -> None:
+        self._pumped.append((stream, Event(number, delta)))
+
+    def _pump(self) -> None:
+        try:
+            while not self._stopping.is_set():
+                self.client.pump(PUMP_S)
+                if self._pumped:
+                    batch, self._pumped = self._pumped, []
+                    self._post(partial(self._spread, batch))
+        except Exception as fault:
+            log.exception("the pump thread failed")
+            self._problem = f"the server lost its engine: {type(fault).__name__}"
+            self._post(self._fail_all)
+
+    def _post(self, call: Callable[[], None]) -> None:
+        assert self._loop is not None
+        try:
+            self._loop.call_soon_threadsafe(call)
+        except RuntimeError:  # the loop is closed: a forced shutdown left nobody to tell
+            self._stopping.set()
+
+    def _spread(self, batch: list[tuple[Stream, Event]]) -> None:
+        for stream, event in batch:
+            stream.push(event)
+
+    def _fail_all(self) -> None:
+        for stream in list(self._streams):
+            stream.fail(EngineFailed(self._problem or "the engine failed"))
+
+
+class Stream:
+    """The deltas of one HTTP request's jobs, in order. `submit` may run in a thread; the rest is the event loop's."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._hub = hub
+        self._ids: list[int] = []
+        self._left = 0  # choices that have not ended
+        self._closed = False
+        self._lock = threading.Lock()  # _ids and _closed: a submit in a thread may cross the end of the request
+        self._events: list[Event] = []
+        self._failure: EngineFailed | None = None
+        self._wake = asyncio.Event()
+
+    async def __aenter__(self) -> Stream:
+        self._hub.add(self)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        with self._lock:
+            self._closed = True
+            ids = list(self._ids)
+        self._hub.discard(self)
+        if self._left > 0:
+            self._hub.cancel(ids)
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
+        self._left = sum(job.params.n for job in jobs)
+        for number, job in enumerate(jobs):
+            if self._closed:
+                return
+            id = self._hub.submit(self, number, job)
+            with self._lock:
+                self._ids.append(id)
+                closed = self._closed
+            if closed:
+                self._hub.client.cancel(id)
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
+
+        Raises EngineFailed, after what came before, where a choice ended without a proper end.
+        """
+        while self._left > 0 or self._events:
+            batch = await self._next()
+            bad = next((i for i, e in enumerate(batch) if e.delta.finish in (CANCELLED, FAILED)), None)
+            if bad is None:
+                yield batch
+                continue
+            yield batch[:bad]
+            why = "was shut down" if batch[bad].delta.finish == CANCELLED else "failed"
+            raise EngineFailed(f"the engine {why} before the answer was complete")
+
+    async def _next(self) -> list[Event]:
+        if not self._events and self._failure is None:
+            self._wake.clear()
+            try:
+                await asyncio.wait_for(self._wake.wait(), KEEP_ALIVE_S)
+            except asyncio.TimeoutError:
+                return []
+        if not self._events and self._failure is not None:
+            raise self._failure
+        events, self._events = self._events, []
+        return events
+
+    def push(self, event: Event) -> None:
+        """A delta arrived."""
+        self._events.append(event)
+        self._left -= event.delta.finish is not None
+        self._wake.set()
+
+    def fail(self, failure: EngineFailed) -> None:
+        """No more deltas will come."""
+        self._failure = failure
+        self._wake.set()

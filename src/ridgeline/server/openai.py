@@ -1,0 +1,118 @@
+"""What OpenAI's routes share: sampling fields, ids, usage, finish reasons, and the list of models."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass
+from typing import Any
+
+from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import EOS, LENGTH, STOP
+from ridgeline.errors import InvalidRequest
+from ridgeline.server.errors import Reply
+from ridgeline.server.schema import OpenAIRequest
+from ridgeline.server.service import Service
+
+FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
+MIN_LOGPROB = -9999.0  # what OpenAI reports for "never"; JSON has no infinity
+
+
+@dataclass(frozen=True)
+class Head:
+    """The fields every object of one answer repeats."""
+
+    id: str
+    created: int
+    model: str
+    fingerprint: str
+
+    @classmethod
+    def new(cls, prefix: str, service: Service) -> Head:
+        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), service.model, service.info.program)
+
+    def wrap(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
+        """An object of `kind` with these choices."""
+        return {
+            "id": self.id, "object": kind, "created": self.created, "model": self.model,
+            "system_fingerprint": self.fingerprint, "choices": choices, **more,
+        }  # fmt: skip
+
+
+def usage(prompt: int, completion: int) -> dict[str, Any]:
+    """Token counts; the details this engine has no source of are zero."""
+    return {
+        "prompt_tokens": prompt,
+        "completion_tokens": completion,
+        "total_tokens": prompt + completion,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {
+            "reasoning_tokens": 0,
+            "accepted_prediction_tokens": 0,
+            "rejected_prediction_tokens": 0,
+        },
+    }
+
+
+def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
+    """SamplingParams of a request; `more` are those only one route has. Ranges are checked at submission."""
+    stop = (r.stop,) if isinstance(r.stop, str) else tuple(r.stop or ())
+    n = 1 if r.n is None else r.n
+    service.check_limits(n, len(stop), "n")
+    given: dict[str, Any] = {
+        "temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k, "min_p": r.min_p,
+        "frequency_penalty": r.frequency_penalty, "presence_penalty": r.presence_penalty,
+        "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
+        "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
+    }  # fmt: skip
+    return SamplingParams(
+        n=n,
+        stop=stop,
+        stop_token_ids=tuple(r.stop_token_ids or ()),
+        logit_bias=_logit_bias(r.logit_bias or {}),
+        seed=_seed(r.seed),
+        **{name: value for name, value in given.items() if value is not None},
+        **more,
+    )
+
+
+def _logit_bias(given: dict[str, float]) -> dict[int, float]:
+    bias = {}
+    for token, value in given.items():
+        if not (token.isascii() and token.isdigit() and len(token) < 10):
+            raise InvalidRequest(
+                f"logit_bias maps token ids to numbers; {token[:40]!r} is not a token id", "logit_bias"
+            )
+        if not -100 <= value <= 100:
+            raise InvalidRequest(f"logit_bias of token {token} must be -100 to 100, is {value}", "logit_bias")
+        bias[int(token)] = value
+    return bias
+
+
+def _seed(seed: int | None) -> int | None:
+    """OpenAI's seeds are signed 64-bit, ours unsigned: the same bits."""
+    return seed + (1 << 64) if seed is not None and -(1 << 63) <= seed < 0 else seed
+
+
+def check_max_tokens(name: str, value: int | None, least: int = 1) -> None:
+    """InvalidRequest by the name the client used."""
+    if value is not None and value < least:
+        raise InvalidRequest(f"{name} must be at least {least}, is {value}", name)
+
+
+def model_record(service: Service, name: str) -> dict[str, Any]:
+    """One entry of /v1/models; an alias has the real id as `root`."""
+    return {
+        "id": name, "object": "model", "created": service.created, "owned_by": "ridgeline",
+        "root": service.model, "parent": None, "max_model_len": service.info.context,
+    }  # fmt: skip
+
+
+def list_models(service: Service) -> Reply:
+    names = (service.model, *service.config.aliases)
+    return Reply({"object": "list", "data": [model_record(service, name) for name in names]})
+
+
+def get_model(service: Service, name: str) -> Reply:
+    service.check_model(name)
+    return Reply(model_record(service, name))

@@ -1,0 +1,99 @@
+"""Service: what every handler needs of the served model. Built once per app; immutable. Must not know any route."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from functools import cached_property
+
+from ridgeline.config import ServerConfig
+from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token
+from ridgeline.errors import InvalidRequest, ModelNotFound
+from ridgeline.server.hub import Event, Hub, Stream
+from ridgeline.text.template import ChatTemplate, require_template
+from ridgeline.text.tokenizer import Tokenizer
+
+MAX_PROMPTS = 128  # prompts in one completion request
+
+
+@dataclass(frozen=True)
+class Service:
+    """The model behind the routes. `model` is the id clients see; `created` seconds since the epoch."""
+
+    hub: Hub
+    tokenizer: Tokenizer
+    config: ServerConfig
+    model: str
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @property
+    def info(self) -> EngineInfo:
+        return self.hub.client.info
+
+    @cached_property
+    def template(self) -> ChatTemplate:
+        """The chat template, compiled. TemplateError where there is none."""
+        return require_template(self.tokenizer)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call this model. "tgi" and "dummy" are what Hugging Face's clients send for "this one"."""
+        return (self.model, *self.config.aliases, "tgi", "dummy")
+
+    def check_model(self, name: str | None) -> None:
+        """ModelNotFound unless `name` is this model (None is)."""
+        if name is not None and name not in self.names:
+            raise ModelNotFound(f"the model {name[:200]!r} is not served here; ask for {self.model!r}")
+
+    def check_limits(self, n: int, stops: int, n_name: str) -> None:
+        """InvalidRequest naming the server's limit."""
+        if not 1 <= n <= self.config.max_n:
+            raise InvalidRequest(f"{n_name} must be at least 1 and at most {self.config.max_n}, is {n}", n_name)
+        if stops > self.config.max_stop_sequences:
+            limit = self.config.max_stop_sequences
+            raise InvalidRequest(f"stop has {stops} sequences; at most {limit} are allowed", "stop")
+
+
+@dataclass
+class Choice:
+    """A finished choice, put together from its deltas. `tokens` includes the one that ended it."""
+
+    text: str = ""
+    tokens: list[Token] = field(default_factory=list)
+    finish: str = ""
+    prompt: tuple[Token, ...] | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.tokens.extend(delta.tokens)
+        self.finish = delta.finish or self.finish
+        self.prompt = delta.prompt if delta.prompt is not None else self.prompt
+
+    @property
+    def mean_logprob(self) -> float:
+        return sum(t.logprob for t in self.tokens) / max(len(self.tokens), 1)
+
+
+async def collect(stream: Stream, shape: list[int]) -> list[list[Choice]]:
+    """All choices of all jobs, when they have ended; `shape[j]` choices of job j."""
+    done = [[Choice() for _ in range(n)] for n in shape]
+    async for batch in stream.batches():
+        for event in batch:
+            done[event.job][event.delta.choice].add(event.delta)
+    return done
+
+
+async def deltas(stream: Stream) -> AsyncIterator[Event | None]:
+    """Events one by one; None where nothing came for so long that the connection needs a sign of life."""
+    async for batch in stream.batches():
+        if not batch:
+            yield None
+        for event in batch:
+            yield event
+
+
+def spoken(tokens: tuple[Token, ...] | list[Token], finish: str | None, stop_ids: tuple[int, ...]) -> list[Token]:
+    """The tokens that belong to the text: without the one that only ended it."""
+    silent = finish == EOS or (finish == STOP and bool(tokens) and tokens[-1].id in stop_ids)
+    return list(tokens[:-1] if silent else tokens)

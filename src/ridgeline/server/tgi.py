@@ -1,0 +1,282 @@
+"""TGI's routes: POST / (legacy), /generate, /generate_stream, and GET /info.
+
+Kept from TGI: sampling is on with `do_sample`, with any of temperature, top_k, top_p, or without `parameters`; the
+stop sequence stays in the text. Token texts join to the generated text (special tokens aside), so clients may
+concatenate them.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from ridgeline import __version__
+from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import Delta, Token
+from ridgeline.errors import InvalidRequest
+from ridgeline.server import sse
+from ridgeline.server.errors import Reply
+from ridgeline.server.http import Call, Events
+from ridgeline.server.hub import THREADS, Job
+from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
+from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas
+from ridgeline.text.detokenize import Detokenizer
+from ridgeline.text.tokenizer import Tokenizer
+
+_U64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A submitted request: one job per candidate of best_of, each with its own seed (None when greedy)."""
+
+    inputs: str
+    parameters: Parameters
+    prompt: list[int]
+    seeds: list[int | None]
+    stream: bool
+    submitted: float  # perf_counter
+    headers: dict[str, str]
+
+    @property
+    def prefix(self) -> str:
+        return self.inputs if self.parameters.return_full_text else ""
+
+
+async def legacy(service: Service, call: Call) -> Reply | Events:
+    """POST /: the body says whether to stream; a whole answer is a list of one."""
+    plan = await service.hub.run(partial(_submit, service, call, None))
+    if plan.stream:
+        return _events(service, plan, call)
+    reply = await _whole(service, plan, call)
+    return Reply([reply.body], headers=reply.headers)
+
+
+async def generate(service: Service, call: Call) -> Reply:
+    """POST /generate."""
+    return await _whole(service, await service.hub.run(partial(_submit, service, call, False)), call)
+
+
+async def generate_stream(service: Service, call: Call) -> Events:
+    """POST /generate_stream."""
+    return _events(service, await service.hub.run(partial(_submit, service, call, True)), call)
+
+
+def info(service: Service) -> Reply:
+    """GET /info."""
+    engine, config = service.info, service.config
+    return Reply({
+        "model_id": service.model, "model_sha": None, "model_pipeline_tag": "text-generation",
+        "model_dtype": engine.format, "model_device_type": "cpu",
+        "max_concurrent_requests": engine.max_requests + engine.queue, "max_best_of": config.max_n,
+        "max_stop_sequences": config.max_stop_sequences, "max_top_n_tokens": config.max_top_n_tokens,
+        "max_input_tokens": engine.context - 1, "max_total_tokens": engine.context,
+        "max_batch_size": engine.max_requests, "validation_workers": THREADS, "max_client_batch_size": MAX_PROMPTS,
+        "router": "ridgeline", "version": __version__, "sha": None, "docker_label": None,
+    })  # fmt: skip
+
+
+def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
+    request, headers = decode_tgi(call.body)
+    streamed = bool(request.stream) if stream is None else stream
+    p = request.parameters or Parameters()
+    _check(p, service, streamed)
+    prompt = _prompt(request, p, service)
+    seeds = _seeds(p, _samples(request))
+    jobs = [Job(prompt, _params(p, service, len(prompt), seed)) for seed in seeds]
+    call.stream.submit(jobs)
+    return _Plan(request.inputs, p, prompt, seeds, streamed, time.perf_counter(), headers)
+
+
+def _samples(request: GenerateRequest) -> bool:
+    p = request.parameters
+    warped = p is not None and (p.temperature not in (None, 1.0) or p.top_k is not None or p.top_p is not None)
+    return p is None or bool(p.do_sample) or warped
+
+
+def _check(p: Parameters, service: Service, stream: bool) -> None:
+    """InvalidRequest by TGI's names and rules."""
+    for name, low, high in (("top_p", 0.0, 1.0), ("temperature", 0.0, None), ("repetition_penalty", 0.0, None)):
+        value = getattr(p, name)
+        if value is not None and (value <= low or (high is not None and value >= high)):
+            rule = "above 0" if high is None else "above 0 and below 1"
+            raise InvalidRequest(f"{name} must be {rule}, is {value}", name)
+    for name in ("top_k", "max_new_tokens", "truncate"):
+        value = getattr(p, name)
+        if value is not None and value < 1:
+            raise InvalidRequest(f"{name} must be at least 1, is {value}", name)
+    if p.seed is not None and not 0 <= p.seed <= _U64:
+        raise InvalidRequest(f"seed must be 0 to {_U64}, is {p.seed}", "seed")
+    if p.truncate is not None and p.truncate >= service.info.context:
+        raise InvalidRequest(f"truncate must be at most {service.info.context - 1}, is {p.truncate}", "truncate")
+    top, most = p.top_n_tokens or 0, service.config.max_top_n_tokens
+    if not 0 <= top <= most:
+        raise InvalidRequest(f"top_n_tokens must be 0 to {most}, is {top}", "top_n_tokens")
+    service.check_limits(1 if p.best_of is None else p.best_of, len(p.stop or ()), "best_of")
+    if stream and p.decoder_input_details:
+        raise InvalidRequest("decoder_input_details is not available in streams", "decoder_input_details")
+    if stream and (p.best_of or 1) > 1:
+        raise InvalidRequest("best_of above 1 is not available in streams", "best_of")
+
+
+def _prompt(request: GenerateRequest, p: Parameters, service: Service) -> list[int]:
+    if not request.inputs:
+        raise InvalidRequest("inputs must not be empty", "inputs")
+    prompt = service.tokenizer.encode(request.inputs, add_special=True)
+    prompt = prompt[-p.truncate :] if p.truncate is not None else prompt
+    context, new = service.info.context, p.max_new_tokens or 1
+    if len(prompt) >= context:
+        raise InvalidRequest(f"inputs has {len(prompt)} tokens; at most {context - 1} are allowed", "inputs")
+    if len(prompt) + new > context:
+        raise InvalidRequest(
+            f"inputs has {len(prompt)} tokens and max_new_tokens is {new}: together {len(prompt) + new}, "
+            f"over the limit of {context}",
+            "max_new_tokens",
+        )
+    return prompt
+
+
+def _seeds(p: Parameters, samples: bool) -> list[int | None]:
+    """A seed per candidate."""
+    count = p.best_of or 1
+    if not samples:
+        if count > 1:
+            raise InvalidRequest("best_of above 1 needs sampling; set do_sample to true", "best_of")
+        return [None]
+    if p.seed is not None and count > 1:
+        raise InvalidRequest("best_of above 1 and seed exclude each other: candidates must differ", "best_of")
+    return [p.seed if p.seed is not None else random.getrandbits(64) for _ in range(count)]
+
+
+def _params(p: Parameters, service: Service, prompt: int, seed: int | None) -> SamplingParams:
+    """One candidate; without a seed it is greedy. Penalties see the prompt too, as in TGI."""
+    return SamplingParams(
+        max_tokens=p.max_new_tokens,
+        temperature=0.0 if seed is None else _or(p.temperature, 1.0),
+        top_k=_or(p.top_k, 0),
+        top_p=_or(p.top_p, 1.0),
+        repetition_penalty=_or(p.repetition_penalty, 1.0),
+        frequency_penalty=_or(p.frequency_penalty, 0.0),
+        count_prompt=True,
+        seed=seed,
+        stop=tuple(p.stop or ()),
+        include_stop=True,
+        logprobs=p.top_n_tokens or 0,
+        prompt_logprobs=bool(p.decoder_input_details),
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+class _TokenTexts:
+    """Token records of one choice, in order. Texts are cut where characters end: a token may show nothing."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._text = Detokenizer(tokenizer, skip_special=False)
+
+    def records(self, delta: Delta | Choice) -> list[dict[str, Any]]:
+        """{id, text, logprob, special} of the delta's tokens; the last one of a choice shows what was held back."""
+        shown = [self._record(t.id, t.logprob, self._text.push(t.id)) for t in delta.tokens]
+        if delta.finish and shown:
+            shown[-1]["text"] += self._text.flush()
+        return shown
+
+    def top(self, token: Token) -> list[dict[str, Any]]:
+        """The likeliest alternatives at a token's place."""
+        return [self._record(id, logprob, self._tokenizer.token_text(id)) for id, logprob in token.top]
+
+    def _record(self, id: int, logprob: float, text: str) -> dict[str, Any]:
+        return {"id": id, "text": text, "logprob": logprob, "special": self._tokenizer.is_special(id)}
+
+
+async def _whole(service: Service, plan: _Plan, call: Call) -> Reply:
+    candidates = [choices[0] for choices in await collect(call.stream, [1] * len(plan.seeds))]
+    order = sorted(range(len(candidates)), key=lambda i: -candidates[i].mean_logprob)
+    best = candidates[order[0]]
+    body: dict[str, Any] = {"generated_text": plan.prefix + best.text}
+    if plan.parameters.details or plan.parameters.decoder_input_details:
+        prefill = _prefill(service.tokenizer, plan, candidates) if plan.parameters.decoder_input_details else []
+        described = [_details(service.tokenizer, plan, candidates[i], plan.seeds[i], prefill) for i in order]
+        body["details"] = described[0]
+        if len(described) > 1:
+            others = zip(described[1:], order[1:], strict=True)
+            texts = [{"generated_text": plan.prefix + candidates[i].text, **details} for details, i in others]
+            body["details"]["best_of_sequences"] = texts
+    return Reply(body, headers={**plan.headers, **_timings(service, plan, call, len(best.tokens))})
+
+
+def _details(
+    tokenizer: Tokenizer, plan: _Plan, c: Choice, seed: int | None, prefill: list[dict[str, Any]]
+) -> dict[str, Any]:
+    texts = _TokenTexts(tokenizer)
+    top = {"top_tokens": [texts.top(t) for t in c.tokens]} if plan.parameters.top_n_tokens else {}
+    return {
+        "finish_reason": c.finish, "generated_tokens": len(c.tokens), "seed": seed, "prefill": prefill,
+        "tokens": texts.records(c), **top,
+    }  # fmt: skip
+
+
+def _prefill(tokenizer: Tokenizer, plan: _Plan, candidates: list[Choice]) -> list[dict[str, Any]]:
+    """The prompt's own tokens with their logprobs; the first has none."""
+    scores = [None, *(t.logprob for t in candidates[0].prompt or ())]
+    pairs = zip(plan.prompt, scores, strict=True)
+    return [{"id": id, "text": tokenizer.token_text(id), "logprob": logprob} for id, logprob in pairs]
+
+
+def _timings(service: Service, plan: _Plan, call: Call, generated: int) -> dict[str, str]:
+    """TGI's headers: x-compute-time in seconds, the others in ms. The engine's own queue counts as inference."""
+    now = time.perf_counter()
+    inference = (now - plan.submitted) * 1e3
+    return {
+        **_compute(plan),
+        "x-compute-time": f"{now - call.begin:.6f}",
+        "x-total-time": f"{(now - call.begin) * 1e3:.3f}",
+        "x-validation-time": f"{(plan.submitted - call.begin) * 1e3:.3f}",
+        "x-queue-time": "0",
+        "x-inference-time": f"{inference:.3f}",
+        "x-time-per-token": f"{inference / max(generated, 1):.3f}",
+        "x-prompt-tokens": str(len(plan.prompt)),
+        "x-generated-tokens": str(generated),
+    }
+
+
+def _compute(plan: _Plan) -> dict[str, str]:
+    return {"x-compute-type": "cpu", "x-compute-characters": str(len(plan.inputs))}
+
+
+def _events(service: Service, plan: _Plan, call: Call) -> Events:
+    return Events(_lines(service, plan, call), {**plan.headers, **_compute(plan)})
+
+
+async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[bytes, None]:
+    """One event per token; the last also has the whole text and, if asked, the details."""
+    texts, whole, index = _TokenTexts(service.tokenizer), plan.prefix, 0
+    async for event in deltas(call.stream):
+        if event is None:
+            yield sse.KEEP_ALIVE
+            continue
+        delta = event.delta
+        whole += delta.text
+        for token, record in zip(delta.tokens, texts.records(delta), strict=True):
+            index += 1
+            line: dict[str, Any] = {"index": index, "token": record}
+            if plan.parameters.top_n_tokens:
+                line["top_tokens"] = texts.top(token)
+            line |= {"generated_text": None, "details": None}
+            if delta.finish is not None and token is delta.tokens[-1]:
+                line["generated_text"] = whole
+                line["details"] = _final(plan, delta.finish, index) if plan.parameters.details else None
+            yield sse.data(line)
+
+
+def _final(plan: _Plan, finish: str, generated: int) -> dict[str, Any]:
+    return {
+        "finish_reason": finish, "generated_tokens": generated, "seed": plan.seeds[0], "input_length": len(plan.prompt),
+    }  # fmt: skip

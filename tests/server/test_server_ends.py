@@ -1,0 +1,173 @@
+"""Every accepted request ends exactly once: disconnects, refused parts, shutdown, and random sequences of them."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import Counter
+
+import pytest
+from serving import Server, until
+
+CHAT = "/v1/chat/completions"
+USER = [{"role": "user", "content": "hello"}]
+REQUESTS = [
+    (CHAT, {"messages": USER}),
+    (CHAT, {"messages": USER, "stream": True, "n": 2}),
+    ("/v1/completions", {"prompt": ["a", "b"], "max_tokens": 9}),
+    ("/v1/completions", {"prompt": "a", "stream": True}),
+    ("/generate", {"inputs": "a", "parameters": {"best_of": 2, "do_sample": True}}),
+    ("/generate_stream", {"inputs": "a"}),
+    ("/", {"inputs": "a", "stream": True}),
+]
+
+
+@pytest.mark.parametrize(("path", "body"), REQUESTS)
+def test_a_disconnect_cancels_at_once(path, body):
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def leave():
+        async with server.running():
+            answer = await server.ask("POST", path, body, leave=lambda _: bool(server.client.submitted))
+            await until(lambda: set(server.client.cancelled) == {s.id for s in server.client.submitted})
+            await until(lambda: server.client.idle)
+            return answer
+
+    answer = asyncio.run(leave())
+    assert answer.status in (0, 200)
+    assert Counter(server.client.finished).most_common(1)[0][1] == 1
+    assert {finish for _, _, finish in server.client.finished} == {"cancelled"}
+
+
+@pytest.mark.parametrize(("path", "body"), [r for r in REQUESTS if r[1].get("stream") or r[0] == "/generate_stream"])
+def test_a_disconnect_in_the_middle_of_a_stream_cancels(path, body):
+    server = Server.new(answer="z" * 150)
+    server.client.pace = 0.005
+
+    async def leave():
+        async with server.running():
+            answer = await server.ask("POST", path, body, leave=lambda a: a.body.count(b"data:") > 5)
+            await until(lambda: server.client.idle)
+            return answer
+
+    answer = asyncio.run(leave())
+    assert b"[DONE]" not in answer.body
+    assert {finish for _, _, finish in server.client.finished} == {"cancelled"}
+
+
+def test_a_finished_request_is_not_cancelled():
+    server = Server.new()
+    server.post(CHAT, {"messages": USER})
+    assert server.client.cancelled == []
+
+
+def test_if_one_prompt_is_refused_the_others_are_cancelled():
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def refuse():
+        async with server.running():
+            answer = await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 17})
+            await until(lambda: server.client.idle)
+            return answer
+
+    assert asyncio.run(refuse()).status == 429
+    assert len(server.client.finished) == 16
+
+
+def test_a_disconnect_while_submitting_cancels(monkeypatch):
+    server = Server.new()
+    server.client.gate.clear()
+    slow, begun = server.client.submit, asyncio.Event()
+
+    async def leave():
+        loop = asyncio.get_running_loop()
+
+        def submit(*args):
+            loop.call_soon_threadsafe(begun.set)
+            asyncio.run_coroutine_threadsafe(asyncio.sleep(0.05), loop).result()
+            return slow(*args)
+
+        monkeypatch.setattr(server.client, "submit", submit)
+        async with server.running():
+            await server.ask("POST", CHAT, {"messages": USER}, leave=lambda _: begun.is_set())
+            await until(lambda: bool(server.client.submitted) and server.client.idle)
+
+    asyncio.run(leave())
+    assert [finish for _, _, finish in server.client.finished] == ["cancelled"]
+
+
+def test_a_body_that_never_comes_is_no_request():
+    server = Server.new()
+
+    async def leave():
+        async with server.running():
+            messages = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+            async def receive():
+                return next(messages)
+
+            async def send(message):
+                raise AssertionError("nobody is there")
+
+            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+            await server.app(scope | {"root_path": "", "server": None, "scheme": "http"}, receive, send)
+
+    asyncio.run(leave())
+    assert server.client.submitted == []
+
+
+def test_silence_is_kept_alive(monkeypatch):
+    monkeypatch.setattr("ridgeline.server.hub.KEEP_ALIVE_S", 0.01)
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def wait():
+        async with server.running():
+            asking = asyncio.ensure_future(server.ask("POST", CHAT, {"messages": USER, "stream": True}))
+            await asyncio.sleep(0.1)
+            server.client.gate.set()
+            return await asking
+
+    answer = asyncio.run(wait())
+    assert b": keep-alive\n\n" in answer.body and answer.events[-1] == "[DONE]"
+
+
+def test_closing_the_client_ends_streams_with_an_error():
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def close():
+        async with server.running():
+            asking = asyncio.ensure_future(server.ask("POST", CHAT, {"messages": USER, "stream": True}))
+            await until(lambda: bool(server.client.submitted))
+            server.client.close()
+            return await asyncio.wait_for(asking, 5)
+
+    *_, error, done = asyncio.run(close()).events
+    assert "shut down" in error["error"]["message"] and done == "[DONE]"
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_random_requests_and_disconnects_end_exactly_once(seed):
+    server = Server.new()
+    rng = random.Random(seed)
+
+    async def one() -> int:
+        path, body = rng.choice(REQUESTS)
+        await asyncio.sleep(rng.random() * 0.3)
+        after = rng.choice([None, None, 0, 100, 400, 2000])
+        leave = None if after is None else (lambda answer: len(answer.body) >= after)
+        return (await server.ask("POST", path, body, leave=leave)).status
+
+    async def many():
+        async with server.running():
+            statuses = await asyncio.gather(*(one() for _ in range(100)))
+            await until(lambda: server.client.idle)
+            return statuses
+
+    statuses = asyncio.run(many())
+    assert set(statuses) <= {0, 200, 429} and 200 in statuses
+    expected = Counter((s.id, c) for s in server.client.submitted for c in range(s.params.n))
+    assert Counter((id, choice) for id, choice, _ in server.client.finished) == expected
