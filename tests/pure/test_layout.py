@@ -27,7 +27,7 @@ ALLOWED = {
     "backends": {"errors", "config", "ops", "quant", "program", "weights"},
     "engine": {"errors", "config", "ops", "program", "models", "weights", "backends", "text"},
     "llm": {"errors", "config", "program", "engine", "text"},
-    "server": {"errors", "config", "engine", "text", "__init__"},
+    "server": {"errors", "config", "engine", "text", "weights"},
     "analysis": None,  # None: all but server
     "tools": None,
     "cli": None,
@@ -46,7 +46,7 @@ def _imports(path: Path) -> set[str]:
             names = [f"{node.module}.{a.name}" for a in node.names] if node.module == "ridgeline" else [node.module]
         elif isinstance(node, ast.Import):
             names = [a.name for a in node.names]
-        found |= {n.split(".")[1] for n in names if n.startswith("ridgeline.")}
+        found |= {n.split(".")[1] for n in names if n.startswith("ridgeline.") and "__" not in n}
     return found
 
 

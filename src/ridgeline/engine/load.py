@@ -54,17 +54,27 @@ class Loaded:
     engine: Engine
 
 
+def find(model: str, progress: Progress | None = None) -> hub.ResolvedModel:
+    """The files of a model, fetched into the cache where they are missing."""
+    return hub.resolve(model, cache=CacheConfig.from_env().path, progress=progress)
+
+
+def tokenizer_of(found: hub.ResolvedModel, checkpoint: Checkpoint | None = None) -> Tokenizer:
+    """The tokenizer beside or inside a model's files; pass the checkpoint if it is open already."""
+    if found.kind == "dir":
+        return from_dir(found.path)
+    return from_gguf((checkpoint or open_checkpoint(found.path)).metadata)
+
+
 def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened:
     """Find the model's files, check its config, capture and transform its program."""
-    cache = CacheConfig.from_env().path
-    resolved = hub.resolve(config.model, cache=cache, progress=progress)
-    if resolved.kind == "random":
-        tokenizer_file = open_checkpoint(resolved.path)
-        tokenizer = from_gguf(tokenizer_file.metadata)
+    found = find(config.model, progress)
+    if found.kind == "random":
         checkpoint = random_checkpoint(config.model, config.random_format, config.seed)
+        tokenizer = tokenizer_of(found)
     else:
-        checkpoint = open_checkpoint(resolved.path)
-        tokenizer = from_gguf(checkpoint.metadata) if checkpoint.kind == "gguf" else from_dir(resolved.path)
+        checkpoint = open_checkpoint(found.path)
+        tokenizer = tokenizer_of(found, checkpoint)
     backend = get_backend(config)
     int8 = backend.int8_formats if config.activations == "int8" else ()
     listed = pipeline.passes(_held_format(checkpoint, backend), config.kv_format, int8_formats=int8)

@@ -21,8 +21,9 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ridgeline.config import CacheConfig, ServerConfig
+from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
+from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.server import openai, tgi
@@ -32,10 +33,8 @@ from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TG
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
 from ridgeline.server.service import Service
-from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
-from ridgeline.weights import hub as model_hub
+from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
-from ridgeline.weights.load import open_checkpoint
 
 GRACE_S = 10  # how long a shutdown lets running answers go on
 
@@ -160,11 +159,10 @@ def _url(listener: socket.socket) -> str:
 
 def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
     """The model's public name (never a path of this machine) and its tokenizer."""
-    found = model_hub.resolve(config.engine.model, cache=CacheConfig.from_env().path, progress=progress)
-    tokenizer = from_dir(found.path) if found.kind == "dir" else from_gguf(open_checkpoint(found.path).metadata)
+    found = find(config.engine.model, progress)
     local = Path(found.alias).expanduser().exists()
     name = found.path.name.removesuffix(".gguf") if local else found.alias
-    return name, tokenizer
+    return name, tokenizer_of(found)
 
 
 @contextlib.contextmanager
