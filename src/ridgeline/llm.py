@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,7 +83,7 @@ class LLM:
         """Answer a conversation, rendered by the model's chat template."""
         return self.generate([self.chat_prompt(messages, **template)], params)[0]
 
-    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[Delta]:
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Generator[Delta, None, None]:
         """Deltas of one prompt as they come."""
         deltas: list[Delta] = []
         id = self.client.submit(self._ids(prompt), params or SamplingParams(), deltas.append)

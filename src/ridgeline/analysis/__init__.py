@@ -1,0 +1,1 @@
+"""What the hardware can do, what a program should take on it, and how the two compare."""

@@ -1,0 +1,22 @@
+"""The command `ridgeline`. One small file per subcommand; engine and numpy are imported inside handlers.
+
+A typed error is one line on stderr and exit status 2; anything else is our bug and shows its trace.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line on `args` (sys.argv by default). Always ends by SystemExit."""
+    from ridgeline.cli.app import app
+    from ridgeline.errors import RidgelineError
+
+    try:
+        app(args=None if args is None else list(args), prog_name="ridgeline")
+    except RidgelineError as wrong:
+        sys.stdout.flush()
+        print(f"ridgeline: {wrong}", file=sys.stderr)
+        sys.exit(2)

@@ -1,0 +1,113 @@
+"""`ridgeline eval MODEL --text FILE`: perplexity, and what one configuration loses against another."""
+
+from __future__ import annotations
+
+import codecs
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ridgeline.cli.options import ENGINE, AsJson, Group, takes
+from ridgeline.cli.output import emit_json, token_bar
+from ridgeline.config import EngineConfig
+from ridgeline.errors import ConfigError, InvalidRequest
+
+if TYPE_CHECKING:
+    from ridgeline.engine.load import Loaded
+
+MAX_TEXT_BYTES = 64 << 20
+_SAME = "as the model"
+
+
+def _changes(against: str, **settings: str) -> dict[str, str]:
+    """Settings of the reference that differ from the model's."""
+    named = {"model": against, **{name.removeprefix("against_"): value for name, value in settings.items()}}
+    return {name: value for name, value in named.items() if value}
+
+
+AGAINST = Group(
+    {
+        "against": (Annotated[str, typer.Option(help="Reference model.", show_default="none, or the same")], ""),
+        "against_backend": (Annotated[str, typer.Option(help="Its backend.", show_default=_SAME)], ""),
+        "against_activations": (Annotated[str, typer.Option(help="Its activations.", show_default=_SAME)], ""),
+        "against_kv_format": (Annotated[str, typer.Option(help="Its KV format.", show_default=_SAME)], ""),
+    },
+    _changes,
+)
+
+
+@takes(config=ENGINE, against=AGAINST)
+def evaluate(
+    config: EngineConfig,
+    text: Annotated[Path, typer.Option(help="A UTF-8 text.", show_default=False)],
+    against: dict[str, Any],
+    window: Annotated[int, typer.Option(min=2, help="Tokens per window; windows do not overlap.")] = 1024,
+    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 4096,
+    json: AsJson = False,
+) -> None:
+    """Perplexity on a text; with a reference also KL divergence and top-1 agreement."""
+    from ridgeline.tools import evaluate as tool
+
+    content, other = read_text(text), replace(config, **against)
+    model = _load(config, window)
+    reference = _load(other, window) if against else None
+    texts = tool.windows(_encode(model, reference, content), window, tokens)
+    with token_bar("eval", sum(map(len, texts))) as advance:
+        done = tool.evaluate(_stepped(model), texts, _stepped(reference) if reference else None, advance)
+    _show({"model": config.model, "text": str(text), "window": window, "against": against or None}, done, json)
+
+
+def read_text(path: Path) -> str:
+    """The beginning of a text file, at most 64 MB of it."""
+    try:
+        with path.open("rb") as f:
+            data = f.read(MAX_TEXT_BYTES)
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < MAX_TEXT_BYTES)
+    except OSError as wrong:
+        raise InvalidRequest(f"{path} cannot be read: {wrong.strerror}", "text") from wrong
+    except UnicodeDecodeError as wrong:
+        raise InvalidRequest(f"{path} is not UTF-8: byte {wrong.start} is invalid", "text") from wrong
+
+
+def _load(config: EngineConfig, window: int) -> Loaded:
+    """A model with just enough state for one window."""
+    from ridgeline.cli.session import fetch
+    from ridgeline.engine.load import load, open_model
+    from ridgeline.tools.evaluate import ROWS
+
+    fetch(config.model)
+    longest = config.context or open_model(config).config.context
+    if window > longest:
+        raise ConfigError(f"--window {window} is over the context of {longest}")
+    return load(replace(config, context=window, max_requests=1, step_tokens=ROWS))
+
+
+def _stepped(loaded: Loaded) -> tuple[Any, Any]:
+    info, layout = loaded.engine.info, loaded.step.layout
+    if info.pages < layout.limits.pages * len(layout.groups):
+        raise ConfigError(f"a window of {info.context} tokens does not fit {info.pages} KV pages; raise --kv-memory")
+    return loaded.step, layout
+
+
+def _encode(model: Loaded, reference: Loaded | None, text: str) -> list[int]:
+    if reference is not None and reference.opened.config.vocab != model.opened.config.vocab:
+        sizes = f"{model.opened.config.vocab} and {reference.opened.config.vocab}"
+        raise InvalidRequest(f"the two models have vocabularies of {sizes}; compare models that share one", "against")
+    return model.opened.tokenizer.encode(text, add_special=True, parse_special=False)
+
+
+def _show(head: dict[str, Any], done: Any, as_json: bool) -> None:
+    record = {**head, "tokens": done.tokens, "perplexity": done.perplexity}
+    if done.kl is not None:
+        names = ("reference_perplexity", "perplexity_ratio", "kl", "top1_agreement")
+        record |= {name: getattr(done, name) for name in names}
+    if as_json:
+        return emit_json(record)
+    typer.echo(f"perplexity {done.perplexity:.4f} over {done.tokens} tokens")
+    if done.kl is not None:
+        typer.echo(
+            f"reference {done.reference_perplexity:.4f} (ratio {done.perplexity_ratio:.5f}), "
+            f"KL {done.kl:.3e} nats, top-1 agreement {100 * done.top1_agreement:.2f} %"
+        )

@@ -1,0 +1,126 @@
+"""Options that several subcommands share, each defined once, and the records they are turned into.
+
+`@takes(config=ENGINE)` replaces a handler's parameter `config` by the engine's options on the command line.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from ridgeline.config import ACTIVATIONS, BACKENDS, KV_FORMATS, EngineConfig
+from ridgeline.engine.params import SamplingParams, check_params
+
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_bytes(text: str) -> int:
+    """Bytes of "512M", "2G", "1.5GiB" or a plain number; units are powers of 1024."""
+    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
+    if found is None:
+        raise typer.BadParameter(f"{text!r} is not a size; write bytes, or a number with K, M or G such as 512M")
+    return int(float(found[1]) * _UNITS[found[2].upper()])
+
+
+@dataclass(frozen=True)
+class Group:
+    """Options that make one record: name -> (annotation, default), and the record of their values."""
+
+    options: Mapping[str, tuple[Any, Any]]
+    build: Callable[..., Any]
+
+
+def _choice(values: tuple[str, ...], what: str) -> str:
+    return f"{what}: {', '.join(values)}."
+
+
+_REQUIRED = inspect.Parameter.empty
+_Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="An alias, a .gguf file, a model directory, a Hub id, or random:1b.")
+]
+_Size = typer.Option(
+    metavar="SIZE", parser=parse_bytes, show_default="a quarter of the free memory", help="KV pool, such as 512M."
+)
+ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "model": (_Model, _REQUIRED),
+    "backend": (Annotated[str, typer.Option(help=_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
+    "threads": (Annotated[int, typer.Option(help="Threads.", show_default="all cores")], 0),
+    "activations": (
+        Annotated[str, typer.Option(help=_choice(ACTIVATIONS, "Rows of linears over packed weights"))],
+        EngineConfig.activations,
+    ),
+    "kv_format": (Annotated[str, typer.Option(help=_choice(KV_FORMATS, "KV format"))], EngineConfig.kv_format),
+    "context": (Annotated[int, typer.Option(help="Longest context.", show_default="the model's own limit")], 0),
+    "kv_memory": (Annotated[int, _Size], "0"),
+    "random_format": (
+        Annotated[str, typer.Option("--format", help="Weight format of random: models.")],
+        EngineConfig.random_format,
+    ),
+    "isa": (Annotated[str, typer.Option(help="Instruction set of the CPU kernels.", show_default="the best")], ""),
+    "model_seed": (Annotated[int, typer.Option(help="Seed of random: models.")], EngineConfig.seed),
+}
+
+
+def _config(**values: Any) -> EngineConfig:
+    return EngineConfig(seed=values.pop("model_seed"), **values)
+
+
+SAMPLING_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "max_tokens": (Annotated[int | None, typer.Option(help="Longest answer.", show_default="512 or what fits")], None),
+    "temperature": (Annotated[float, typer.Option(help="0 takes the likeliest token.")], 0.0),
+    "top_p": (Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")], 1.0),
+    "top_k": (Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 = all.")], 0),
+    "min_p": (Annotated[float, typer.Option(help="Drop tokens below this part of the likeliest one.")], 0.0),
+    "repetition_penalty": (Annotated[float, typer.Option(help="Above 1 discourages repeating; 1 = off.")], 1.0),
+    "seed": (Annotated[int | None, typer.Option(help="Seed of sampling.", show_default="a new one each time")], None),
+    "stop": (Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")], None),
+}
+
+
+def _sampling(**values: Any) -> SamplingParams:
+    params = SamplingParams(stop=tuple(values.pop("stop") or ()), **values)
+    check_params(params, 1 << 31)  # before a model is loaded; none of these options depends on its vocabulary
+    return params
+
+
+ENGINE = Group(ENGINE_OPTIONS, _config)
+SAMPLING = Group(SAMPLING_OPTIONS, _sampling)
+
+
+def takes(**groups: Group) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Decorate a handler: each parameter named in `groups` becomes that group's options, in its place."""
+
+    def decorate(handler: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(handler)
+        def wrapper(**values: Any) -> None:
+            for name, group in groups.items():
+                values[name] = group.build(**{option: values.pop(option) for option in group.options})
+            handler(**values)
+
+        parameters = _expanded(inspect.signature(handler, eval_str=True).parameters, groups)
+        wrapper.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        wrapper.__annotations__ = {p.name: p.annotation for p in parameters}
+        return wrapper
+
+    return decorate
+
+
+def _expanded(own: Mapping[str, inspect.Parameter], groups: Mapping[str, Group]) -> list[inspect.Parameter]:
+    """Parameters with the groups in place; keyword-only, since options come in any order."""
+    found = []
+    for name, parameter in own.items():
+        options = groups[name].options if name in groups else {name: (parameter.annotation, parameter.default)}
+        for option, (annotation, default) in options.items():
+            found.append(
+                inspect.Parameter(option, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+            )
+    return found
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line, and nothing else.")]

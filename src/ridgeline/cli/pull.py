@@ -1,0 +1,20 @@
+"""`ridgeline pull MODEL`: fetch a model into the cache."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ridgeline.cli.output import download_bar, size
+from ridgeline.config import CacheConfig
+
+
+def pull(model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a Hub id.")]) -> None:
+    """Fetch a model's files into the cache and print where they are."""
+    from ridgeline.weights import hub
+
+    with download_bar(model) as progress:
+        path = hub.resolve(model, cache=CacheConfig.from_env().path, progress=progress).path
+    files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
+    typer.echo(f"{path} ({size(sum(p.stat().st_size for p in files))})")

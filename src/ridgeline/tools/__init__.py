@@ -1,0 +1,1 @@
+"""Tools that run a model to learn something about it: its speed, its accuracy."""

@@ -1,0 +1,65 @@
+"""Time one answer: prompt and decode speed, and attainment, the predicted time of its steps over the measured one."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+
+from ridgeline.analysis.meter import metered
+from ridgeline.analysis.roofline import Roofline
+from ridgeline.engine.params import SamplingParams
+from ridgeline.llm import LLM
+from ridgeline.ops.spec import Load
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One answer. Prefill ends with the first token; decode is every token after it. Rates are 0 where undefined."""
+
+    prompt_tokens: int
+    tokens: int
+    prefill_s: float
+    decode_s: float
+    prefill_loads: tuple[Load, ...]
+    decode_loads: tuple[Load, ...]
+    finish_reason: str
+
+    @property
+    def prefill_tok_s(self) -> float:
+        return self.prompt_tokens / self.prefill_s if self.prefill_s else 0.0
+
+    @property
+    def decode_tok_s(self) -> float:
+        return (self.tokens - 1) / self.decode_s if self.tokens > 1 else 0.0
+
+
+def timed(
+    llm: LLM, prompt: Sequence[int], params: SamplingParams, show: Callable[[str], object] = lambda text: None
+) -> Timing:
+    """Answer `prompt` (one choice), handing text to `show` as it comes."""
+    finish, tokens, first, before = "", 0, 0.0, 0
+    with metered(llm) as meter, closing(llm.stream(prompt, params)) as deltas:
+        begin = time.perf_counter()
+        for delta in deltas:
+            if delta.tokens and not tokens:
+                first, before = time.perf_counter(), len(meter.loads)
+            tokens += len(delta.tokens)
+            show(delta.text)
+            finish = delta.finish or finish
+        end = time.perf_counter()
+        loads = tuple(meter.loads)
+    return Timing(len(prompt), tokens, first - begin, end - first, loads[:before], loads[before:], finish)
+
+
+def attainment(roofline: Roofline, timing: Timing) -> dict[str, float | None]:
+    """Predicted over measured seconds of each phase, 1 being the roofline; None for a phase that did not happen."""
+
+    def part(loads: Sequence[Load], seconds: float) -> float | None:
+        return sum(map(roofline.seconds, loads)) / seconds if loads and seconds else None
+
+    return {
+        "prefill": part(timing.prefill_loads, timing.prefill_s),
+        "decode": part(timing.decode_loads, timing.decode_s),
+    }
