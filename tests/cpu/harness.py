@@ -18,7 +18,15 @@ from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.quant.format import FORMATS
 from ridgeline.weights.source import Raw
 
-ISAS = [name for name in ("portable", "avx2", "avx512") if name in (_native.isa(), "portable", "avx2")]
+
+def _runs(isa: str) -> bool:
+    try:
+        return _native.isa(isa) == isa
+    except ValueError:
+        return False
+
+
+ISAS = [name for name in ("portable", "avx2", "avx512") if _runs(name)]
 
 
 def backend(threads: int = 1, isa: str = "") -> CPU:
@@ -85,14 +93,18 @@ class OneOp:
         if kind == "weight":
             fmt = self.weight_format if value.ndim == 2 else "f32"
             self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
-            return Weight(name, value.shape, ("",) * value.ndim, fmt)
+            return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as[fmt])
         if kind == "state":
             _, heads, dim = value.k.shape
             return StateRef(State("g", 1, heads, dim, value.format), 0)
         return Field(name, TensorType(value.shape))
 
     def _batch(self, op: str) -> np.ndarray:
-        fields = {p.name: self.case.operands[p.name] for p in OPS[op].params if p.kind == "field" and p.name in self.case.operands}
+        fields = {
+            p.name: self.case.operands[p.name]
+            for p in OPS[op].params
+            if p.kind == "field" and p.name in self.case.operands
+        }
         offset = 8 * 16
         for name, x in fields.items():
             self.slots[name] = FieldSlot(name, offset, x.shape, ("",) * x.ndim, x.dtype)

@@ -42,7 +42,16 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
 
 
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(("weights", "kv", "int8"), [("f32", "f32", False), ("q4_1", "bf16", True), ("q8_0", "f32", True), ("q4_1", "f32", False), ("bf16", "bf16", False)])
+@pytest.mark.parametrize(
+    ("weights", "kv", "int8"),
+    [
+        ("f32", "f32", False),
+        ("q4_1", "bf16", True),
+        ("q8_0", "f32", True),
+        ("q4_1", "f32", False),
+        ("bf16", "bf16", False),
+    ],
+)
 def test_batch_invariance(weights: str, kv: str, int8: bool, isa: str) -> None:
     """Chunks, company, threads and fusion change no bit; neither does what unused page slots hold."""
     p = program(weights, kv, int8, windows=(0, 70))
@@ -66,7 +75,11 @@ def test_copies_and_held_rows() -> None:
         b = batch_of(s.layout, [(1, IDS[130:140], 130)])
         source, target = tables()[0] * 64, tables()[1] * 64
         b.resize(C=3)
-        b["copies"][:] = [(0, source[0], target[0], 64), (0, source[1], target[1], 63), (0, source[1] + 63, target[1] + 63, 1)]
+        b["copies"][:] = [
+            (0, source[0], target[0], 64),
+            (0, source[1], target[1], 63),
+            (0, source[1] + 63, target[1] + 63, 1),
+        ]
         b.resize(C=5)
         b["copies"][3:] = [(0, source[2], target[2], 2), (0, target[2], target[2] + 5, 2)]
         b["want"][3], b["hold_slot"][3] = WANT_HOLD, 2
@@ -124,4 +137,6 @@ def test_unsupported_is_named() -> None:
         from ridgeline.program.batch import BatchLayout
         from ridgeline.weights.source import Raw
 
-        CPU(1).compile(p, lambda w: Raw("q5_k", w.shape, np.zeros((1, 1), np.uint8)), BatchLayout.of(LIMITS, p.states), 1)
+        CPU(1).compile(
+            p, lambda w: Raw("q5_k", w.shape, np.zeros((1, 1), np.uint8)), BatchLayout.of(LIMITS, p.states), 1
+        )

@@ -36,7 +36,7 @@ def _array(w: Weight, read: ReadWeight) -> np.ndarray:
 
 
 class ReferenceStep:
-    """A program bound to arrays; pages hold NaN until they are written."""
+    """A program bound to arrays: fields come from the batch, states and weights are its own."""
 
     def __init__(
         self, program: Program, weights: Mapping[str, np.ndarray], layout: BatchLayout, pages: int,

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ridgeline.engine.build import Row, fill
 from ridgeline.engine.executor import Executor
 from ridgeline.engine.pages import PagePool
-from ridgeline.engine.records import CANCELLED, EOS, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
+from ridgeline.engine.records import CANCELLED, EOS, FAILED, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
 from ridgeline.engine.scheduler import Chunk, Scheduler
 from ridgeline.engine.sequence import Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
@@ -112,6 +112,9 @@ class Engine:
         return deltas
 
     def _accept(self, s: Sequence, token: Token) -> Delta:
+        if token.id < 0:  # nothing may be sampled: a dead end of masks, or logits that are not numbers
+            self._end(s, FAILED)
+            return Delta(s.id, s.choice, (), s.text.flush(), FAILED)
         s.append(token.id)
         ends_here = token.id in s.params.stop_token_ids
         text, stopped = "", False

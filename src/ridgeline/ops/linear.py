@@ -24,8 +24,8 @@ class QuantizedRows:
 
     def float32(self) -> Array:
         """The rows as float32 [T, K]."""
-        groups = self.q.reshape(len(self.q), -1, GROUP).astype(np.float32) * self.scale[:, :, None]
-        return groups.reshape(len(self.q), -1)[:, : self.columns]
+        groups = self.q.reshape(*self.scale.shape, GROUP).astype(np.float32) * self.scale[:, :, None]
+        return groups.reshape(self.q.shape)[:, : self.columns]
 
 
 def _quantize_cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -44,12 +44,14 @@ def _quantize_cases(rng: np.random.Generator) -> Iterable[Case]:
 def quantize_act(x: Array) -> QuantizedRows:
     """Round rows [T, K] to int8 with one scale per group of 32 columns: scale = max|x| / 127, round half to even."""
     rows, k = x.shape
-    padded = np.zeros((rows, -(-k // GROUP), GROUP), np.float32)
-    padded.reshape(rows, -1)[:, :k] = x
+    groups = -(-k // GROUP)
+    padded = np.zeros((rows, groups * GROUP), np.float32)
+    padded[:, :k] = x
+    padded = padded.reshape(rows, groups, GROUP)
     scale = (np.abs(padded).max(axis=2) / np.float32(127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
-    return QuantizedRows(q.reshape(rows, -1), scale, k)
+    return QuantizedRows(q.reshape(rows, groups * GROUP), scale, k)
 
 
 def _linear_cost(call: Call, load: Load) -> Cost:

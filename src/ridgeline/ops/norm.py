@@ -19,7 +19,8 @@ def _cases(rng: np.random.Generator) -> Iterable[Case]:
 @op("x:act w:weight", shape=lambda x, w, eps, width=0: x, cost=per_element(4), cases=_cases)
 def rms_norm(x: Array, w: Array, *, eps: float, width: int = 0) -> Array:
     """x / rms(x) * w over rows [T, n], or over each run of `width` columns (QK-norm). Zhang & Sennrich 2019."""
-    rows = x.reshape(len(x), -1, width or x.shape[1])
+    width = width or x.shape[1]
+    rows = x.reshape(len(x), x.shape[1] // width, width)
     scale = 1 / np.sqrt(np.mean(np.square(rows), axis=2, keepdims=True) + np.float32(eps))
     y: Array = (rows * scale * w).astype(np.float32)
     return y.reshape(x.shape)

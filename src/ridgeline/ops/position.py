@@ -49,7 +49,7 @@ def rope(x: Array, angles: Array, *, head_dim: int, interleaved: bool = False) -
     """Rotate the first 2h columns of each head of x [T, heads * head_dim]; pairs are (i, i+h), or (2i, 2i+1)
     when interleaved. Su et al. 2021; `angles` comes from `rotary`."""
     half = angles.shape[1] // 2
-    y = x.reshape(len(x), -1, head_dim).copy()
+    y = x.reshape(len(x), x.shape[1] // head_dim, head_dim).copy()
     cos, sin = angles[:, None, :half], angles[:, None, half:]
     first, second = slice(0, half), slice(half, 2 * half)
     if interleaved:

@@ -61,9 +61,10 @@ def _take_shape(x: TensorType, out_rows: TensorType, held: Any = None) -> Tensor
 )
 def take_rows(x: Array, out_rows: Array, held: Array | None = None) -> Array:
     """x[out_rows] as [L, n]; a negative entry r takes held[-1 - r], a row kept from an earlier step."""
-    rows = x[np.maximum(out_rows, 0)]
-    late = np.flatnonzero(out_rows < 0)
-    if late.size:
+    late = out_rows < 0
+    rows = np.empty((len(out_rows), x.shape[1]), x.dtype)
+    rows[~late] = x[out_rows[~late]]
+    if late.any():
         assert held is not None, "a held row is asked for but the program has no held rows"
         rows[late] = held[-1 - out_rows[late]]
     return rows

@@ -62,7 +62,7 @@ def noise_key(seed: int, choice: int, position: int, purpose: int) -> int:
     """64-bit key of one draw; per-token noise is `exponential(key, ids)`."""
     key = _mix(seed + _GOLDEN)
     for part in (choice, position, purpose):
-        key = _mix(key ^ _mix(part + _GOLDEN))
+        key = _mix(key + (part + 1) * _GOLDEN)
     return key
 
 
@@ -163,7 +163,8 @@ def sample(
     """Token ids [L], their logprobs [L], and the n_top likeliest ids and logprobs [L, MAX_TOP] (-1 padded).
 
     Where `target` >= 0 that token is taken and its logprob reported. A sampled token is the argmax of scaled logit
-    minus log(exponential noise) (Gumbel-max), which needs no sum over the vocabulary.
+    minus log(exponential noise) (Gumbel-max), which needs no sum over the vocabulary. Where nothing may be sampled
+    (all masked, or logits that are not numbers) the id is -1 and the logprob -inf.
     """
     rows = len(logits)
     ids, logprobs = np.empty(rows, np.int32), np.empty(rows, np.float32)
@@ -180,7 +181,7 @@ def sample(
             x[bits == 0] = -np.inf
         ids[i] = _pick(x, s) if s["target"] < 0 else s["target"]
         scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
-        logprobs[i] = scores[ids[i]]
+        logprobs[i] = scores[ids[i]] if ids[i] >= 0 else -np.inf
         n = min(int(s["n_top"]), len(x))
         if n:
             best = np.argsort(-scores, kind="stable")[:n]
@@ -190,6 +191,8 @@ def sample(
 
 def _pick(x: Array, s: Array) -> int:
     """One token id from processed logits x [V]; scales x in place, so that processed logprobs see it."""
+    if not np.any(x > -np.inf):
+        return -1
     if s["temperature"] <= 0:
         return int(np.argmax(x))
     x /= s["temperature"]
