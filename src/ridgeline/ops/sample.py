@@ -79,8 +79,9 @@ def exponential(key: int, ids: Array) -> Array:
 
 
 def _log_softmax(x: Array) -> Array:
-    top = x.max()
-    y: Array = (x - top - np.log(np.sum(np.exp((x - top).astype(np.float64))))).astype(np.float32)
+    with np.errstate(invalid="ignore"):  # rows in which nothing is left: NaN, which no caller reads
+        below = x - x.max()
+        y: Array = (below - np.log(np.sum(np.exp(below.astype(np.float64))))).astype(np.float32)
     return y
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.record import Extents, encode
-from ridgeline.errors import Unsupported
+from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.ir import Entry, Instr, Program, View, Weight
@@ -29,7 +29,10 @@ _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
 class CPU:
-    """Backend of x86-64 with AVX-512, AVX2, or plain C++ anywhere. `isa` forces a level ("portable" runs everywhere)."""
+    """Backend of any CPU; x86-64 has kernels for AVX2 and AVX-512 with VNNI.
+
+    `isa` forces a level: "portable" (runs anywhere), "avx2" or "avx512"; "" takes the best.
+    """
 
     name = "cpu"
     held_as: Mapping[str, str] = {
@@ -58,16 +61,22 @@ class CPU:
 
     def pack(self, weights: Sequence[Weight], read: ReadWeight) -> list[_native.PackedWeight]:
         """Weights in panels, one after the other in one memory."""
+        for w in weights:
+            if w.format not in self.held_as.values():
+                raise Unsupported(f"the cpu backend does not hold weights as {w.format!r} ({w.name})")
         sizes = [_native.packed_bytes(w.format, *w.shape) for w in weights]
         offsets = list(accumulate((-(-n // _ALIGN) * _ALIGN for n in sizes), initial=0))
         memory = _native.Memory(max(offsets[-1], _ALIGN))
         return [self._pack(w, read(w), memory, offset) for w, offset in zip(weights, offsets, strict=False)]
 
     def _pack(self, w: Weight, raw: Raw, memory: _native.Memory, offset: int) -> _native.PackedWeight:
-        if self.held_as.get(raw.format) != self.held_as.get(w.format):
-            raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend cannot hold as {w.format}")
+        if self.held_as.get(raw.format) != w.format:
+            raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend does not hold as {w.format}")
         data = np.ascontiguousarray(raw.data).reshape(-1)
-        return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)
+        try:
+            return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)
+        except ValueError as wrong:
+            raise ModelFileError(f"{w.name}: {wrong}") from wrong
 
 
 class CPUStep:
@@ -112,12 +121,15 @@ def result(arena: NDArray[np.uint8], plan: MemoryPlan, view: View, rows: int) ->
     shape, offset = view.buffer.type.shape, plan.offsets[view.buffer.id]
     columns = view.buffer.type.columns if len(shape) > 1 else 1
     flat = arena[offset : offset + rows * columns * 4].view(_DTYPES[view.buffer.type.dtype])
-    values = flat.reshape(rows, columns)[:, view.start : view.stop].copy()
+    values: NDArray[np.generic] = flat.reshape(rows, columns)[:, view.start : view.stop].copy()
     return values if len(shape) > 1 else values[:, 0]
 
 
 def join(program: Program) -> Entry:
-    """Both entries as one: `sample` reads the hidden rows where `forward` left them. Results: forward's, then sample's."""
+    """Both entries as one: `sample` reads the hidden rows where `forward` left them.
+
+    Results are forward's (kept, hidden), then sample's.
+    """
     hidden = program.forward.results[1]
     moved = {program.sample.params[0].id: hidden}
     sample = tuple(redirected(i, moved) for i in program.sample.instrs)

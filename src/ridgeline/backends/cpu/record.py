@@ -79,7 +79,9 @@ class _Encoder:
         self.buffers = [*entry.params, *(b for i in entry.instrs for b in i.outputs)]
         self.buffer_index = {b.id: i for i, b in enumerate(self.buffers)}
         self.fields = {name: i for i, name in enumerate(extents.slots)}
-        self.states = list(dict.fromkeys(x for i in entry.instrs for x in i.operands.values() if isinstance(x, StateRef)))
+        self.states = list(
+            dict.fromkeys(x for i in entry.instrs for x in i.operands.values() if isinstance(x, StateRef))
+        )
         self.weights: dict[Weight, int] = {}
         self.vectors: dict[Weight, int] = {}
 

@@ -1,7 +1,7 @@
 // Attention over paged keys: append_kv stores the step's keys and values, attend serves the query rows.
 //
-// Rows are ordered request run, KV head, token, query head; threads cut this order by cost, anywhere, for a row's
-// result does not depend on its neighbours. Rows of one KV head share passes over its keys.
+// Rows are ordered request run, KV head, token, query head; threads cut this order by cost, anywhere, for a
+// row's result does not depend on its neighbours. Rows of one KV head share passes over its keys.
 #include "attention_tile.h"
 
 namespace ridgeline::RL_ISA {
@@ -10,13 +10,18 @@ namespace {
 RL_INLINE uint16_t to_bf16(float x) {
   uint32_t bits;
   memcpy(&bits, &x, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u) return (uint16_t)((bits >> 16) | 0x40u);  // a NaN must not round to inf
+  if ((bits & 0x7fffffffu) > 0x7f800000u)
+    return (uint16_t)((bits >> 16) | 0x40u);  // a NaN must not round to inf
   return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
 }
 
-RL_INLINE void put(float* p, float x) { *p = x; }
+RL_INLINE void put(float* p, float x) {
+  *p = x;
+}
 
-RL_INLINE void put(uint16_t* p, float x) { *p = to_bf16(x); }
+RL_INLINE void put(uint16_t* p, float x) {
+  *p = to_bf16(x);
+}
 
 template <class T>
 void append_row(const KVView& kv, int64_t slot, const float* k, const float* v) {
@@ -85,7 +90,8 @@ void attend_rows(const AttentionArgs& a, QueryRow* rows, int64_t count, int64_t 
 // Divides by the weight, after the sink (a key without value) has joined it.
 void finish(const QueryRow& row, int64_t head_dim) {
   const float top = row.top > row.sink ? row.top : row.sink;
-  const f32x16 scales = exp(f32x16{row.top - top, row.sink - top});
+  float scales[LANES] = {row.top - top, row.sink - top};
+  store(scales, exp(load(scales)));
   const float scale = scales[0] / (row.weight * scales[0] + scales[1]);
   for (int64_t c = 0; c < head_dim; c += LANES) {
     const f32x16 out = load(row.total + c) * scale;
@@ -97,15 +103,24 @@ void finish(const QueryRow& row, int64_t head_dim) {
 }
 
 // Rows [from, to) of (tokens from t0) x (query heads of `head`).
-void attend_block(const AttentionArgs& a, float* scratch, int64_t t0, int64_t head, int64_t from, int64_t to) {
-  const int64_t dim = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads, padded = (dim + LANES - 1) / LANES * LANES;
+void attend_block(const AttentionArgs& a, float* scratch, int64_t t0, int64_t head, int64_t from,
+                  int64_t to) {
+  const int64_t dim = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads,
+                padded = (dim + LANES - 1) / LANES * LANES;
   const float none = -__builtin_inff();
   QueryRow rows[BLOCK_ROWS];
   memset(scratch, 0, (size_t)((to - from) * padded) * sizeof(float));
   for (int64_t i = from; i < to; i++) {
     const int64_t t = t0 + i / group, h = head * group + i % group;
-    rows[i - from] = {a.q.row(t) + h * dim, scratch + (i - from) * padded, a.out.row(t) + h * dim, none, 0,
-                      a.slopes ? a.slopes[h] : 0, first_key(a, t), end_key(a, t), a.kv_len[t] - 1,
+    rows[i - from] = {a.q.row(t) + h * dim,
+                      scratch + (i - from) * padded,
+                      a.out.row(t) + h * dim,
+                      none,
+                      0,
+                      a.slopes ? a.slopes[h] : 0,
+                      first_key(a, t),
+                      end_key(a, t),
+                      a.kv_len[t] - 1,
                       a.sinks ? a.sinks[h] : none};
   }
   const int32_t* pages = a.page_table + a.request[t0] * a.pages_per_request;
@@ -116,8 +131,8 @@ void attend_block(const AttentionArgs& a, float* scratch, int64_t t0, int64_t he
   for (int64_t i = 0; i < to - from; i++) finish(rows[i], dim);
 }
 
-// The part of tokens [t0, t1) of one request and one KV head that costs [mine.begin, mine.end) of the step, `at`
-// being the cost before it.
+// The part of tokens [t0, t1) of one request and one KV head that costs [mine.begin, mine.end) of the step,
+// `at` being the cost before it.
 void attend_share(const AttentionArgs& a, float* scratch, int64_t t0, int64_t t1, int64_t head, int64_t at,
                   Span mine) {
   const int64_t group = a.n_heads / a.kv.n_kv_heads, count = (t1 - t0) * group;
@@ -161,4 +176,3 @@ void attend(const AttentionArgs& a, uint8_t* scratch, int part, int parts) {
 }
 
 }  // namespace ridgeline::RL_ISA
-

@@ -79,14 +79,19 @@ void check_attention(const Instr& i, const Frame& f) {
   const int64_t window = i.ints[1];
   in_range(f.field<int32_t>(i.operands[5]), tokens, 0, pages * PAGE, "kv_slot");
   in_range(request, tokens, 0, f.program.fields[i.operands[4].index].outer, "a token's request");
+  int64_t from = 0, to = 0;  // pages already looked at, of the token before
   for (int64_t t = 0; t < tokens; t++) {
     const int64_t seen = span && span[t] > length[t] ? span[t] : length[t];
     require(length[t] > 0 && seen <= width * PAGE, "kv_len or span", seen);
-    const int64_t first = window && length[t] > window ? length[t] - window : 0;
-    for (int64_t p = first / PAGE; p * PAGE < seen; p++) {
+    const int64_t first = (window && length[t] > window ? length[t] - window : 0) / PAGE;
+    const bool known = t > 0 && request[t] == request[t - 1] && first >= from;
+    const int64_t end = (seen + PAGE - 1) / PAGE;
+    for (int64_t p = known && to > first ? to : first; p < end; p++) {
       const int32_t page = table[request[t] * width + p];
       require(page >= 0 && page < pages, "a page of page_table", page);
     }
+    from = first;
+    to = known && to > end ? to : end;
   }
 }
 

@@ -1,4 +1,5 @@
-// Checks of batch values before a step: what would index outside memory is refused. Throws std::invalid_argument.
+// Checks of batch values before a step: what would index outside memory is refused. Throws
+// std::invalid_argument.
 #pragma once
 
 #include "frame.h"

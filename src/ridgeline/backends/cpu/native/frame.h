@@ -1,5 +1,5 @@
-// What one thread sees while it runs an instruction: the program, the batch, its place in the team; and operands
-// as views cut to the actual sizes of the step.
+// What one thread sees while it runs an instruction: the program, the batch, its place in the team; and
+// operands as views cut to the actual sizes of the step.
 #pragma once
 
 #include "pool.h"
@@ -73,8 +73,8 @@ struct Frame {
 struct OpEntry {
   const char* name;      // of the op set; "linear_i8" is linear over i8g32 rows
   const char* names;     // of the operands, separated by spaces; what is not named the loop does not have
-  const char* operands;  // a float rows, q i8g32 rows, w packed weight, v vector, f field, s state, h held rows;
-                         // upper case: may be missing
+  const char* operands;  // a float rows, q i8g32 rows, w packed weight, v vector, f field, s state, h held
+                         // rows; upper case: may be missing
   const char* outputs;   // a, q as above, i int32
   const char* ints;      // attribute names, separated by spaces
   const char* floats;

@@ -1,7 +1,8 @@
 // What kernels work on (views, packed weights, paged keys), and the table of one ISA level's kernels.
 //
-// Kernels are free functions over a Span: the rows, panels or cost units one thread owns. They neither know the
-// pool nor allocate, and a row's result never depends on the span, on the other rows or on the thread count.
+// Kernels are free functions over a Span: the rows, panels or cost units one thread owns. They
+// neither know the pool nor allocate, and a row's result never depends on the span, on the other rows
+// or on the thread count.
 #pragma once
 
 #include <stdint.h>
@@ -15,17 +16,20 @@ struct Span {
 };
 
 // Thread `part` of `parts`' contiguous share of n units.
-static inline Span share(int64_t n, int part, int parts) { return {n * part / parts, n * (part + 1) / parts}; }
+static inline Span share(int64_t n, int part, int parts) {
+  return {n * part / parts, n * (part + 1) / parts};
+}
 
-// Row-major float32 matrix: `stride` floats from row to row (a column slice of a wider one has stride > cols).
+// Row-major float32 matrix: `stride` floats from row to row (a column slice of a wider one
+// has stride > cols).
 struct View {
   float* data;
   int64_t stride, rows, cols;
   float* row(int64_t r) const { return data + r * stride; }
 };
 
-// Activations of type i8g32. A row is [q int8 x K'][scale f32 x K'/32][sum i32 x K'/32], K' = K padded to 32, and
-// sum[g] the sum of group g's q.
+// Activations of type i8g32. A row is [q int8 x K'][scale f32 x K'/32][sum i32 x K'/32], K' = K padded to 32,
+// and sum[g] the sum of group g's q.
 struct QuantizedView {
   uint8_t* data;
   int64_t stride;  // bytes from row to row
@@ -37,8 +41,8 @@ struct QuantizedView {
 
 enum class KVFormat : int64_t { f32 = 0, bf16 = 1 };
 
-// Keys and values of one layer: [page][kv_head][K [head_dim][PAGE] | V [PAGE][head_dim]]. Reads may run up to 64
-// bytes past the last page, so the allocation is that much larger.
+// Keys and values of one layer: [page][kv_head][K [head_dim][PAGE] | V [PAGE][head_dim]]. Reads may run up to
+// 64 bytes past the last page, so the allocation is that much larger.
 constexpr int64_t PAGE = 64;
 struct KVView {
   uint8_t* data;
@@ -46,7 +50,9 @@ struct KVView {
   int64_t pages, n_kv_heads, head_dim;
   int64_t element_bytes() const { return format == KVFormat::f32 ? 4 : 2; }
   int64_t block_bytes() const { return head_dim * PAGE * element_bytes(); }
-  uint8_t* keys(int64_t page, int64_t head) const { return data + (page * n_kv_heads + head) * 2 * block_bytes(); }
+  uint8_t* keys(int64_t page, int64_t head) const {
+    return data + (page * n_kv_heads + head) * 2 * block_bytes();
+  }
   uint8_t* values(int64_t page, int64_t head) const { return keys(page, head) + block_bytes(); }
 };
 
@@ -55,9 +61,9 @@ struct AttentionArgs {
   KVView kv;
   const int32_t *page_table, *kv_slot, *kv_len, *request;
   const int32_t* span;          // null, or keys a token sees where that is more than kv_len
-  int64_t pages_per_request;  // columns of page_table
-  int64_t n_heads, window;    // window 0: none
-  float scale, softcap;       // softcap 0: none
+  int64_t pages_per_request;    // columns of page_table
+  int64_t n_heads, window;      // window 0: none
+  float scale, softcap;         // softcap 0: none
   const float *sinks, *slopes;  // [n_heads], or null
 };
 
@@ -72,8 +78,8 @@ struct Kernels {
   void (*linear_i8)(const QuantizedView& x, const Weight& w, const float* bias, const View& y, Span panels);
   void (*quantize)(const View& x, const QuantizedView& out, Span rows);
   void (*rms_norm)(const View& x, const float* w, const View& out, float eps, int64_t width, Span rows);
-  void (*add_rms_norm)(const View& x, const View& y, const float* w, const View& total, const View& out, float eps,
-                       Span rows);
+  void (*add_rms_norm)(const View& x, const View& y, const float* w, const View& total, const View& out,
+                       float eps, Span rows);
   void (*layer_norm)(const View& x, const float* w, const float* b, const View& out, float eps, Span rows);
   void (*add)(const View& x, const View& y, const View& out, Span rows);
   void (*mul)(const View& x, const View& y, const View& out, Span rows);
@@ -93,7 +99,9 @@ struct Kernels {
 constexpr int64_t BLOCK_ROWS = 48;  // query rows that share one pass over the keys
 
 // Bytes of scratch, 64-byte aligned, each thread needs for `attend`.
-static inline int64_t attention_scratch_bytes(int64_t head_dim) { return BLOCK_ROWS * ((head_dim + 15) / 16 * 64); }
+static inline int64_t attention_scratch_bytes(int64_t head_dim) {
+  return BLOCK_ROWS * ((head_dim + 15) / 16 * 64);
+}
 
 // The kernels of the best level this machine runs, or of the named one; null if it cannot run here.
 const Kernels* find_kernels(const char* isa);

@@ -6,43 +6,61 @@
 
 namespace ridgeline::RL_ISA {
 
-// The first index of the largest value; 0 if there is none above -inf.
-int64_t argmax(const float* x, int64_t n) {
+// Rows are walked in pieces of fixed length: a maximum is then searched for in one piece only, and
+// sums have one order.
+constexpr int64_t PIECE = 1024;
+
+RL_INLINE int64_t piece_length(int64_t n, int64_t start) {
+  return n - start < PIECE ? n - start : PIECE;
+}
+
+RL_INLINE float largest_of(const float* x, int64_t n) {
   f32x16 top = splat(-__builtin_inff());
   int64_t c = 0;
   for (; c + LANES <= n; c += LANES) top = maximum(load(x + c), top);
   float best = largest(top);
   for (; c < n; c++) best = x[c] > best ? x[c] : best;
-  for (int64_t i = 0; i < n; i++)
+  return best;
+}
+
+// The first index of the largest value; 0 if there is none above -inf.
+int64_t argmax(const float* x, int64_t n) {
+  float best = -__builtin_inff();
+  int64_t where = 0;
+  for (int64_t start = 0; start < n; start += PIECE) {
+    const float top = largest_of(x + start, piece_length(n, start));
+    where = top > best ? start : where;
+    best = top > best ? top : best;
+  }
+  for (int64_t i = where; i < n; i++)
     if (x[i] == best) return i;
   return 0;
 }
 
 // Sum of exp(x - top), in double over pieces of fixed length.
 double sum_exp(const float* x, int64_t n, float top) {
-  constexpr int64_t PIECE = 1024;
   double total = 0;
   for (int64_t start = 0; start < n; start += PIECE) {
-    const int64_t count = n - start < PIECE ? n - start : PIECE;
     f32x16 part = {};
-    for_vectors(count, [&](int64_t c, int64_t left) {
-      const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+    for_vectors(piece_length(n, start), [&](int64_t c, int64_t left) {
       const f32x16 e = exp(read(x + start + c, left) - top);
-      part += lane < (int32_t)left ? e : f32x16{};
+      part += select(lane_index() < (int32_t)left, e, f32x16{});
     });
     total += (double)sum(part);
   }
   return total;
 }
 
-// Argmax of x - log(noise), for logits of which x[top] is the largest. A token whose noise cannot lift it above the
-// best so far is passed over without a logarithm: noise = -log1p(-u) >= u, so u must be below exp(x - best).
+// Argmax of x - log(noise), for logits of which x[top] is the largest. A token whose noise cannot
+// lift it above the best so far is passed over without a logarithm: noise = -log1p(-u) >= u, so u
+// must be below exp(x - best).
 int64_t pick_noisy(const float* x, int64_t n, int64_t top, uint64_t key) {
   double best = noisy(x[top], key, top);
   int64_t picked = top;
   for (int64_t c = 0; c < n; c += LANES) {
     const int64_t left = n - c < LANES ? n - c : LANES;
-    const f32x16 bound = exp(read(x + c, left) - (float)best) * 1.001f;  // slack for the float roundings
+    float bound[LANES];
+    store(bound, exp(read(x + c, left) - (float)best) * 1.001f);  // slack for the float roundings
     for (int64_t i = 0; i < left; i++) {
       if (c + i == top || x[c + i] == -__builtin_inff() || uniform(key, c + i) > (double)bound[i]) continue;
       const double score = noisy(x[c + i], key, c + i);

@@ -31,14 +31,14 @@ struct PackedWeight {
   Weight weight;
 };
 
-static void make_weight(PackedWeight* self, Pool& pool, const std::string& format, const Bytes& raw, int64_t rows,
-                        int64_t cols, HugeMemory& memory, int64_t offset) {
+static void make_weight(PackedWeight* self, Pool& pool, const std::string& format, const Bytes& raw,
+                        int64_t rows, int64_t cols, HugeMemory& memory, int64_t offset) {
   nb::gil_scoped_release release;
   const int64_t bytes = packed_bytes(format.c_str(), rows, cols);
   if (offset < 0 || offset % 64 != 0 || offset + bytes > (int64_t)memory.bytes())
     throw std::invalid_argument("a weight does not fit its memory");
-  new (self) PackedWeight{
-      pack(pool, format.c_str(), raw.data(), raw.size(), rows, cols, memory.data() + offset)};
+  new (self)
+      PackedWeight{pack(pool, format.c_str(), raw.data(), raw.size(), rows, cols, memory.data() + offset)};
 }
 
 static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
@@ -78,22 +78,30 @@ static nb::list op_signatures() {
 }
 
 NB_MODULE(_native, m) {
+  nb::set_leak_warnings(false);  // what a process still holds when it exits is no news to its user
   m.attr("RECORD_MAGIC") = RECORD_MAGIC;
   m.attr("RECORD_VERSION") = RECORD_VERSION;
-  m.def("op_signatures", op_signatures, "(name, operand names, operand kinds, outputs, ints, floats) by opcode");
-  m.def("isa", [](const std::string& isa) { return std::string(kernels_of(isa).isa); }, nb::arg("isa") = "",
-        "The named ISA level if this machine runs it, or the best one it runs");
+  m.def("op_signatures", op_signatures,
+        "(name, operand names, operand kinds, outputs, ints, floats) by opcode");
+  m.def(
+      "isa", [](const std::string& isa) { return std::string(kernels_of(isa).isa); }, nb::arg("isa") = "",
+      "The named ISA level if this machine runs it, or the best one it runs");
 
-  m.def("packed_bytes", [](const std::string& f, int64_t rows, int64_t cols) { return packed_bytes(f.c_str(), rows, cols); },
-        nb::arg("format"), nb::arg("rows"), nb::arg("cols"), "Bytes of a weight of this file format in panels");
+  m.def(
+      "packed_bytes",
+      [](const std::string& f, int64_t rows, int64_t cols) { return packed_bytes(f.c_str(), rows, cols); },
+      nb::arg("format"), nb::arg("rows"), nb::arg("cols"), "Bytes of a weight of this file format in panels");
 
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
 
   nb::class_<HugeMemory>(m, "Memory")
       .def(nb::init<size_t>(), nb::arg("nbytes"))
-      .def("array", [](HugeMemory& m) {
-        return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(m.data(), {m.bytes()}, nb::find(m));
-      }, nb::sig("def array(self) -> numpy.ndarray"), "The bytes, shared and writable");
+      .def(
+          "array",
+          [](HugeMemory& m) {
+            return nb::ndarray<nb::numpy, uint8_t, nb::ndim<1>>(m.data(), {m.bytes()}, nb::find(m));
+          },
+          nb::sig("def array(self) -> numpy.ndarray"), "The bytes, shared and writable");
 
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def("__init__", make_weight, nb::arg("pool"), nb::arg("format"), nb::arg("raw"), nb::arg("rows"),
@@ -102,8 +110,8 @@ NB_MODULE(_native, m) {
 
   nb::class_<Step>(m, "Step")
       .def("__init__", make_step, nb::arg("pool"), nb::arg("isa"), nb::arg("record"), nb::arg("weights"),
-           nb::arg("vectors"), nb::arg("kv"), nb::arg("arena"), nb::keep_alive<1, 2>(), nb::keep_alive<1, 5>(),
-           nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
+           nb::arg("vectors"), nb::arg("kv"), nb::arg("arena"), nb::keep_alive<1, 2>(),
+           nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
       .def("run", run_step, nb::arg("batch"), nb::arg("times") = nb::none(),
            "Run a batch; `times` [instructions] collects seconds per instruction");
 }

@@ -4,7 +4,9 @@
 namespace ridgeline::RL_ISA {
 namespace {
 
-RL_INLINE float root(float x) { return __builtin_sqrtf(x); }
+RL_INLINE float root(float x) {
+  return __builtin_sqrtf(x);
+}
 
 RL_INLINE float sum_of_squares(const float* x, int64_t cols) {
   f32x16 total = {};
@@ -17,7 +19,8 @@ RL_INLINE float sum_of_squares(const float* x, int64_t cols) {
 
 RL_INLINE void rms_norm_row(const float* x, const float* w, float* out, int64_t cols, float eps) {
   const float scale = 1.0f / root(sum_of_squares(x, cols) / (float)cols + eps);
-  for_vectors(cols, [&](int64_t c, int64_t n) { write(out + c, read(x + c, n) * scale * read(w + c, n), n); });
+  for_vectors(cols,
+              [&](int64_t c, int64_t n) { write(out + c, read(x + c, n) * scale * read(w + c, n), n); });
 }
 
 }  // namespace

@@ -40,7 +40,8 @@ void run_linear(const Instr& i, const Frame& f) {
 
 void run_linear_i8(const Instr& i, const Frame& f) {
   const Weight& w = f.weight(i.operands[1]);
-  f.kernels.linear_i8(f.quantized(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0), f.mine(w.panels()));
+  f.kernels.linear_i8(f.quantized(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0),
+                      f.mine(w.panels()));
 }
 
 void run_quantize(const Instr& i, const Frame& f) {
@@ -50,7 +51,8 @@ void run_quantize(const Instr& i, const Frame& f) {
 
 void run_rms_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0], f.mine(x.rows));
+  f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0],
+                     f.mine(x.rows));
 }
 
 void run_add_rms_norm(const Instr& i, const Frame& f) {
@@ -61,8 +63,8 @@ void run_add_rms_norm(const Instr& i, const Frame& f) {
 
 void run_layer_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.layer_norm(x, f.vector(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0), (float)i.floats[0],
-                       f.mine(x.rows));
+  f.kernels.layer_norm(x, f.vector(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0),
+                       (float)i.floats[0], f.mine(x.rows));
 }
 
 template <auto Kernel>
@@ -115,10 +117,15 @@ void run_sample(const Instr& i, const Frame& f) {
   const std::vector<Operand>& x = i.operands;
   const View logits = f.view(x[0]);
   const Sampler* samplers = f.field<Sampler>(x[1]);
-  const SampleLists lists{f.field<int32_t>(x[2]), f.field<float>(x[3]),    f.field<int32_t>(x[4]),
-                          f.field<int32_t>(x[5]), f.field<int32_t>(x[6]),  f.field<uint32_t>(x[7]),
+  const SampleLists lists{f.field<int32_t>(x[2]),
+                          f.field<float>(x[3]),
+                          f.field<int32_t>(x[4]),
+                          f.field<int32_t>(x[5]),
+                          f.field<int32_t>(x[6]),
+                          f.field<uint32_t>(x[7]),
                           f.program.fields[x[7].index].inner};
-  const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2), top_logprobs = f.output(i, 3);
+  const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2),
+             top_logprobs = f.output(i, 3);
   const Span rows = f.mine(logits.rows);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const Sampled s = sample(f.kernels, logits.row(r), logits.cols, samplers[r], lists, f.scratch,
@@ -132,7 +139,8 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "a", "", "", true, true, run_embedding, check_embedding},
+    {"embedding", "ids table input_row input_rows", "fwFF", "a", "", "", true, true, run_embedding,
+     check_embedding},
     {"take_rows", "x out_rows held", "afH", "a", "", "", false, true, run_take_rows, check_take_rows},
     {"rotary", "positions inv_freq", "fv", "a", "axis", "scale", true, true, run_rotary, check_rotary},
     {"rope", "x angles", "aa", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
@@ -149,8 +157,10 @@ const OpEntry OPS[] = {
     {"gelu", "x", "a", "a", "exact", "", true, true, run_gelu, nullptr},
     {"relu2", "x", "a", "a", "", "", true, true, run_relu2, nullptr},
     {"softcap", "x", "a", "a", "", "cap", true, true, run_softcap, nullptr},
-    {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", "a", "n_heads window", "scale softcap", true, false, run_attention, check_attention},
-    {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks", "affffffF", "iaia", "", "", true, true, run_sample, check_sample},
+    {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", "a",
+     "n_heads window", "scale softcap", true, false, run_attention, check_attention},
+    {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks",
+     "affffffF", "iaia", "", "", true, true, run_sample, check_sample},
 };
 const int OP_COUNT = sizeof OPS / sizeof OPS[0];
 

@@ -28,10 +28,14 @@ uint32_t word(const uint8_t* p) {
   return w;
 }
 
-void put(uint8_t* p, uint32_t w) { memcpy(p, &w, 4); }
+void put(uint8_t* p, uint32_t w) {
+  memcpy(p, &w, 4);
+}
 
 // Place of 4 consecutive k of row r (0..31) in byte vector `step` of a quantised unit.
-uint8_t* quad(uint8_t* unit, int64_t step, int64_t r) { return unit + step * 128 + r * 4; }
+uint8_t* quad(uint8_t* unit, int64_t step, int64_t r) {
+  return unit + step * 128 + r * 4;
+}
 
 bool pack_f32(const uint8_t* block, uint8_t* unit, int64_t r) {
   memcpy(unit + r * 4, block, 4);
@@ -82,9 +86,9 @@ bool pack_bf16(const uint8_t* block, uint8_t* half_unit, int64_t r) {
 }
 
 const Source SOURCES[] = {
-    {"f32", 1, 4, Format::f32, pack_f32},     {"f16", 1, 2, Format::f32, pack_f16},
-    {"bf16", 1, 2, Format::bf16, pack_bf16},  {"q4_0", 32, 18, Format::q4, pack_q4_0},
-    {"q4_1", 32, 20, Format::q4, pack_q4_1},  {"q8_0", 32, 34, Format::q8, pack_q8_0},
+    {"f32", 1, 4, Format::f32, pack_f32},    {"f16", 1, 2, Format::f32, pack_f16},
+    {"bf16", 1, 2, Format::bf16, pack_bf16}, {"q4_0", 32, 18, Format::q4, pack_q4_0},
+    {"q4_1", 32, 20, Format::q4, pack_q4_1}, {"q8_0", 32, 34, Format::q8, pack_q8_0},
 };
 
 const Source& source(const std::string& name) {
@@ -107,7 +111,8 @@ bool pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t pa
   for (int64_t r = 0; r < rows; r++) {
     const uint8_t* row = raw + (panel * PANEL + r) * blocks * s.bytes;
     for (int64_t b = 0; b < blocks; b++) {
-      uint8_t* at = w.format == Format::bf16 ? out + b / 2 * unit.unit_bytes + b % 2 * 2 : out + b * unit.unit_bytes;
+      uint8_t* at =
+          w.format == Format::bf16 ? out + b / 2 * unit.unit_bytes + b % 2 * 2 : out + b * unit.unit_bytes;
       exact &= s.pack_block(row + b * s.bytes, at, r);
     }
   }
@@ -125,8 +130,8 @@ Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes
   const Source& s = source(format);
   Weight w = shape(s, rows, cols);
   if ((uint64_t)raw_bytes != (uint64_t)(cols / s.block * s.bytes) * (uint64_t)rows)
-    throw std::invalid_argument(std::string(s.name) + " weight does not fit its " + std::to_string(raw_bytes) +
-                                " bytes");
+    throw std::invalid_argument(std::string(s.name) + " weight does not fit its " +
+                                std::to_string(raw_bytes) + " bytes");
   std::atomic<bool> exact{true};
   // The same halves as in a step, so that the thread that will read a panel also touches it first.
   pool.run([&](int thread) {
@@ -134,7 +139,8 @@ Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes
     for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
       if (!pack_panel(s, w, raw, p, out + p * w.panel_bytes())) exact = false;
   });
-  if (!exact) throw std::invalid_argument("a q4_0 scale is too large for a half-precision minimum of -8 * scale");
+  if (!exact)
+    throw std::invalid_argument("a q4_0 scale is too large for a half-precision minimum of -8 * scale");
   w.data = out;
   return w;
 }

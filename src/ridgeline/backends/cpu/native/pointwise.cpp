@@ -51,7 +51,7 @@ void gelu(const View& x, const View& out, bool exact, Span rows) {
 
 void relu2(const View& x, const View& out, Span rows) {
   map(x, out, rows, [](f32x16 v) {
-    const f32x16 positive = v < 0.0f ? f32x16{} : v;
+    const f32x16 positive = select(v < 0.0f, f32x16{}, v);
     return positive * positive;
   });
 }

@@ -16,7 +16,9 @@ static inline void pause() {
 #endif
 }
 
-constexpr int BARRIER_SPINS = 20000;  // some 300 us: beyond that the other thread has lost its core, so give way
+// Some 15 us, several times a balanced wait. Beyond it the other thread has lost its core, perhaps to another pool
+// that spins just as we do: give way, or both pools lose a time slice at every barrier.
+constexpr int BARRIER_SPINS = 1000;
 constexpr auto PARK_AFTER = std::chrono::microseconds(50);
 
 Barrier::Barrier(int threads) : threads_(threads), flags_(new Flag[threads]) {}

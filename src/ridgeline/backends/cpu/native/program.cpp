@@ -11,7 +11,9 @@
 namespace ridgeline {
 namespace {
 
-[[noreturn]] void refuse(const std::string& why) { throw std::invalid_argument("program record: " + why); }
+[[noreturn]] void refuse(const std::string& why) {
+  throw std::invalid_argument("program record: " + why);
+}
 
 // Reads words in order; never beyond the end, never a count that could not fit.
 class Reader {
@@ -46,7 +48,9 @@ class Reader {
 
 constexpr int64_t BYTES_MAX = int64_t(1) << 46, SIZE_MAX_ROWS = INT32_MAX;
 
-bool is_axis(int64_t axis) { return axis == AXIS_CONSTANT || (axis >= AXIS_T && axis <= AXIS_M); }
+bool is_axis(int64_t axis) {
+  return axis == AXIS_CONSTANT || (axis >= AXIS_T && axis <= AXIS_M);
+}
 
 Buffer read_buffer(Reader& in, const Program& p) {
   Buffer b{};
@@ -55,7 +59,8 @@ Buffer read_buffer(Reader& in, const Program& p) {
   b.rows = in.between(0, SIZE_MAX_ROWS, "a buffer's rows");
   b.cols = in.between(1, SIZE_MAX_ROWS, "a buffer's columns");
   b.type = (Type)in.between(0, 2, "a buffer's type");
-  if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis])) refuse("a buffer is too short");
+  if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis]))
+    refuse("a buffer is too short");
   if (b.offset % 64 != 0 || b.end() > p.arena_bytes) refuse("a buffer lies outside the arena");
   return b;
 }
@@ -66,7 +71,8 @@ Field read_field(Reader& in, const Program& p) {
   f.outer = in.between(0, SIZE_MAX_ROWS, "a field's rows");
   f.inner = in.between(0, SIZE_MAX_ROWS, "a field's columns");
   f.item_bytes = in.between(1, 4096, "a field's item size");
-  if (f.outer * f.inner > BYTES_MAX / f.item_bytes || f.offset + f.outer * f.inner * f.item_bytes > p.batch_bytes)
+  if (f.outer * f.inner > BYTES_MAX / f.item_bytes ||
+      f.offset + f.outer * f.inner * f.item_bytes > p.batch_bytes)
     refuse("a field lies outside the batch");
   return f;
 }
@@ -95,11 +101,16 @@ bool fits(const Program& p, char wanted, const Operand& x, size_t n_weights, siz
       if ((wanted | 0x20) == 'a') return within && b.type == Type::f32;
       return b.type == Type::i8g32 && x.start == 0 && x.stop == b.cols;
     }
-    case 'w': return x.kind == Kind::weight && i < (int64_t)n_weights;
-    case 'v': return x.kind == Kind::vector && i < (int64_t)n_vectors;
-    case 'f': return x.kind == Kind::field && i < (int64_t)p.fields.size();
-    case 's': return x.kind == Kind::state && i < (int64_t)p.states.size();
-    case 'h': return x.kind == Kind::held;
+    case 'w':
+      return x.kind == Kind::weight && i < (int64_t)n_weights;
+    case 'v':
+      return x.kind == Kind::vector && i < (int64_t)n_vectors;
+    case 'f':
+      return x.kind == Kind::field && i < (int64_t)p.fields.size();
+    case 's':
+      return x.kind == Kind::state && i < (int64_t)p.states.size();
+    case 'h':
+      return x.kind == Kind::held;
   }
   return false;
 }
@@ -114,10 +125,12 @@ void check_form(const Program& p, const Instr& i, size_t n_weights, size_t n_vec
   const OpEntry& op = *i.op;
   bool good = i.operands.size() == strlen(op.operands) && i.outputs.size() == strlen(op.outputs) &&
               (int64_t)i.ints.size() == words_in(op.ints) && (int64_t)i.floats.size() == words_in(op.floats);
-  for (size_t k = 0; good && k < i.operands.size(); k++) good = fits(p, op.operands[k], i.operands[k], n_weights, n_vectors);
+  for (size_t k = 0; good && k < i.operands.size(); k++)
+    good = fits(p, op.operands[k], i.operands[k], n_weights, n_vectors);
   for (size_t k = 0; good && k < i.outputs.size(); k++) {
     const Type type = op.outputs[k] == 'q' ? Type::i8g32 : op.outputs[k] == 'i' ? Type::i32 : Type::f32;
-    good = i.outputs[k] >= 0 && i.outputs[k] < (int64_t)p.buffers.size() && p.buffers[i.outputs[k]].type == type;
+    good =
+        i.outputs[k] >= 0 && i.outputs[k] < (int64_t)p.buffers.size() && p.buffers[i.outputs[k]].type == type;
   }
   if (!good) refuse(std::string("an instruction does not have the form of ") + op.name);
 }
@@ -146,17 +159,20 @@ struct Section {
   std::vector<int64_t> read, written;
 };
 
-bool overlap(const Buffer& a, const Buffer& b) { return a.offset < b.end() && b.offset < a.end(); }
+bool overlap(const Buffer& a, const Buffer& b) {
+  return a.offset < b.end() && b.offset < a.end();
+}
 
 bool clash(const Program& p, const std::vector<int64_t>& earlier, const std::vector<int64_t>& now) {
   for (int64_t a : earlier)
     for (int64_t b : now)
-      if (a != b && overlap(p.buffers[a], p.buffers[b])) return true;  // the same buffer has the same rows per thread
+      if (a != b && overlap(p.buffers[a], p.buffers[b]))
+        return true;  // the same buffer has the same rows per thread
   return false;
 }
 
-// Decides where threads must meet: everywhere but between instructions of which each thread reads and writes only
-// its own rows, and whose different buffers do not share memory.
+// Decides where threads must meet: everywhere but between instructions of which each thread reads and writes
+// only its own rows, and whose different buffers do not share memory.
 void place_barriers(Program& p) {
   Section s;
   for (Instr& i : p.instrs) {
@@ -185,14 +201,16 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
                const std::vector<Vector>& vectors) {
   Reader in(words, count);
   Program p{};
-  if (in.word() != RECORD_MAGIC || in.word() != RECORD_VERSION || in.word() != count) refuse("another format or version");
+  if (in.word() != RECORD_MAGIC || in.word() != RECORD_VERSION || in.word() != count)
+    refuse("another format or version");
   p.arena_bytes = in.between(0, BYTES_MAX, "the arena");
   p.batch_bytes = in.between(BATCH_HEADER * 8, BYTES_MAX, "the batch");
   p.pages = in.between(0, SIZE_MAX_ROWS, "the page count");
   p.layers = in.between(0, 65536, "the layer count");
   p.held_rows = in.between(0, SIZE_MAX_ROWS, "the held row count");
   p.held_cols = in.between(0, SIZE_MAX_ROWS, "the held row size");
-  for (int64_t axis = AXIS_T; axis <= AXIS_M; axis++) p.capacity[axis] = in.between(0, SIZE_MAX_ROWS, "a capacity");
+  for (int64_t axis = AXIS_T; axis <= AXIS_M; axis++)
+    p.capacity[axis] = in.between(0, SIZE_MAX_ROWS, "a capacity");
   for (int64_t n = in.count("the buffer count"); n > 0; n--) p.buffers.push_back(read_buffer(in, p));
   for (int64_t n = in.count("the field count"); n > 0; n--) p.fields.push_back(read_field(in, p));
   for (int64_t n = in.count("the state count"); n > 0; n--) p.states.push_back(read_state(in, p));

@@ -1,7 +1,7 @@
 // A program as the native loop holds it: decoded once from the flat record that record.py writes.
 //
-// The record is little-endian int64 words, versioned. Decoding checks every count, kind, index and extent, so that
-// running needs no checks but those on the batch. Nothing here runs anything.
+// The record is little-endian int64 words, versioned. Decoding checks every count, kind, index and extent, so
+// that running needs no checks but those on the batch. Nothing here runs anything.
 #pragma once
 
 #include <stdint.h>
@@ -20,7 +20,16 @@ constexpr int32_t WANT_HOLD = 16;  // of a row's `want`: keep it for a later ste
 constexpr int64_t BATCH_MAGIC = 0x4742'4c52, BATCH_VERSION = 1, BATCH_HEADER = 16;
 
 // Places of a batch's actual sizes in its header; also how buffers and fields name their row axis.
-enum Axis : int64_t { AXIS_CONSTANT = 0, AXIS_T = 4, AXIS_R = 5, AXIS_L = 6, AXIS_C = 7, AXIS_E = 8, AXIS_H = 9, AXIS_M = 10 };
+enum Axis : int64_t {
+  AXIS_CONSTANT = 0,
+  AXIS_T = 4,
+  AXIS_R = 5,
+  AXIS_L = 6,
+  AXIS_C = 7,
+  AXIS_E = 8,
+  AXIS_H = 9,
+  AXIS_M = 10
+};
 
 enum class Kind : int64_t { none, buffer, weight, vector, field, state, held };
 

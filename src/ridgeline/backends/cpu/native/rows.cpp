@@ -53,7 +53,8 @@ void copy_slots(const KVView& kv, int64_t source, int64_t target, int64_t count)
     return;
   }
   for (int64_t i = 0; i < count; i++) {
-    const int64_t at = target > source ? count - 1 - i : i;  // an overlap must not read what it has overwritten
+    const int64_t at =
+        target > source ? count - 1 - i : i;  // an overlap must not read what it has overwritten
     if (kv.format == KVFormat::f32)
       copy_slot<uint32_t>(kv, source + at, target + at);
     else

@@ -12,8 +12,12 @@ RL_INLINE void for_vectors(int64_t cols, F f) {
   for (int64_t c = 0; c < cols; c += LANES) f(c, cols - c < LANES ? cols - c : LANES);
 }
 
-RL_INLINE f32x16 read(const float* p, int64_t n) { return n == LANES ? load(p) : load_part(p, n); }
+RL_INLINE f32x16 read(const float* p, int64_t n) {
+  return n == LANES ? load(p) : load_part(p, n);
+}
 
-RL_INLINE void write(float* p, f32x16 v, int64_t n) { n == LANES ? store(p, v) : store_part(p, v, n); }
+RL_INLINE void write(float* p, f32x16 v, int64_t n) {
+  n == LANES ? store(p, v) : store_part(p, v, n);
+}
 
 }  // namespace ridgeline::RL_ISA

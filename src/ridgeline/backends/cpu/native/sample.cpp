@@ -16,7 +16,7 @@ constexpr float NONE = -std::numeric_limits<float>::infinity();
 uint64_t noise_key(const Sampler& s) {
   uint64_t key = mix(s.seed + GOLDEN);
   const uint64_t parts[] = {(uint64_t)(int64_t)s.choice, (uint64_t)(int64_t)s.position, PURPOSE_PICK};
-  for (uint64_t part : parts) key = mix(key ^ mix(part + GOLDEN));
+  for (uint64_t part : parts) key = mix(key + (part + 1) * GOLDEN);
   return key;
 }
 
@@ -59,24 +59,39 @@ float floor_of_top_k(const float* x, int64_t n, float top, int64_t k) {
   return NONE;
 }
 
-// A value below which nothing can be in the nucleus: tokens of less than (1 - p) / n of the mass are all in its tail.
+// A value below which nothing can be in the nucleus: tokens of less than (1 - p) / n of the mass are
+// all in its tail.
 float floor_of_top_p(double mass, int64_t n, float top, float p) {
   const double least = (1 - (double)p) * mass / (double)n;
   return least > 0 ? top + (float)log(least) - 0.001f : NONE;
 }
 
-// Ids above `floor` in Order, at most top_k of them.
-int64_t candidates(const float* x, int64_t n, float floor, int64_t top_k, int32_t* ids) {
-  int64_t count = 0;
-  for (int64_t i = 0; i < n; i++)
-    if (x[i] > floor) ids[count++] = (int32_t)i;
-  if (top_k > 0 && top_k < count) {
-    std::nth_element(ids, ids + top_k, ids + count, Order{x});
-    count = top_k;
+// Ids above a floor, put in Order only as far as asked for: the work follows the size of what survives.
+class Ranking {
+ public:
+  Ranking(const float* x, int64_t n, float floor, int32_t* ids) : order_{x}, ids_(ids) {
+    for (int64_t i = 0; i < n; i++)
+      if (x[i] > floor) ids_[count_++] = (int32_t)i;
   }
-  std::sort(ids, ids + count, Order{x});
-  return count;
-}
+
+  int64_t size() const { return count_; }
+
+  // The id of the given rank; ranks are asked for in ascending order.
+  int32_t at(int64_t rank) {
+    while (rank >= sorted_) {
+      const int64_t next = std::min(count_, std::max<int64_t>(64, sorted_ * 4));
+      if (next < count_) std::nth_element(ids_ + sorted_, ids_ + next, ids_ + count_, order_);
+      std::sort(ids_ + sorted_, ids_ + next, order_);
+      sorted_ = next;
+    }
+    return ids_[rank];
+  }
+
+ private:
+  Order order_;
+  int32_t* ids_;
+  int64_t count_ = 0, sorted_ = 0;
+};
 
 // Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits. `ids` has room for n.
 void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
@@ -90,15 +105,17 @@ void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int
   }
   double mass = cut_k ? 0 : kernels.sum_exp(x, n, top);
   const float floor = cut_k ? floor_of_top_k(x, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
-  const int64_t count = candidates(x, n, floor, s.top_k, ids);
-  for (int64_t i = 0; cut_k && i < count; i++) mass += exp((double)(x[ids[i]] - top));
+  Ranking ranking(x, n, floor, ids);
+  const int64_t count = cut_k ? std::min<int64_t>(s.top_k, ranking.size()) : ranking.size();
   if (count == 0) return;
+  for (int64_t i = 0; cut_k && cut_p && i < count; i++) mass += exp((double)(x[ranking.at(i)] - top));
   int64_t kept = 0;
   for (double before = 0; kept < count && (!cut_p || kept == 0 || before < (double)s.top_p * mass); kept++) {
-    if (kept > 0 && x[ids[kept]] < least) break;
-    before += exp((double)(x[ids[kept]] - top));
+    const float value = x[ranking.at(kept)];
+    if (kept > 0 && value < least) break;
+    before += exp((double)(value - top));
   }
-  const int32_t last = ids[kept - 1];
+  const int32_t last = ranking.at(kept - 1);
   const float edge = x[last];
   for (int64_t i = 0; i < n; i++)
     if (x[i] < edge || (x[i] == edge && i > last)) x[i] = NONE;
@@ -124,20 +141,28 @@ void largest_ids(const float* x, int64_t n, int64_t k, int32_t* ids) {
 
 }  // namespace
 
-Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s, const SampleLists& lists,
-               uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
+Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s,
+               const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
+  const bool plain = s.temperature <= 0 && s.mask_row < 0 && s.bias_start == s.bias_stop &&
+                     s.history_start == s.history_stop;
   float* x = (float*)scratch;
-  memcpy(x, logits, (size_t)n * sizeof(float));
-  process(x, n, s, lists);
-  const int32_t id = s.target < 0 ? pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64)) : s.target;
-  const float* scores = s.flags & PROCESSED ? x : logits;
-  const float top = scores[kernels.argmax(scores, n)];
+  int32_t id = s.target;
+  if (!plain) {
+    memcpy(x, logits, (size_t)n * sizeof(float));
+    process(x, n, s, lists);
+    if (s.target < 0) id = x[kernels.argmax(x, n)] > NONE ? pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64)) : -1;
+  }
+  const float* scores = s.flags & PROCESSED && !plain ? x : logits;
+  const int64_t likeliest = kernels.argmax(scores, n);
+  const float top = scores[likeliest];
+  if (plain && s.target < 0) id = top > NONE ? (int32_t)likeliest : -1;
   const float normaliser = (float)log(kernels.sum_exp(scores, n, top));
   std::fill(top_ids, top_ids + MAX_TOP, -1);
   std::fill(top_logprobs, top_logprobs + MAX_TOP, NONE);
   largest_ids(scores, n, s.n_top, top_ids);
-  for (int64_t i = 0; i < s.n_top && top_ids[i] >= 0; i++) top_logprobs[i] = scores[top_ids[i]] - top - normaliser;
-  return {id, scores[id] - top - normaliser};
+  for (int64_t i = 0; i < s.n_top && top_ids[i] >= 0; i++)
+    top_logprobs[i] = scores[top_ids[i]] - top - normaliser;
+  return {id, id < 0 ? NONE : scores[id] - top - normaliser};
 }
 
 }  // namespace ridgeline

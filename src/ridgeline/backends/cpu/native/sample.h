@@ -1,5 +1,5 @@
-// Sampling: from a row of logits and its sampler record to a token and logprobs; a pure function of both. The order
-// and the meaning of every field are those of ops/sample.py.
+// Sampling: from a row of logits and its sampler record to a token and logprobs; a pure function of both. The
+// order and the meaning of every field are those of ops/sample.py.
 #pragma once
 
 #include "kernels.h"
@@ -34,10 +34,12 @@ struct Sampled {
 };
 
 // Bytes of scratch, 64-byte aligned, for n tokens: processed logits, and candidate ids.
-static inline int64_t sample_scratch_bytes(int64_t n) { return (n + 15) / 16 * 128; }
+static inline int64_t sample_scratch_bytes(int64_t n) {
+  return (n + 15) / 16 * 128;
+}
 
 // Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1 and -inf beyond.
-Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s, const SampleLists& lists,
-               uint8_t* scratch, int32_t* top_ids, float* top_logprobs);
+Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s,
+               const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs);
 
 }  // namespace ridgeline

@@ -1,6 +1,5 @@
 #include "shapes.h"
 
-
 #include <string.h>
 
 #include "sample.h"
@@ -22,7 +21,9 @@ struct Shapes {
   int64_t width(size_t at) const { return i.operands[at].stop - i.operands[at].start; }
 
   // A missing vector fits.
-  bool vector_is(size_t at, int64_t size) const { return !has(at) || vectors[i.operands[at].index].size == size; }
+  bool vector_is(size_t at, int64_t size) const {
+    return !has(at) || vectors[i.operands[at].index].size == size;
+  }
 
   // Every buffer operand and output has the same row axis and capacity.
   bool same_rows() const {
@@ -66,8 +67,8 @@ struct Shapes {
   bool attention() const {
     const int64_t heads = i.ints[0], kv_heads = state(3).n_kv_heads, dim = state(3).head_dim;
     return heads > 0 && heads % kv_heads == 0 && width(0) == heads * dim && width(1) == kv_heads * dim &&
-           width(2) == kv_heads * dim && out(0).cols == heads * dim && i.ints[1] >= 0 && vector_is(9, heads) &&
-           vector_is(10, heads);
+           width(2) == kv_heads * dim && out(0).cols == heads * dim && i.ints[1] >= 0 &&
+           vector_is(9, heads) && vector_is(10, heads);
   }
 
   bool sample() const {
@@ -84,7 +85,9 @@ bool shapes_agree(const Program& p, const Instr& i, const std::vector<const Weig
   const Shapes s{p, i, weights, vectors};
   if (s.is("take_rows")) return s.out(0).cols == s.width(0) && (!s.has(2) || p.held_cols == s.width(0));
   if (!s.same_rows()) return false;
-  if (s.is("embedding")) return s.weight(1).cols == s.out(0).cols && (!s.has(3) || p.fields[i.operands[3].index].inner == s.out(0).cols);
+  if (s.is("embedding"))
+    return s.weight(1).cols == s.out(0).cols &&
+           (!s.has(3) || p.fields[i.operands[3].index].inner == s.out(0).cols);
   if (s.is("rotary")) return s.out(0).cols % 2 == 0 && s.vector_is(1, s.out(0).cols / 2);
   if (s.is("linear") || s.is("linear_i8")) return s.linear();
   if (s.is("rope")) return s.rope();

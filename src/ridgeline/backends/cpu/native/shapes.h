@@ -1,4 +1,5 @@
-// Whether the operands of an instruction fit each other, so that no kernel reads or writes beyond one of them.
+// Whether the operands of an instruction fit each other, so that no kernel reads or writes
+// beyond one of them.
 #pragma once
 
 #include "frame.h"

@@ -1,55 +1,248 @@
-// The vector vocabulary of the kernels: 16 float lanes and a few special functions.
+// The vector vocabulary of the kernels: 16 float or integer lanes, as one, two or four registers.
 //
-// Kernel files are compiled once per ISA level, each in its own namespace RL_ISA; this header gives them the same
-// names everywhere. Plain arithmetic is the compiler's vector extension; only what it cannot express is written
-// twice. Everything is `static inline`: a shared inline function would let the linker put AVX-512 code into the
-// portable path. For the same reason kernels use no std:: templates.
+// Kernel files are compiled once per ISA level, each in its own namespace RL_ISA; this header gives them the
+// same names everywhere. Everything is `static inline`: a shared inline function would let the linker put
+// AVX-512 code into the portable path. For the same reason kernels use no std:: templates.
 #pragma once
 
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__AVX512F__) || defined(__AVX2__)
-#include <immintrin.h>
-#endif
-
-#define RL_INLINE static inline __attribute__((always_inline, unused))
-#define RL_UNROLL _Pragma("GCC unroll 16")
+#include "register.h"
 
 namespace ridgeline::RL_ISA {
 
-typedef float f32x16 __attribute__((vector_size(64)));
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-typedef uint32_t u32x16 __attribute__((vector_size(64)));
-typedef int16_t i16x32 __attribute__((vector_size(64)));
-typedef uint16_t u16x16 __attribute__((vector_size(32)));
-
 constexpr int LANES = 16;
 
-// Rows of a register tile: 6 x 2 (linear) or 6 x 4 (attention) vectors of sums fill 32 registers of 16 lanes.
-#if defined(__AVX512F__)
-constexpr int TILE_ROWS = 6;
+// Rows of a register tile: 6 x 2 (linear) or 6 x 4 (attention) vectors of sums fill AVX-512's 32 registers.
+constexpr int TILE_ROWS = RL_BYTES == 64 ? 6 : 2;
+
+// Two vectors as one of twice the lanes; every operation goes to both.
+template <class V>
+struct Two {
+  V lo, hi;
+};
+
+#if RL_BYTES == 64
+typedef f32r f32x16;
+typedef i32r i32x16;
+typedef u32r u32x16;
+#elif RL_BYTES == 32
+typedef Two<f32r> f32x16;
+typedef Two<i32r> i32x16;
+typedef Two<u32r> u32x16;
 #else
-constexpr int TILE_ROWS = 2;
+typedef Two<Two<f32r> > f32x16;
+typedef Two<Two<i32r> > i32x16;
+typedef Two<Two<u32r> > u32x16;
 #endif
+
+template <class V>
+constexpr int lanes_of = sizeof(V) / 4;
+
+template <class S>
+struct IsScalar {};
+template <>
+struct IsScalar<float> {
+  typedef float type;
+};
+template <>
+struct IsScalar<int32_t> {
+  typedef int32_t type;
+};
+template <>
+struct IsScalar<uint32_t> {
+  typedef uint32_t type;
+};
+
+#define RL_OPERATOR(op)                                             \
+  template <class V>                                                \
+  RL_INLINE auto operator op(const Two<V>& a, const Two<V>& b) {    \
+    return Two<decltype(a.lo op b.lo)>{a.lo op b.lo, a.hi op b.hi}; \
+  }                                                                 \
+  template <class V, class S, class = typename IsScalar<S>::type>   \
+  RL_INLINE auto operator op(const Two<V>& a, S b) {                \
+    return Two<decltype(a.lo op b)>{a.lo op b, a.hi op b};          \
+  }                                                                 \
+  template <class V, class S, class = typename IsScalar<S>::type>   \
+  RL_INLINE auto operator op(S a, const Two<V>& b) {                \
+    return Two<decltype(a op b.lo)>{a op b.lo, a op b.hi};          \
+  }
+
+RL_OPERATOR(+)
+RL_OPERATOR(-)
+RL_OPERATOR(*)
+RL_OPERATOR(/)
+RL_OPERATOR(<)
+RL_OPERATOR(>)
+RL_OPERATOR(>=)
+RL_OPERATOR(&)
+RL_OPERATOR(|)
+RL_OPERATOR(^)
+RL_OPERATOR(<<)
+RL_OPERATOR(>>)
+
+template <class V>
+RL_INLINE Two<V> operator-(const Two<V>& a) {
+  return {-a.lo, -a.hi};
+}
+
+template <class V, class B>
+RL_INLINE void operator+=(Two<V>& a, const B& b) {
+  a = a + b;
+}
+
+template <class V, class B>
+RL_INLINE void operator*=(Two<V>& a, const B& b) {
+  a = a * b;
+}
+
+#define RL_UNARY(name)                                        \
+  template <class V>                                          \
+  RL_INLINE auto name(const Two<V>& a) {                      \
+    return Two<decltype(name(a.lo))>{name(a.lo), name(a.hi)}; \
+  }
+
+RL_UNARY(as_f32)
+RL_UNARY(as_i32)
+RL_UNARY(as_u32)
+RL_UNARY(to_f32)
+RL_UNARY(round_even)
+
+#define RL_BINARY(name)                                     \
+  template <class V>                                        \
+  RL_INLINE Two<V> name(const Two<V>& a, const Two<V>& b) { \
+    return {name(a.lo, b.lo), name(a.hi, b.hi)};            \
+  }
+
+RL_BINARY(maximum)         // a > b ? a : b, so that b is taken where either is NaN
+RL_BINARY(minimum)         // a < b ? a : b
+RL_BINARY(scale_by_power)  // a * 2^b for whole b, -300 < b < 300
+
+#define RL_LOAD(name, pointer, step)          \
+  template <class V>                          \
+  RL_INLINE void name(Two<V>& v, pointer p) { \
+    name(v.lo, p);                            \
+    name(v.hi, p + lanes_of<V> * (step));     \
+  }
+
+RL_LOAD(load_into, const float*, 1)
+RL_LOAD(load_into, const uint8_t*, 4)
+RL_LOAD(load_f16_into, const uint8_t*, 2)
+RL_LOAD(load_bf16_into, const uint16_t*, 1)
+
+template <class V, class S>
+RL_INLINE void splat_into(Two<V>& v, S x) {
+  splat_into(v.lo, x);
+  splat_into(v.hi, x);
+}
+
+template <class V>
+RL_INLINE void store(float* p, const Two<V>& v) {
+  store(p, v.lo);
+  store(p + lanes_of<V>, v.hi);
+}
+
+template <class V>
+RL_INLINE void store_bytes(int8_t* p, const Two<V>& q) {
+  store_bytes(p, q.lo);
+  store_bytes(p + lanes_of<V>, q.hi);
+}
+
+// a * b + c: one rounding where the hardware has it, else two; never left to the compiler
+// (-ffp-contract=off).
+template <class V>
+RL_INLINE Two<V> fma(const Two<V>& a, const Two<V>& b, const Two<V>& c) {
+  return {fma(a.lo, b.lo, c.lo), fma(a.hi, b.hi, c.hi)};
+}
+
+template <class M, class V>
+RL_INLINE Two<V> select(const Two<M>& mask, const Two<V>& a, const Two<V>& b) {
+  return {select(mask.lo, a.lo, b.lo), select(mask.hi, a.hi, b.hi)};
+}
+
+// acc + the dot product of 4 unsigned bytes of each lane of w with the 4 signed bytes of a; exact.
+template <class I, class U>
+RL_INLINE Two<I> dot4(const Two<I>& acc, const Two<U>& w, int32_t a) {
+  return {dot4(acc.lo, w.lo, a), dot4(acc.hi, w.hi, a)};
+}
+
+// The 4 bits of each lane from bit `shift` up, as 0.0 .. 15.0.
+template <class V>
+RL_INLINE auto nibble_to_f32(const Two<V>& x, uint32_t shift) {
+  return Two<decltype(nibble_to_f32(x.lo, shift))>{nibble_to_f32(x.lo, shift), nibble_to_f32(x.hi, shift)};
+}
+
+// a[0], b[0], a[1], b[1], ...: the first 16 of them in a, the others in b.
+template <class V>
+RL_INLINE void interleave(Two<V>& a, Two<V>& b) {
+  Two<V> low{a.lo, b.lo}, high{a.hi, b.hi};
+  interleave(low.lo, low.hi);
+  interleave(high.lo, high.hi);
+  a = low;
+  b = high;
+}
+
+// Sum of the lanes: upper half onto lower half until one is left, at every level. The order is
+// part of the result.
+template <class V>
+RL_INLINE auto sum(const Two<V>& x) {
+  return sum(x.lo + x.hi);
+}
+
+RL_INLINE float largest_of(float a, float b) {
+  return a > b ? a : b;
+}
+
+RL_INLINE int32_t largest_of(int32_t a, int32_t b) {
+  return a > b ? a : b;
+}
+
+template <class V>
+RL_INLINE auto largest(const Two<V>& x) {
+  return largest_of(largest(x.lo), largest(x.hi));
+}
 
 RL_INLINE f32x16 load(const float* p) {
   f32x16 v;
-  memcpy(&v, p, sizeof v);
+  load_into(v, p);
   return v;
 }
 
 RL_INLINE u32x16 load_bits(const uint8_t* p) {
   u32x16 v;
-  memcpy(&v, p, sizeof v);
+  load_into(v, p);
   return v;
 }
 
-RL_INLINE void store(float* p, f32x16 v) { memcpy(p, &v, sizeof v); }
+// 16 half-precision values, exactly.
+RL_INLINE f32x16 load_f16(const uint8_t* p) {
+  f32x16 v;
+  load_f16_into(v, p);
+  return v;
+}
 
-RL_INLINE f32x16 splat(float x) { return f32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+// 16 bfloat16 values, exactly.
+RL_INLINE f32x16 load_bf16(const uint16_t* p) {
+  f32x16 v;
+  load_bf16_into(v, p);
+  return v;
+}
 
-RL_INLINE i32x16 splat(int32_t x) { return i32x16{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
+RL_INLINE f32x16 splat(float x) {
+  f32x16 v;
+  splat_into(v, x);
+  return v;
+}
+
+RL_INLINE i32x16 splat(int32_t x) {
+  i32x16 v;
+  splat_into(v, x);
+  return v;
+}
+
+// 0, 1, ... 15, exact as integers.
+RL_INLINE i32x16 lane_index() {
+  const uint32_t index[LANES] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return as_i32(load_bits((const uint8_t*)index));
+}
 
 // The first n lanes of p (0 <= n <= 16), zero in the others; nothing beyond p[n - 1] is read.
 RL_INLINE f32x16 load_part(const float* p, int64_t n) {
@@ -57,129 +250,42 @@ RL_INLINE f32x16 load_part(const float* p, int64_t n) {
   return (f32x16)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
 #else
   float lanes[LANES] = {};
-  memcpy(lanes, p, (size_t)n * sizeof(float));
+  for (int64_t i = 0; i < n; i++) lanes[i] = p[i];
   return load(lanes);
 #endif
 }
 
-RL_INLINE void store_part(float* p, f32x16 v, int64_t n) {
+RL_INLINE void store_part(float* p, const f32x16& v, int64_t n) {
 #if defined(__AVX512F__)
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 #else
-  memcpy(p, &v, (size_t)n * sizeof(float));
+  float lanes[LANES];
+  store(lanes, v);
+  for (int64_t i = 0; i < n; i++) p[i] = lanes[i];
 #endif
 }
 
-// a * b + c: one rounding where the hardware has it, else two; never left to the compiler (-ffp-contract=off).
-RL_INLINE f32x16 fma(f32x16 a, f32x16 b, f32x16 c) {
-#if defined(__AVX512F__)
-  return (f32x16)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)c);
-#elif defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-  f32x16 out;
-  for (int i = 0; i < LANES; i++) out[i] = __builtin_fmaf(a[i], b[i], c[i]);
-  return out;
-#else
-  return a * b + c;
-#endif
+RL_INLINE f32x16 absolute(const f32x16& x) {
+  return as_f32(as_u32(x) & 0x7fffffffu);
 }
 
-RL_INLINE f32x16 to_f32(i32x16 x) { return __builtin_convertvector(x, f32x16); }
-
-// Lane-wise choice; NaN in `a` or `b` loses to the other operand only as a comparison would have it.
-RL_INLINE f32x16 maximum(f32x16 a, f32x16 b) { return a > b ? a : b; }
-
-RL_INLINE f32x16 minimum(f32x16 a, f32x16 b) { return a < b ? a : b; }
-
-RL_INLINE f32x16 absolute(f32x16 x) { return (f32x16)((u32x16)x & 0x7fffffffu); }
-
-// acc + the dot product of 4 unsigned bytes of each lane of w with the 4 signed bytes of a.
-RL_INLINE i32x16 dot4(i32x16 acc, u32x16 w, int32_t a) {
-#if defined(__AVX512VNNI__)
-  return (i32x16)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
-#else
-  // Products of a u8 and an i8 fit 16 bits: even bytes, then odd bytes, two 16-bit products to a lane.
-  const uint32_t bytes = (uint32_t)a;
-  const int32_t a0 = (int8_t)bytes, a1 = (int8_t)(bytes >> 8), a2 = (int8_t)(bytes >> 16), a3 = (int8_t)(bytes >> 24);
-  const i16x32 even = (i16x32)splat((int32_t)((uint32_t)(a0 & 0xffff) | ((uint32_t)a2 << 16)));
-  const i16x32 odd = (i16x32)splat((int32_t)((uint32_t)(a1 & 0xffff) | ((uint32_t)a3 << 16)));
-  const i32x16 p = (i32x16)((i16x32)(w & 0x00ff00ffu) * even);
-  const i32x16 q = (i32x16)((i16x32)((w >> 8) & 0x00ff00ffu) * odd);
-  return acc + (((p << 16) >> 16) + (p >> 16)) + (((q << 16) >> 16) + (q >> 16));
-#endif
-}
-
-// 16 half-precision values, exactly.
-RL_INLINE f32x16 load_f16(const uint8_t* p) {
-#if defined(__AVX512F__)
-  __m256i h;
-  memcpy(&h, p, sizeof h);
-  return (f32x16)_mm512_cvtph_ps(h);
-#else
-  u16x16 h;
-  memcpy(&h, p, sizeof h);
-  const u32x16 x = __builtin_convertvector(h, u32x16);
-  const u32x16 sign = (x & 0x8000u) << 16, magnitude = (x & 0x7fffu) << 13;
-  // 2^112 moves the exponent from half's bias to float's, subnormals included; inf and NaN need all exponent bits.
-  const u32x16 scaled = (u32x16)((f32x16)magnitude * splat(0x1p112f));
-  const u32x16 special = (u32x16)(magnitude >= 0x0f800000u);
-  return (f32x16)(sign | scaled | (special & 0x7f800000u));
-#endif
-}
-
-// 16 bfloat16 values, exactly.
-RL_INLINE f32x16 load_bf16(const uint16_t* p) {
-  u16x16 h;
-  memcpy(&h, p, sizeof h);
-  return (f32x16)(__builtin_convertvector(h, u32x16) << 16);
+RL_INLINE f32x16 with_sign(const f32x16& x, const f32x16& sign) {
+  return as_f32(as_u32(x) | (as_u32(sign) & 0x80000000u));
 }
 
 // The lower and the upper bfloat16 of each 32-bit lane.
-RL_INLINE f32x16 bf16_low(u32x16 pairs) { return (f32x16)(pairs << 16); }
-
-RL_INLINE f32x16 bf16_high(u32x16 pairs) { return (f32x16)(pairs & 0xffff0000u); }
-
-// The 4 bits of each lane from bit `shift` up, as 0.0 .. 15.0.
-RL_INLINE f32x16 nibble_to_f32(u32x16 x, int shift) {
-#if defined(__AVX512F__)
-  const __m512 values = _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-  return (f32x16)_mm512_permutexvar_ps((__m512i)(x >> shift), values);
-#else
-  return to_f32((i32x16)((x >> shift) & 15u));
-#endif
+RL_INLINE f32x16 bf16_low(const u32x16& pairs) {
+  return as_f32(pairs << 16u);
 }
 
-// Sum of the lanes, always as ((0+8)+(4+12)) + ... : the order is part of the result.
-RL_INLINE float sum(f32x16 x) {
-  float lanes[LANES];
-  memcpy(lanes, &x, sizeof lanes);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] += lanes[i + width];
-  return lanes[0];
+RL_INLINE f32x16 bf16_high(const u32x16& pairs) {
+  return as_f32(pairs & 0xffff0000u);
 }
 
-RL_INLINE float largest(f32x16 x) {
-  float lanes[LANES];
-  memcpy(lanes, &x, sizeof lanes);
-  for (int width = LANES / 2; width > 0; width /= 2)
-    for (int i = 0; i < width; i++) lanes[i] = lanes[i] > lanes[i + width] ? lanes[i] : lanes[i + width];
-  return lanes[0];
-}
-
-// Round half to even; |x| < 2^22.
-RL_INLINE f32x16 round_even(f32x16 x) {
-  const f32x16 magic = splat(0x1.8p23f);
-  return (x + magic) - magic;
-}
-
-// 16 values rounded half to even to bytes, their sum returned lane-wise added to `total`; |x| <= 127.
-RL_INLINE i32x16 store_int8(int8_t* p, f32x16 x, i32x16 total) {
-  const i32x16 q = (i32x16)(x + splat(0x1.8p23f)) - 0x4b400000;
-#if defined(__AVX512F__)
-  const __m128i bytes = _mm512_cvtepi32_epi8((__m512i)q);
-  memcpy(p, &bytes, sizeof bytes);
-#else
-  for (int i = 0; i < LANES; i++) p[i] = (int8_t)q[i];
-#endif
+// 16 values rounded half to even to bytes; returns `total` plus them, lane by lane. |x| <= 127.
+RL_INLINE i32x16 store_int8(int8_t* p, const f32x16& x, const i32x16& total) {
+  const i32x16 q = as_i32(x + 0x1.8p23f) - 0x4b400000;
+  store_bytes(p, q);
   return total + q;
 }
 

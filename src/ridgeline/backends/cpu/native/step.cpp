@@ -71,8 +71,18 @@ int64_t Step::kv_bytes(const Program& p) {
 }
 
 Frame Step::frame(const uint8_t* batch, int thread) {
-  return {program_, kernels_, weights_,        vectors_, arena_,         kv_,
-          (float*)held_.data(), batch, scratch_.data() + thread * scratch_bytes_, pool_.barrier(), thread, pool_.threads()};
+  return {program_,
+          kernels_,
+          weights_,
+          vectors_,
+          arena_,
+          kv_,
+          (float*)held_.data(),
+          batch,
+          scratch_.data() + thread * scratch_bytes_,
+          pool_.barrier(),
+          thread,
+          pool_.threads()};
 }
 
 void Step::run(const uint8_t* batch, int64_t bytes, double* times) {

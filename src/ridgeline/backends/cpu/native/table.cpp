@@ -27,8 +27,9 @@ double sum_exp(const float*, int64_t, float);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {RL_STRING(RL_ISA), linear,   linear_i8, quantize, rms_norm, add_rms_norm,
-                         layer_norm,        add,      mul,       silu_mul, gelu_mul, gelu,
-                         relu2,             softcap,  rope,      append_kv, attend, argmax, sum_exp, pick_noisy};
+const Kernels kernels = {RL_STRING(RL_ISA), linear,     linear_i8, quantize, rms_norm,
+                         add_rms_norm,      layer_norm, add,       mul,      silu_mul,
+                         gelu_mul,          gelu,       relu2,     softcap,  rope,
+                         append_kv,         attend,     argmax,    sum_exp,  pick_noisy};
 
 }  // namespace ridgeline::RL_ISA

@@ -1,6 +1,7 @@
 // exp, tanh and erf on 16 lanes, from textbook range reductions and Taylor or rational approximations.
 //
-// Errors are a few units in the last place; exp(-inf) is 0 and exp(0) is exactly 1, which attention relies on.
+// Errors are a few units in the last place; exp(-inf) is 0 and exp(0) is exactly 1, which
+// attention relies on.
 #pragma once
 
 #include "simd.h"
@@ -8,10 +9,10 @@
 namespace ridgeline::RL_ISA {
 
 RL_INLINE f32x16 exp(f32x16 x) {
-  x = x < -110.0f ? splat(-110.0f) : x;
-  x = x > 100.0f ? splat(100.0f) : x;
+  x = minimum(splat(100.0f), maximum(splat(-110.0f), x));  // in this order NaN stays NaN
   const f32x16 n = round_even(x * 1.44269504f);
-  f32x16 r = fma(n, splat(-0.693145752f), x);  // ln 2 in two parts, the first short enough that n * part is exact
+  f32x16 r =
+      fma(n, splat(-0.693145752f), x);  // ln 2 in two parts, the first short enough that n * part is exact
   r = fma(n, splat(-1.42860677e-6f), r);
   f32x16 p = splat(1 / 720.0f);
   p = fma(p, r, splat(1 / 120.0f));
@@ -20,9 +21,7 @@ RL_INLINE f32x16 exp(f32x16 x) {
   p = fma(p, r, splat(0.5f));
   p = fma(p, r, splat(1.0f));
   p = fma(p, r, splat(1.0f));
-  // 2^n in two factors, so that results in the subnormal range and beyond the largest float come out right.
-  const i32x16 whole = (i32x16)(n + splat(0x1.8p23f)) - 0x4b400000, half = whole >> 1;
-  return p * (f32x16)((half + 127) << 23) * (f32x16)((whole - half + 127) << 23);
+  return scale_by_power(p, n);
 }
 
 RL_INLINE f32x16 tanh(f32x16 x) {
@@ -35,8 +34,7 @@ RL_INLINE f32x16 tanh(f32x16 x) {
   p = fma(p, z, splat(-3.33332819422e-1f));
   const f32x16 small = fma(p * z, x, x);
   const f32x16 large = 1.0f - 2.0f / (exp(a + a) + 1.0f);
-  const f32x16 signed_large = (f32x16)((u32x16)large | ((u32x16)x & 0x80000000u));
-  return a < 0.625f ? small : signed_large;
+  return select(a < 0.625f, small, with_sign(large, x));
 }
 
 // Abramowitz & Stegun 7.1.26: absolute error below 1.5e-7.
@@ -49,7 +47,7 @@ RL_INLINE f32x16 erf(f32x16 x) {
   p = fma(p, t, splat(-0.284496736f));
   p = fma(p, t, splat(0.254829592f));
   const f32x16 y = 1.0f - p * t * exp(-(a * a));
-  return (f32x16)((u32x16)y | ((u32x16)x & 0x80000000u));
+  return with_sign(y, x);
 }
 
 }  // namespace ridgeline::RL_ISA

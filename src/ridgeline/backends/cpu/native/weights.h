@@ -1,10 +1,11 @@
 // Packed weights: panels of 32 output rows, K outermost, so that a panel is one contiguous stream.
 //
-//   f32   per k:            32 floats
-//   bf16  per pair of k:    2 vectors of [16 rows][2 k]
-//   q8    per 32 k:         8 x 2 vectors of [16 rows][4 k] bytes (q + 128), then 32 half scales
-//   q4    per 32 k:         4 x 2 vectors of [16 rows][4 k] nibbles (low: k step 2j, high: 2j + 1), then 32 half
-//                           scales and 32 half minima; value = scale * nibble + minimum
+//   f32   per k:           32 floats
+//   bf16  per pair of k:   2 vectors of [16 rows][2 k]
+//   q8    per 32 k:        8 x 2 vectors of [16 rows][4 k] bytes (q + 128), then 32 half scales
+//   q4    per 32 k:        4 x 2 vectors of [16 rows][4 k] nibbles (low: k step 2j, high: 2j + 1),
+//                          then 32 half scales and 32 half minima; value = scale * nibble + minimum
+//
 // Rows are padded to 32 with zeros, K to 2 for bf16. Packing is lossless.
 #pragma once
 
@@ -24,10 +25,14 @@ struct Layout {
 
 static constexpr Layout layout(Format f) {
   switch (f) {
-    case Format::f32: return {1, PANEL * 4};
-    case Format::bf16: return {2, PANEL * 4};
-    case Format::q8: return {GROUP, PANEL * (GROUP + 2)};
-    case Format::q4: return {GROUP, PANEL * (GROUP / 2 + 4)};
+    case Format::f32:
+      return {1, PANEL * 4};
+    case Format::bf16:
+      return {2, PANEL * 4};
+    case Format::q8:
+      return {GROUP, PANEL * (GROUP + 2)};
+    case Format::q4:
+      return {GROUP, PANEL * (GROUP / 2 + 4)};
   }
   __builtin_unreachable();
 }
