@@ -16,8 +16,8 @@ static inline void pause() {
 #endif
 }
 
-// Some 15 us, several times a balanced wait. Beyond it the other thread has lost its core, perhaps to another pool
-// that spins just as we do: give way, or both pools lose a time slice at every barrier.
+// Some 15 us, several times a balanced wait. Beyond it the other thread has lost its core, perhaps to another
+// pool that spins just as we do: give way, or both pools lose a time slice at every barrier.
 constexpr int BARRIER_SPINS = 1000;
 constexpr auto PARK_AFTER = std::chrono::microseconds(50);
 

@@ -121,8 +121,11 @@ void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int
     if (x[i] < edge || (x[i] == edge && i > last)) x[i] = NONE;
 }
 
+// A token of processed logits, or -1 where none may be sampled.
 int32_t pick(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
-  if (s.temperature <= 0) return (int32_t)kernels.argmax(x, n);
+  const int64_t likeliest = kernels.argmax(x, n);
+  if (!(x[likeliest] > NONE)) return -1;
+  if (s.temperature <= 0) return (int32_t)likeliest;
   for (int64_t i = 0; i < n; i++) x[i] /= s.temperature;
   truncate(kernels, x, n, s, ids);
   return (int32_t)kernels.pick_noisy(x, n, kernels.argmax(x, n), noise_key(s));
@@ -150,7 +153,7 @@ Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sam
   if (!plain) {
     memcpy(x, logits, (size_t)n * sizeof(float));
     process(x, n, s, lists);
-    if (s.target < 0) id = x[kernels.argmax(x, n)] > NONE ? pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64)) : -1;
+    if (s.target < 0) id = pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64));
   }
   const float* scores = s.flags & PROCESSED && !plain ? x : logits;
   const int64_t likeliest = kernels.argmax(scores, n);
