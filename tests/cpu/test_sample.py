@@ -68,8 +68,17 @@ def test_settings(seed: int, isa: str) -> None:
 
 
 def test_everything_masked() -> None:
+    """No token may be sampled: -1. Given tokens stay what they are."""
     c = rows(64, 1.0, 0)
     c.operands["masks"][:] = 0
     c.operands["sampler"]["mask_row"] = 0
-    ids = run_case("sample", c, backend())[0]
-    assert ((ids >= 0) & (ids < 64)).all()
+    ids, logprobs, *_ = run_case("sample", c, backend())
+    given = c.operands["sampler"]["target"]
+    assert np.array_equal(ids, given)
+    assert (logprobs[given < 0] == -np.inf).all()
+
+
+def test_logits_that_are_no_numbers() -> None:
+    c = rows(64, 1.0, 0)
+    c.operands["logits"][:] = np.nan
+    assert np.array_equal(run_case("sample", c, backend())[0], c.operands["sampler"]["target"])

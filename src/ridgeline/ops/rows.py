@@ -20,6 +20,8 @@ def _embedding_cases(rng: np.random.Generator) -> Iterable[Case]:
     for rows, vocab, n in ((1, 100, 576), (5, 97, 80)):
         table = rng.standard_normal((vocab, n), dtype=np.float32)
         yield Case(f"{rows}x{n}", {"ids": rng.integers(0, vocab, rows, np.int32), "table": table})
+    positions = rng.integers(0, 97, (1, 4), np.int32)
+    yield Case("positions", {"ids": positions, "table": rng.standard_normal((97, 80), dtype=np.float32)}, {"axis": 0})
 
 
 @op(

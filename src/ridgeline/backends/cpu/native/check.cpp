@@ -49,7 +49,10 @@ void check_hold(const Frame& f) {
 
 void check_embedding(const Instr& i, const Frame& f) {
   const int64_t rows = f.rows_of(f.program.buffers[i.outputs[0]]);
-  const int32_t *ids = f.field<int32_t>(i.operands[0]), *given = f.field<int32_t>(i.operands[2]);
+  const Field& field = f.program.fields[i.operands[0].index];
+  require(i.ints[0] >= 0 && i.ints[0] < field.outer, "the axis of token ids", i.ints[0]);
+  const int32_t *ids = f.field<int32_t>(i.operands[0]) + i.ints[0] * field.inner,
+                *given = f.field<int32_t>(i.operands[2]);
   const bool has_given = given && f.field<float>(i.operands[3]);
   for (int64_t r = 0; r < rows; r++) {
     if (has_given && given[r] >= 0)

@@ -9,11 +9,16 @@
 namespace ridgeline {
 namespace {
 
+// Row `axis` of an integer field [A, T]; of a field [T], which has no other, row 0.
+const int32_t* row_of(const Instr& i, const Frame& f) {
+  return f.field<int32_t>(i.operands[0]) + i.ints[0] * f.program.fields[i.operands[0].index].inner;
+}
+
 void run_embedding(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
-  embedding({f.field<int32_t>(i.operands[0]), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]),
-             f.field<float>(i.operands[3])},
-            out, f.mine(out.rows));
+  embedding(
+      {row_of(i, f), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]), f.field<float>(i.operands[3])},
+      out, f.mine(out.rows));
 }
 
 void run_take_rows(const Instr& i, const Frame& f) {
@@ -23,9 +28,7 @@ void run_take_rows(const Instr& i, const Frame& f) {
 
 void run_rotary(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
-  const Operand& positions = i.operands[0];
-  const int32_t* axis = f.field<int32_t>(positions) + i.ints[0] * f.program.fields[positions.index].inner;
-  rotary(axis, f.vector(i.operands[1]), (float)i.floats[0], out, f.mine(out.rows));
+  rotary(row_of(i, f), f.vector(i.operands[1]), (float)i.floats[0], out, f.mine(out.rows));
 }
 
 void run_rope(const Instr& i, const Frame& f) {
@@ -139,7 +142,7 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "a", "", "", true, true, run_embedding,
+    {"embedding", "ids table input_row input_rows", "fwFF", "a", "axis", "", true, true, run_embedding,
      check_embedding},
     {"take_rows", "x out_rows held", "afH", "a", "", "", false, true, run_take_rows, check_take_rows},
     {"rotary", "positions inv_freq", "fv", "a", "axis", "scale", true, true, run_rotary, check_rotary},
