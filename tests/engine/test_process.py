@@ -9,9 +9,9 @@ import time
 from pathlib import Path
 
 import pytest
-import tiny
 from test_engine import Collected
 
+import tiny
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.load import load

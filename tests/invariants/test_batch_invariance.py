@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from handmade import arrays_of, new_batch
 
+from handmade import arrays_of, new_batch
 from ridgeline.backends.reference import Reference
 from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, Rope

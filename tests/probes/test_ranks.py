@@ -7,8 +7,8 @@ import threading
 from dataclasses import replace
 
 import numpy as np
-from handmade import PAGES, TINY, arrays_of, limits, logits, make_step, new_batch
 
+from handmade import PAGES, TINY, arrays_of, limits, logits, make_step, new_batch
 from ridgeline.backends.reference import ReferenceStep
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.models import build

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from handmade import TINY, limits, logits, make_step, new_batch
 
+from handmade import TINY, limits, logits, make_step, new_batch
 from ridgeline.models import build
 from ridgeline.models.llama import logits as head
 from ridgeline.ops import OPS, add, attention, embedding, linear, rms_norm, take_rows

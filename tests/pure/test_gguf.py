@@ -186,9 +186,7 @@ def test_alignment_key_moves_the_data(tmp_path, alignment):
     assert GGUFFile(write(tmp_path, data)).data("t").view(np.float32).tolist() == [3]
 
 
-@pytest.mark.parametrize(
-    ("number", "name"), [(12, "q4_k"), (14, "q6_k"), (99, "ggml_type_99"), (2**32 - 1, "ggml")]
-)
+@pytest.mark.parametrize(("number", "name"), [(12, "q4_k"), (14, "q6_k"), (99, "ggml_type_99"), (2**32 - 1, "ggml")])
 def test_unsupported_tensor_types_are_recorded_and_refused_when_read(tmp_path, number, name):
     tensors = [tensor("w", (256, 2), number, 0), tensor("norm", (8,), TYPE_F32, 0)]
     source = GGUFSource(GGUFFile(write(tmp_path, valid(tensors=tensors))))
@@ -240,9 +238,7 @@ LIES = [
     pytest.param(valid(counts=(2, HUGE)), ModelFileError, f"claims {HUGE} metadata", id="key count 2^64-1"),
     pytest.param(valid(counts=(1 << 18, 6)), ModelFileError, "a header of", id="tensor count past the file"),
     pytest.param(valid(counts=(2, 1 << 16)), ModelFileError, "a header of", id="key count past the file"),
-    pytest.param(
-        valid(counts=(3, 6)), ModelFileError, "tensor '': has 0|tensor '' has 0", id="one tensor more"
-    ),
+    pytest.param(valid(counts=(3, 6)), ModelFileError, "tensor '': has 0|tensor '' has 0", id="one tensor more"),
     pytest.param(valid(counts=(2, 7)), ModelFileError, "name of tensor 0.*runs past", id="one key more"),
     pytest.param(valid(counts=(2, 5)), ModelFileError, "dimensions", id="one key fewer"),
     lying_metadata("key longer than the file", string("k", HUGE), "metadata key 0.*runs past"),
@@ -258,18 +254,10 @@ LIES = [
     lying_metadata("array of 2^61 doubles", kv("k", ARR, array(F64, 1 << 61)), "'k' needs"),
     lying_metadata("array of 2^40 arrays", kv("k", ARR, array(ARR, 1 << 40)), "'k' needs"),
     lying_metadata("array of type 77", kv("k", ARR, array(77, 1)), "'k' is an array of the unknown"),
-    lying_metadata(
-        "array of bools of 9", kv("k", ARR, array(BOOL, 2, b"\1\x09")), "'k' holds a bool stored as 9"
-    ),
-    lying_metadata(
-        "three nested arrays", kv("k", ARR, array(ARR, 1, array(ARR, 1, array(U8, 0)))), "'k' nests"
-    ),
-    lying_metadata(
-        "long string in an array", kv("k", ARR, array(STR, 2, string("a") + u64(9999))), "'k': string 1"
-    ),
-    lying_metadata(
-        "bad UTF-8 in an array", kv("k", ARR, array(STR, 2, string("a") + string(b"\xff"))), "string 1"
-    ),
+    lying_metadata("array of bools of 9", kv("k", ARR, array(BOOL, 2, b"\1\x09")), "'k' holds a bool stored as 9"),
+    lying_metadata("three nested arrays", kv("k", ARR, array(ARR, 1, array(ARR, 1, array(U8, 0)))), "'k' nests"),
+    lying_metadata("long string in an array", kv("k", ARR, array(STR, 2, string("a") + u64(9999))), "'k': string 1"),
+    lying_metadata("bad UTF-8 in an array", kv("k", ARR, array(STR, 2, string("a") + string(b"\xff"))), "string 1"),
     lying_metadata("alignment of 48", kv("general.alignment", U32, u32(48)), "alignment.*48"),
     lying_metadata("alignment of 0", kv("general.alignment", U32, u32(0)), "alignment.*0"),
     lying_metadata("alignment a string", kv("general.alignment", STR, string("32")), "alignment"),

@@ -301,9 +301,7 @@ def test_a_damaged_wheel_is_a_typed_error(alias, site, tmp_path, damage):
         data = bytearray(path.read_bytes())
         if damage == "bytes":
             data[200:260] = b"\xff" * 60
-        path.write_bytes(
-            {"truncated": bytes(data[: len(data) // 2]), "not a zip": b"<html>"}.get(damage, bytes(data))
-        )
+        path.write_bytes({"truncated": bytes(data[: len(data) // 2]), "not a zip": b"<html>"}.get(damage, bytes(data)))
         return path
 
     with pytest.raises(ModelNotFound, match="intact"):
@@ -439,9 +437,7 @@ def test_local_paths(tmp_path, monkeypatch):
     assert resolve("m.gguf").path == Path("m.gguf")
 
 
-@pytest.mark.parametrize(
-    "name", ["absent.gguf", "/absent/model", "./absent", "~/absent-model", "absent/m.gguf"]
-)
+@pytest.mark.parametrize("name", ["absent.gguf", "/absent/model", "./absent", "~/absent-model", "absent/m.gguf"])
 def test_paths_that_do_not_exist(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelNotFound, match="does not exist"):

@@ -75,9 +75,7 @@ def test_reads_all_three_formats_scalars_and_empty_tensors(tmp_path):
 
 def test_files_of_the_reference_writer(tmp_path):
     reference = pytest.importorskip("safetensors.numpy")
-    tensors = {
-        f"t{i}": np.random.default_rng(i).standard_normal((i + 1, 5)).astype(np.float32) for i in range(4)
-    }
+    tensors = {f"t{i}": np.random.default_rng(i).standard_normal((i + 1, 5)).astype(np.float32) for i in range(4)}
     tensors["half"] = np.ones((3,), np.float16)
     reference.save_file(tensors, tmp_path / "x.safetensors", metadata={"a": "b"})
     source = SafetensorsSource(tmp_path / "x.safetensors")
@@ -125,9 +123,7 @@ LIES = [
     pytest.param(build({"m": entry(shape=(2.0, 3))}), "'m' has a shape", id="float shape"),
     pytest.param(build({"m": entry(shape=(True, 6))}), "'m' has a shape", id="bool shape"),
     pytest.param(build({"m": entry(shape=(1 << 64, 3))}), "'m' has a shape", id="shape past 2^63"),
-    pytest.param(
-        build({"m": entry(shape=(1 << 62, 1 << 62))}), "'m'.*does not take 24", id="product past 2^64"
-    ),
+    pytest.param(build({"m": entry(shape=(1 << 62, 1 << 62))}), "'m'.*does not take 24", id="product past 2^64"),
     pytest.param(build({"m": entry(shape=(2, 4))}), "'m'.*does not take 24", id="shape too large"),
     pytest.param(build({"m": entry("F16")}), "'m'.*does not take 24", id="dtype too small"),
     pytest.param(build({"m": entry(begin=24, end=0)}), "data_offsets", id="offsets reversed"),
@@ -135,9 +131,7 @@ LIES = [
     pytest.param(build({"m": entry() | {"data_offsets": [0]}}), "data_offsets", id="one offset"),
     pytest.param(build({"m": entry() | {"data_offsets": "0024"}}), "data_offsets", id="offsets a string"),
     pytest.param(build({"m": entry(begin=4, end=28)}), "'m' ends at.*past the end", id="end past the file"),
-    pytest.param(
-        build({"m": entry("I64", (3,), 0, 1 << 50)}), "past the end", id="other dtype past the file"
-    ),
+    pytest.param(build({"m": entry("I64", (3,), 0, 1 << 50)}), "past the end", id="other dtype past the file"),
     pytest.param(build({"m": entry(), "n": entry("F32", (1,), 20, 24)}), "'m' and 'n' overlap", id="overlap"),
     pytest.param(build({"m": entry(), "n": entry()}), "overlap", id="same bytes twice"),
     pytest.param(build({"m": entry()})[:-1], "past the end", id="one byte short"),

@@ -55,8 +55,7 @@ def row_bytes(fmt: Format, k: int) -> int:
     """Bytes of one packed row of k weights; Unsupported when k is not a multiple of the block."""
     if k % fmt.block:
         raise Unsupported(
-            f"format {fmt.name} packs {fmt.block} weights per block; a row of {k} is not a multiple "
-            "(use f16 or bf16)"
+            f"format {fmt.name} packs {fmt.block} weights per block; a row of {k} is not a multiple (use f16 or bf16)"
         )
     return k // fmt.block * fmt.block_bytes
 
