@@ -220,8 +220,11 @@ def gguf_tensors(c: Mapping[str, Any], tensors: Arrays) -> Arrays:
     return found
 
 
-def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Arrays, format: str = "F32") -> Path:
-    """A GGUF file by the gguf package; matrices whose rows are whole blocks are quantised to `format`."""
+def write_gguf(
+    path: Path, metadata: Mapping[str, Any], tensors: Arrays, format: str = "F32", also: Mapping[str, str] | None = None
+) -> Path:
+    """A GGUF file by the gguf package; matrices whose rows are whole blocks are quantised to `format`, or to the one
+    that `also` gives for a part of their name."""
     import gguf
 
     kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
@@ -230,7 +233,8 @@ def write_gguf(path: Path, metadata: Mapping[str, Any], tensors: Arrays, format:
         if key != "general.architecture":
             writer.add_key_value(key, value, kinds[type(value)])
     for name, x in tensors.items():
-        kind = gguf.GGMLQuantizationType[format if x.ndim > 1 and x.shape[-1] % 32 == 0 else "F32"]
+        wanted = next((f for part, f in (also or {}).items() if part in name), format)
+        kind = gguf.GGMLQuantizationType[wanted if x.ndim > 1 and x.shape[-1] % 32 == 0 else "F32"]
         writer.add_tensor(name, gguf.quants.quantize(x, kind), raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -262,7 +266,7 @@ def program_of(checkpoint: Checkpoint, backend: Backend, *, kv_format: str = "f3
     """The program of a checkpoint as the backend would hold it."""
     program = build(checkpoint.config)
     checkpoint.check_all_used(program.weights.values())
-    listed = pipeline.passes(lambda w: backend.held_as[checkpoint.format_of(w)], kv_format, fused=fused)
+    listed = pipeline.passes(checkpoint.format_of, kv_format, fused=fused, held_as=backend.held_as)
     return pipeline.run(program, listed)
 
 

@@ -13,7 +13,7 @@ from ridgeline.engine.engine import Flight
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import Delta, Token
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import InvalidRequest, Overloaded
 from ridgeline.program.batch import StepResult
 from ridgeline.text.template import require_template
 
@@ -71,12 +71,22 @@ class LLM:
         todo: list[Any] = [prompts] if single else list(prompts)
         chosen = params or SamplingParams()
         outputs = [self._output(p, chosen) for p in todo]
-        pending = list(reversed(outputs))
-        room = self.info.max_requests + self.info.queue
-        while pending or not self.client.idle:
-            while pending and self.client.choices + chosen.n <= room:
-                self._submit(pending.pop(), chosen)
-            self.client.pump(0.0)
+        pending, ids = list(reversed(outputs)), []
+        try:
+            while pending or not self.client.idle:
+                while pending:
+                    try:
+                        ids.append(self._submit(pending[-1], chosen))
+                    except Overloaded:
+                        break
+                    pending.pop()
+                self.client.pump(0.0)
+        except BaseException:  # a refusal or Ctrl-C: nothing of this call may run on in the next
+            for id in ids:
+                self.client.cancel(id)
+            while not self.client.idle:
+                self.client.pump(0.0)
+            raise
         return outputs
 
     def chat(self, messages: Messages, params: SamplingParams | None = None, **template: Any) -> Output:
@@ -112,7 +122,7 @@ class LLM:
             raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
         return Output(prompt, self._ids(prompt), [Completion() for _ in range(params.n)])
 
-    def _submit(self, output: Output, params: SamplingParams) -> None:
+    def _submit(self, output: Output, params: SamplingParams) -> int:
         def sink(delta: Delta) -> None:
             choice = output.completions[delta.choice]
             choice.text += delta.text
@@ -121,7 +131,7 @@ class LLM:
             if delta.prompt is not None:
                 output.prompt_logprobs = list(delta.prompt)
 
-        self.client.submit(output.prompt_ids, params, sink)
+        return self.client.submit(output.prompt_ids, params, sink)
 
     def _observe(self, flight: Flight, result: StepResult) -> None:
         for observer in self.observers:

@@ -86,9 +86,9 @@ def fake_engine(
     )
     layout = BatchLayout.of(limits, [State(n, 1, 1, 2, window=w) for n, w in names.items()])
     info = EngineInfo(
-        model="fake", vocab=VOCAB, context=context, pages=pages,
+        model="fake", vocab=VOCAB, context=context, pages=pages, page_bytes=1,
         groups=tuple(GroupInfo(n, w) for n, w in names.items()),
-        step_tokens=step_tokens, max_requests=max_requests, queue=64, backend="fake", format="f32",
+        step_tokens=step_tokens, max_requests=max_requests, queue=64, depth=depth, backend="fake", format="f32",
         activations="float32", kv_format="f32", threads=1, weight_bytes=0, program="fake", load_seconds=0.0,
     )  # fmt: skip
     step = FakeStep(layout, pages, names)

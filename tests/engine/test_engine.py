@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import most_tokens, pages_needed
 from ridgeline.errors import InvalidRequest, Overloaded
 
 
@@ -304,3 +305,55 @@ def test_replay_continues_where_the_client_stands():
     while not client.idle:
         client.pump()
     assert seen.tokens == whole.tokens and seen.text == whole.text
+
+
+def test_windows_with_chunks_longer_than_the_window_and_steps_in_flight():
+    """Each step in flight holds a chunk beside the window: admission promises them all."""
+    engine = fake_engine(windows=(40,), step_tokens=256, depth=2, pages=12, context=1024)
+    together = run(engine, [(prompt_of(900, i), greedy(20)) for i in range(3)])
+    (alone,) = run(fake_engine(windows=(40,), pages=64), [(prompt_of(900, 1), greedy(20))])
+    assert together[1].tokens == alone.tokens
+
+
+def test_without_max_tokens_the_pool_is_the_limit():
+    (seen,) = run(fake_engine(pages=2, context=1024), [([1], SamplingParams(temperature=0, seed=1))])
+    assert seen.finish[0] == ["length"] and len(seen.tokens[0]) == 127
+    client = LocalClient(fake_engine(pages=2, context=1024))
+    with pytest.raises(InvalidRequest, match="at most 127") as refused:
+        client.submit(prompt_of(300), SamplingParams(), Collected())
+    assert refused.value.param == "prompt"
+    with pytest.raises(InvalidRequest, match="at most 28"):
+        client.submit(prompt_of(100), greedy(200), Collected())
+
+
+def test_the_largest_that_fits_fits():
+    for windows in [(0,), (40,), (0, 100)]:
+        engine = fake_engine(windows=windows, pages=9, context=1024)
+        room = most_tokens(engine.info, 1)
+        assert room == 1024 or pages_needed(engine.info, room + 1) > 9
+        (seen,) = run(engine, [(prompt_of(10), greedy(room - 10))])
+        assert seen.finish[0] == ["length"]
+
+
+def test_more_choices_than_the_queue_holds_are_refused():
+    client = LocalClient(fake_engine())
+    with pytest.raises(InvalidRequest, match="at most 72"):
+        client.submit([1], SamplingParams(n=73, max_tokens=1), Collected())
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_dead_end_fails_its_own_choice_only(depth):
+    engine = fake_engine(depth=depth)
+    original = engine.executor.step.run
+
+    def dead(batch):
+        result = original(batch)
+        for row, record in enumerate(batch["sampler"]):
+            if record["seed"] == 99 and record["position"] == 8:
+                result.ids[row] = -1
+        return result
+
+    engine.executor.step.run = dead
+    bad, good = run(engine, [([1] * 5, SamplingParams(seed=99, max_tokens=30)), (prompt_of(17, 17), greedy(30))])
+    assert bad.finish[0] == ["failed"] and len(bad.tokens[0]) == 3
+    assert good.tokens[0] == SOLO[1]

@@ -18,8 +18,6 @@ from ridgeline.program.batch import (
     Batch,
     BatchLayout,
     Limits,
-    StepResult,
-    slot_of,
 )
 from ridgeline.program.ir import State
 
@@ -144,14 +142,3 @@ def test_the_header_names_its_numbers():
     b.resize(T=1, R=2, L=3)
     assert dict(zip(HEADER, b.header.tolist(), strict=False))["R"] == 2
     assert len(HEADER) <= 16 and b.header.dtype == np.int64
-
-
-@pytest.mark.parametrize(("position", "slot"), [(0, 5 * 64), (63, 5 * 64 + 63), (64, 2 * 64), (130, 9 * 64 + 2)])
-def test_slot_of(position, slot):
-    assert slot_of(np.array([5, 2, 9]), position) == slot
-
-
-def test_results_compare_without_their_time():
-    parts = (3, np.zeros(0), np.zeros(0), np.zeros(0), np.zeros(0))
-    assert StepResult(*parts, seconds=1.0).hidden is None
-    assert StepResult(*parts).logits is None and StepResult(*parts).seconds == 0

@@ -247,3 +247,15 @@ def test_opening_reads_no_weight(tmp_path):
     checkpoint = open_checkpoint(write(tmp_path, "hf", {k: x * np.nan for k, x in tiny.weights(C).items()}))
     program = models.build(checkpoint.config)
     assert pipeline.run(program, pipeline.passes(checkpoint.format_of, "f32"))
+
+
+def test_parts_stored_in_different_formats_of_one_held_format(tmp_path, backend):
+    """Quantisers mix formats by tensor; cpu holds q4_0 and q4_1 alike, but parts merge by how they are stored."""
+    c = tiny.changed(tiny.CONFIGS["llama"], intermediate_size=160)
+    tensors = tiny.weights(c)
+    metadata, stored = tiny.gguf_metadata(c), tiny.gguf_tensors(c, tensors)
+    path = tiny.write_gguf(tmp_path / "mixed.gguf", metadata, stored, "Q4_1", also={"attn_k": "Q4_0", "ffn_up": "F16"})
+    fused, plain = (tiny.compile_model(open_checkpoint(path), backend, fused=fused) for fused in (True, False))
+    ids = tiny.prompt(20)
+    want = tiny.run_step(plain, plain.layout, ids)
+    np.testing.assert_allclose(tiny.run_step(fused, fused.layout, ids), want, atol=1e-4)

@@ -197,6 +197,7 @@ BAD_GGUF = {
     "unknown key": ({"llama.expert_count": 8}, Unsupported, r"llama\.expert_count = 8"),
     "unknown array": ({"llama.rope.dimension_sections": np.array([1, 2])}, Unsupported, "rope.dimension_sections"),
     "unknown empty array": ({"llama.foo": np.zeros(0)}, Unsupported, r"llama\.foo"),
+    "rope factor without type": ({"llama.rope.scaling.factor": 4.0}, Unsupported, "without rope.scaling.type"),
     "unknown rope": ({"llama.rope.scaling.type": "longrope"}, Unsupported, "rope.scaling.type 'longrope'"),
     "rope type is a number": ({"llama.rope.scaling.type": 1}, ModelFileError, "rope.scaling.type must be text"),
     "rope without factor": ({"llama.rope.scaling.type": "linear"}, ModelFileError, "rope.scaling.factor"),

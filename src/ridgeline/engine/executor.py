@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from collections import deque
-from collections.abc import Callable
 from typing import Protocol
 
 import numpy as np
@@ -27,18 +25,17 @@ class Executor(Protocol):
 class LocalExecutor:
     """Runs each batch at once in the calling thread; tokens "sampled by step s, row r" are filled in from memory."""
 
-    def __init__(self, step: Step, depth: int = 1, clock: Callable[[], float] = time.perf_counter) -> None:
-        self.step, self.depth, self._clock = step, depth, clock
+    def __init__(self, step: Step, depth: int = 1) -> None:
+        self.step, self.depth = step, depth
         self._results: deque[StepResult] = deque()
         self._ids: dict[int, Array] = {}
 
     def submit(self, batch: Batch) -> int:
         source = batch["source_step"]
         for t in np.flatnonzero(source >= 0):
-            batch["ids"][t] = self._ids[int(source[t])][batch["source_row"][t]]
-        begin = self._clock()
+            # A dead end samples -1; its sequence ends at the commit, and this late row is never published.
+            batch["ids"][t] = max(self._ids[int(source[t])][batch["source_row"][t]], 0)
         result = self.step.run(batch)
-        result.seconds = self._clock() - begin
         self._results.append(result)
         self._ids[result.step] = result.ids
         self._ids.pop(result.step - self.depth - 1, None)

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
-from ridgeline.config import CacheConfig, EngineConfig, available_memory
+from ridgeline.config import CacheConfig, EngineConfig, available_cores, available_memory
 from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
-from ridgeline.errors import ConfigError, Unsupported
+from ridgeline.errors import ConfigError
 from ridgeline.models import build
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
 from ridgeline.program.batch import BatchLayout, Limits, StepResult
 from ridgeline.program.dump import program_hash
-from ridgeline.program.ir import Program, Weight
+from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
@@ -77,21 +77,10 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
         tokenizer = tokenizer_of(found, checkpoint)
     backend = get_backend(config)
     int8 = backend.int8_formats if config.activations == "int8" else ()
-    listed = pipeline.passes(_held_format(checkpoint, backend), config.kv_format, int8_formats=int8)
+    listed = pipeline.passes(checkpoint.format_of, config.kv_format, held_as=backend.held_as, int8_formats=int8)
     program = build(checkpoint.config)
     checkpoint.check_all_used(program.weights.values())
     return Opened(config.model, checkpoint, pipeline.run(program, listed), tokenizer, backend)
-
-
-def _held_format(checkpoint: Checkpoint, backend: Backend) -> Callable[[Weight], str]:
-    def held(w: Weight) -> str:
-        stored = checkpoint.format_of(w)
-        if stored not in backend.held_as:
-            known = ", ".join(backend.held_as)
-            raise Unsupported(f"{w.name} is stored as {stored!r}; backend {backend.name} takes {known}")
-        return backend.held_as[stored]
-
-    return held
 
 
 def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
@@ -150,15 +139,17 @@ def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig
         vocab=opened.config.vocab,
         context=config.context or opened.config.context,
         pages=pages,
+        page_bytes=opened.program.states[0].page_bytes,
         groups=tuple(GroupInfo(s.name, s.window) for s in program.states),
         step_tokens=limits.tokens,
         max_requests=limits.requests,
         queue=config.queue,
+        depth=1,
         backend=opened.backend.name,
         format=max(formats, key=lambda f: formats[f]),
         activations=config.activations,
         kv_format=config.kv_format,
-        threads=config.threads,
+        threads=config.threads or available_cores(),
         weight_bytes=cost.weight_bytes(program),
         program=program_hash(program),
         load_seconds=seconds,

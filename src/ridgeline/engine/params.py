@@ -10,6 +10,8 @@ from ridgeline.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 1024
+MAX_STOP_IDS = 256
+MAX_STOP_CHARACTERS = 4096
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -75,8 +77,14 @@ def check_params(p: SamplingParams, vocab: int) -> None:
             raise InvalidRequest(f"logit_bias of token {token} must be at most 100, is {bias}", "logit_bias")
     for token in p.stop_token_ids:
         _range("stop_token_ids entry", token, 0, vocab - 1, param="stop_token_ids")
+    if len(p.stop_token_ids) > MAX_STOP_IDS:
+        raise InvalidRequest(
+            f"stop_token_ids has {len(p.stop_token_ids)} entries; at most {MAX_STOP_IDS}", "stop_token_ids"
+        )
     if any(not s for s in p.stop):
         raise InvalidRequest("stop strings must not be empty", "stop")
+    if (length := sum(map(len, p.stop))) > MAX_STOP_CHARACTERS:
+        raise InvalidRequest(f"stop strings have {length} characters in all; at most {MAX_STOP_CHARACTERS}", "stop")
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:

@@ -13,12 +13,16 @@ EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
-    """A request with its seed resolved. For a replay, `emitted[c]` are choice c's tokens so far."""
+    """A request as accepted: seed drawn, `limit` tokens to generate at most, which no engine judges again.
+
+    For a replay, `emitted[c]` are choice c's tokens so far.
+    """
 
     id: int
     prompt: tuple[int, ...]
     params: SamplingParams
     seed: int
+    limit: int
     emitted: tuple[tuple[int, ...], ...] = ()
     done: tuple[int, ...] = ()
 
@@ -75,10 +79,12 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     vocab: int
     context: int
     pages: int
+    page_bytes: int
     groups: tuple[GroupInfo, ...]
     step_tokens: int
     max_requests: int
     queue: int
+    depth: int  # steps in flight
     backend: str
     format: str
     activations: str
@@ -100,14 +106,26 @@ def pages_needed(info: EngineInfo, tokens: int) -> int:
     """Most pages one choice of `tokens` in all can hold at once, over all groups."""
     total = 0
     for g in info.groups:
-        # A window group keeps the window and the chunk being computed, cut at page edges.
-        kept = tokens if not g.window else min(tokens, g.window + info.step_tokens + PAGE)
+        # A window group keeps the window and the chunks in flight, cut at page edges.
+        kept = tokens if not g.window else min(tokens, g.window + info.depth * info.step_tokens + PAGE)
         total += -(-kept // PAGE)
     return total
 
 
+def most_tokens(info: EngineInfo, choices: int) -> int:
+    """Longest prompt and answer together, at most the context, of which `choices` fit the pool at once."""
+    low, high = 0, info.context
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if pages_needed(info, middle) * choices <= info.pages else (low, middle - 1)
+    return low
+
+
 def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
-    """Tokens a request may generate. InvalidRequest names both numbers if prompt and answer do not fit."""
+    """Tokens a request may generate; without max_tokens, all the room there is.
+
+    InvalidRequest names what was asked, the limit, and the largest that would fit.
+    """
     if prompt == 0:
         raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
     if prompt >= info.context:
@@ -116,19 +134,27 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
             f"{info.context - 1} and one new token",
             "prompt",
         )
-    wanted = params.max_tokens if params.max_tokens is not None else info.context - prompt
+    if params.n > info.max_requests + info.queue:
+        raise InvalidRequest(f"n is {params.n}; at most {info.max_requests + info.queue} fit in the queue", "n")
+    room = most_tokens(info, params.n)
+    if prompt >= room:
+        raise InvalidRequest(
+            f"the prompt has {prompt} tokens; {info.pages} KV pages hold {params.n} x {room} tokens, prompt and answer "
+            f"together; shorten it to at most {max(room - 1, 0)}, lower n, or raise --kv-memory",
+            "prompt",
+        )
+    wanted = params.max_tokens if params.max_tokens is not None else room - prompt
     if prompt + wanted > info.context:
         raise InvalidRequest(
             f"{prompt} prompt tokens + max_tokens {wanted} = {prompt + wanted} exceed the context of {info.context}; "
             f"max_tokens may be at most {info.context - prompt}",
             "max_tokens",
         )
-    need = pages_needed(info, prompt + wanted) * params.n
-    if need > info.pages:
-        fit = info.pages // (params.n * len(info.groups)) * PAGE - prompt
+    if prompt + wanted > room:
+        need = pages_needed(info, prompt + wanted) * params.n
         raise InvalidRequest(
             f"{params.n} x ({prompt} prompt + {wanted} new tokens) need {need} KV pages; the pool has {info.pages}; "
-            f"max_tokens may be at most {max(fit, 0)}, or raise --kv-memory",
+            f"max_tokens may be at most {room - prompt}, or raise --kv-memory",
             "max_tokens",
         )
     return wanted

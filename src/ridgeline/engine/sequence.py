@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from ridgeline.engine.pages import PagePool
-from ridgeline.engine.records import PAGE, EngineInfo, Submit, check_room, pages_needed
+from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed
 
 
 class Text(Protocol):
@@ -31,7 +31,7 @@ class Sequence:
         self.prompt_len = len(prompt)
         self.tokens = [*prompt, *emitted]
         self.sources: list[tuple[int, int]] = []
-        self.limit = self.prompt_len + check_room(info, self.prompt_len, request.params)
+        self.limit = self.prompt_len + request.limit
         self.computed = 0
         self.finish: str | None = None
         self.groups = info.groups
@@ -40,7 +40,7 @@ class Sequence:
         self.pages = pages_needed(info, self.limit)
         self.promised = 0
         self.text = text
-        self.wants_prompt = self.params.prompt_logprobs and choice == 0 and not emitted
+        self.wants_prompt = self.params.prompt_logprobs and choice == 0
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:
             self.history = {}
@@ -82,6 +82,7 @@ class Sequence:
         """Take pages so that positions below `upto` have slots."""
         for table in self.tables:
             while len(table) * PAGE < upto:
+                assert self.promised > 0, "a sequence takes more pages than it was promised"
                 table.append(pool.take(after=table[-1] if table else -1))
                 self.promised -= 1
 

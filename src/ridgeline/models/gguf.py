@@ -77,12 +77,16 @@ def from_gguf(
 def _rope(number: Callable[..., Any], head_dim: int, factors: list[float]) -> Rope:
     theta = float(number("rope.freq_base", (int, float), 10000.0))
     dims = number("rope.dimension_count", int, head_dim)
+    kind = number("rope.scaling.type", str, "")
     if factors:
+        if kind not in ("", "none"):
+            raise Unsupported(f"rope_freqs.weight together with rope.scaling.type {kind!r} is not supported")
         if len(factors) != dims // 2 or not all(0 < f < math.inf for f in factors):
             raise ModelFileError(f"rope_freqs.weight must hold {dims // 2} positive factors")
         return Rope(theta, dims, factors=tuple(factors))
-    kind = number("rope.scaling.type", str, "none")
-    if kind == "none":
+    if kind == "" and number("rope.scaling.factor", (int, float), 0) not in (0, 1):
+        raise Unsupported("rope.scaling.factor without rope.scaling.type is not supported; say linear or yarn")
+    if kind in ("", "none"):
         return Rope(theta, dims)
     if kind not in ("linear", "yarn"):
         raise Unsupported(f"rope.scaling.type {kind!r} is not supported; supported: none, linear, yarn")

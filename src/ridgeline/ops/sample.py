@@ -182,7 +182,7 @@ def sample(
             x[bits == 0] = -np.inf
         ids[i] = _pick(x, s) if s["target"] < 0 else s["target"]
         scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
-        logprobs[i] = scores[ids[i]] if ids[i] >= 0 else -np.inf
+        logprobs[i] = scores[ids[i]] if ids[i] >= 0 and not np.isnan(scores[ids[i]]) else -np.inf
         n = min(int(s["n_top"]), len(x))
         if n:
             best = np.argsort(-scores, kind="stable")[:n]
@@ -192,7 +192,7 @@ def sample(
 
 def _pick(x: Array, s: Array) -> int:
     """One token id from processed logits x [V]; scales x in place, so that processed logprobs see it."""
-    if not np.any(x > -np.inf):
+    if np.isnan(x).any() or not np.any(x > -np.inf):
         return -1
     if s["temperature"] <= 0:
         return int(np.argmax(x))

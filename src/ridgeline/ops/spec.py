@@ -20,7 +20,7 @@ Shape = tuple[Size, ...]
 
 GROUP = 32  # activations of type i8g32 carry one scale per 32 columns
 
-_ELEMENT_BYTES = {"f32": 4.0, "i32": 4.0, "u32": 4.0, "i64": 8.0, "u64": 8.0, "i8g32": 1.0 + 8.0 / GROUP}
+_ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
 
 
 @dataclass(frozen=True)
@@ -123,8 +123,10 @@ class Call:
         return sum(nbytes(t, load) for t in (*acts, *self.outs))
 
 
-def nbytes(t: TensorType, load: Load) -> float:
+def nbytes(t: TensorType, load: Load) -> int:
     """Bytes of a tensor of type `t` in a step."""
+    if t.dtype == "i8g32":
+        return elements(t, load) // t.columns * row_bytes(t)
     return elements(t, load) * _ELEMENT_BYTES[t.dtype]
 
 
@@ -133,8 +135,8 @@ def row_bytes(t: TensorType) -> int:
     columns = t.columns if len(t.shape) > 1 else 1
     if t.dtype == "i8g32":
         groups = -(-columns // GROUP)
-        return groups * GROUP + groups * 8
-    return int(columns * _ELEMENT_BYTES[t.dtype])
+        return groups * GROUP + groups * 8  # values, then a scale and a sum per group
+    return columns * _ELEMENT_BYTES[t.dtype]
 
 
 def elements(t: TensorType, load: Load) -> int:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from ridgeline.ops.attention import PAGE
 from ridgeline.ops.sample import SAMPLER
 from ridgeline.ops.spec import Array, Shape, TensorType
 from ridgeline.program.ir import State
@@ -179,11 +178,6 @@ class Batch:
         return {name: self[name] for name in self.layout.slots}
 
 
-def slot_of(page_table: Array, position: int) -> int:
-    """Slot of an absolute position in a request's page table row."""
-    return int(page_table[position // PAGE]) * PAGE + position % PAGE
-
-
 @dataclass
 class StepResult:
     """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them."""
@@ -195,4 +189,3 @@ class StepResult:
     top_logprobs: Array  # f32 [L, MAX_TOP]
     hidden: Array | None = None  # f32 [L, hidden]
     logits: Array | None = None  # f32 [L, vocab]
-    seconds: float = field(default=0.0, compare=False)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ridgeline.ops.attention import KV_FORMATS, PAGE
-from ridgeline.ops.spec import Shape, TensorType
+from ridgeline.ops.spec import TensorType
 
 
 @dataclass(frozen=True)
@@ -177,13 +177,3 @@ class Program:
     def states(self) -> tuple[State, ...]:
         """State groups in order of first use."""
         return tuple(dict.fromkeys(x.state for x in self.operands() if isinstance(x, StateRef)))
-
-    @property
-    def fields(self) -> dict[str, Field]:
-        """Batch fields the program reads, by name."""
-        return {f.name: f for f in self.operands() if isinstance(f, Field)}
-
-
-def rows_of(shape: Shape) -> str:
-    """The symbol of the row axis, or "" for a constant one."""
-    return shape[0] if isinstance(shape[0], str) else ""

@@ -62,7 +62,7 @@ def _submit(service: Service, call: Call) -> _Plan:
     )
     prompt = service.tokenizer.encode(text, add_special=False)
     call.stream.submit([Job(prompt, params)])
-    return _Plan(Head.new("chatcmpl", service), request, params, len(prompt), headers)
+    return _Plan(Head.new("chatcmpl", service), request, params, len(prompt), service.warned(headers, text))
 
 
 def _max_tokens(request: ChatRequest) -> int | None:

@@ -62,9 +62,10 @@ def _submit(service: Service, call: Call) -> _Plan:
     given = _split(request.prompt)
     if len(given) * params.n > MAX_PROMPTS:
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {MAX_PROMPTS}", "prompt")
+    texts = [p for p in given if isinstance(p, str)]
     prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
     call.stream.submit([Job(p.ids, params) for p in prompts])
-    return _Plan(Head.new("cmpl", service), request, params, prompts, dropped, headers)
+    return _Plan(Head.new("cmpl", service), request, params, prompts, dropped, service.warned(headers, *texts))
 
 
 def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:

@@ -11,6 +11,7 @@ from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token
 from ridgeline.errors import InvalidRequest, ModelNotFound
 from ridgeline.server.hub import Event, Hub, Stream
+from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -45,6 +46,14 @@ class Service:
         """ModelNotFound unless `name` is this model (None is)."""
         if name is not None and name not in self.names:
             raise ModelNotFound(f"the model {name[:200]!r} is not served here; ask for {self.model!r}")
+
+    def warned(self, headers: dict[str, str], *texts: str) -> dict[str, str]:
+        """`headers`, with a warning where bytes of `texts` have no token and encoding drops them."""
+        lost = sum(map(self.tokenizer.count_lost, texts))
+        if not lost:
+            return headers
+        said = f"{lost} bytes of the prompt are not in the vocabulary and were dropped"
+        return {**headers, WARNING_HEADER: "; ".join(filter(None, (headers.get(WARNING_HEADER), said)))}
 
     def check_limits(self, n: int, stops: int, n_name: str) -> None:
         """InvalidRequest naming the server's limit."""

@@ -89,7 +89,9 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
     seeds = _seeds(p, _samples(request))
     jobs = [Job(prompt, _params(p, service, len(prompt), seed)) for seed in seeds]
     call.stream.submit(jobs)
-    return _Plan(request.inputs, p, prompt, seeds, streamed, time.perf_counter(), headers)
+    return _Plan(
+        request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
+    )
 
 
 def _samples(request: GenerateRequest) -> bool:

@@ -6,6 +6,7 @@ string. Knows nothing of tokens. One pass over the text, whatever the number of 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -22,7 +23,8 @@ class _State:
     match: str | None = None  # the longest stop string that ends here
 
 
-def _automaton(stops: Sequence[str]) -> _State:
+@functools.lru_cache(maxsize=64)  # shared by the choices of a request; never changed once built
+def _automaton(stops: tuple[str, ...]) -> _State:
     root = _State(0)
     for stop in stops:
         state = root
@@ -58,7 +60,7 @@ class StopMatcher:
     def __init__(self, stops: Sequence[str], include: bool = False) -> None:
         if "" in stops:
             raise InvalidRequest("a stop string is empty; leave it out", param="stop")
-        self._state = self._root = _automaton(stops)
+        self._state = self._root = _automaton(tuple(stops))
         self._include = include
         self._held = ""
         self.matched: str | None = None

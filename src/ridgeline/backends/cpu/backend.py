@@ -5,7 +5,6 @@ Weights are held in panels (losslessly repacked); `held_as` names the stored for
 
 from __future__ import annotations
 
-import time
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
@@ -96,7 +95,6 @@ class CPUStep:
         return list(zip(self._entry.instrs, times.tolist(), strict=True))
 
     def run(self, batch: Batch) -> StepResult:
-        started = time.perf_counter()
         self._native.run(batch.buffer)
         rows, want = batch.size("L"), batch["want"]
         _, hidden, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
@@ -108,7 +106,6 @@ class CPUStep:
             self._result(top_logprobs, rows),
             self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
             self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
-            time.perf_counter() - started,
         )
 
     def _result(self, view: View, rows: int) -> NDArray[np.generic]:

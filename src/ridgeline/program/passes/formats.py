@@ -1,10 +1,11 @@
-"""bind_formats and bind_kv_format: what the model function leaves open, settled by the source and the settings."""
+"""What the model function leaves open: stored formats from the source, held ones from the backend, the KV format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
+from ridgeline.errors import Unsupported
 from ridgeline.program.ir import Instr, Operand, Program, StateRef, Weight
 from ridgeline.program.passes.rewrite import map_entries, map_weights
 
@@ -16,6 +17,20 @@ def bind_formats(program: Program, format_of: Callable[[Weight], str]) -> Progra
         return w if w.format else replace(w, format=format_of(w))
 
     return map_weights(program, bind)
+
+
+def hold_formats(program: Program, held_as: Mapping[str, str]) -> Program:
+    """Each stored format becomes the one the backend holds it in. Unsupported names a weight it does not take.
+
+    Comes after fusing: parts are merged by their stored format, which is what is read and packed.
+    """
+
+    def hold(w: Weight) -> Weight:
+        if w.format not in held_as:
+            raise Unsupported(f"{w.name} is stored as {w.format!r}; this backend takes {', '.join(held_as)}")
+        return replace(w, format=held_as[w.format])
+
+    return map_weights(program, hold)
 
 
 def bind_kv_format(program: Program, format: str) -> Program:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 
 from ridgeline.program.ir import Program, Weight
-from ridgeline.program.passes.formats import bind_formats, bind_kv_format
+from ridgeline.program.passes.formats import bind_formats, bind_kv_format, hold_formats
 from ridgeline.program.passes.fuse import fuse
 from ridgeline.program.passes.quantize import quantize_activations
 from ridgeline.program.verify import verify
@@ -14,15 +14,26 @@ Pass = tuple[str, Callable[[Program], Program]]
 
 
 def passes(
-    format_of: Callable[[Weight], str], kv_format: str, *, fused: bool = True, int8_formats: Collection[str] = ()
+    format_of: Callable[[Weight], str],
+    kv_format: str,
+    *,
+    fused: bool = True,
+    held_as: Mapping[str, str] | None = None,
+    int8_formats: Collection[str] = (),
 ) -> list[Pass]:
-    """The pipeline for one load: `format_of` knows the source, `int8_formats` which weights take int8 rows."""
+    """The pipeline for one load.
+
+    `format_of` knows the source; `held_as` is the backend's (None: as stored); linears over `int8_formats` (held
+    ones) read int8 rows.
+    """
     listed: list[Pass] = [
         ("bind formats", lambda p: bind_formats(p, format_of)),
         ("bind KV format", lambda p: bind_kv_format(p, kv_format)),
     ]
     if fused:
         listed.append(("fuse", fuse))
+    if held_as is not None:
+        listed.append(("hold formats", lambda p: hold_formats(p, held_as)))
     if int8_formats:
         listed.append(("quantize activations", lambda p: quantize_activations(p, int8_formats)))
     return listed
