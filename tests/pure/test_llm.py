@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import toy
 
+import toy
 from ridgeline import LLM, SamplingParams
 from ridgeline.errors import InvalidRequest, TemplateError
 

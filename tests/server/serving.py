@@ -52,8 +52,8 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
 def engine_info(context: int = 200) -> EngineInfo:
     return EngineInfo(
         model="fake", vocab=257, context=context, pages=10_000, page_bytes=1, groups=(GroupInfo("all", 0),),
-        step_tokens=64, max_requests=8, queue=8, backend="fake", format="f32", activations="float32", kv_format="f32", threads=1,
-        weight_bytes=1, program="program-hash", load_seconds=0.0,
+        step_tokens=64, max_requests=8, queue=8, depth=1, backend="fake", format="f32", activations="float32",
+        kv_format="f32", threads=1, weight_bytes=1, program="program-hash", load_seconds=0.0,
     )  # fmt: skip
 
 
