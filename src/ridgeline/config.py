@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ridgeline.errors import ConfigError
@@ -12,6 +12,14 @@ from ridgeline.errors import ConfigError
 BACKENDS = ("cpu", "reference")
 ACTIVATIONS = ("int8", "float32")
 KV_FORMATS = ("bf16", "f32")
+_RANGES = {
+    "threads": (0, 1024),
+    "context": (0, 1 << 24),
+    "kv_memory": (0, 1 << 50),
+    "step_tokens": (1, 1 << 16),
+    "max_requests": (1, 4096),
+    "queue": (1, 1 << 20),
+}
 
 
 @dataclass(frozen=True)
@@ -37,7 +45,7 @@ class EngineConfig:
     activations: "int8" quantises the rows of linears over 4- and 8-bit weights in groups of 32 (approximate, its
     cost shown by `ridgeline eval --against`); "float32" keeps them exact. context 0 = the model's own limit.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
-    step_tokens: most tokens in one step. random_format: weight format of `random:` models.
+    step_tokens: most tokens in one step. random_format: weight format of `random:` models, q4_1 unless given.
     """
 
     model: str
@@ -51,19 +59,23 @@ class EngineConfig:
     step_tokens: int = 256
     max_requests: int = 32
     queue: int = 512
-    random_format: str = "q4_1"
+    random_format: str = ""
     seed: int = 0
 
     def __post_init__(self) -> None:
+        for f in fields(self):
+            if type(getattr(self, f.name)).__name__ != f.type:
+                raise ConfigError(f"{f.name} must be {f.type}, is {getattr(self, f.name)!r}")
         _one_of("backend", self.backend, BACKENDS)
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("kv_format", self.kv_format, KV_FORMATS)
-        for name in ("threads", "context", "kv_memory"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"{name} must be 0 (automatic) or more, is {getattr(self, name)}")
-        for name in ("step_tokens", "max_requests", "queue"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} must be at least 1, is {getattr(self, name)}")
+        for name, (least, most) in _RANGES.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                automatic = " (0 = automatic)" if least == 0 else ""
+                raise ConfigError(f"{name} must be {least}{automatic} to {most}, is {value}")
+        if self.random_format and not self.model.startswith("random:"):
+            raise ConfigError(f"--format is for random: models; {self.model} has its own")
 
 
 @dataclass(frozen=True)

@@ -5,17 +5,20 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from typing import Any
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import EngineClient, LocalClient
 from ridgeline.engine.engine import Flight
 from ridgeline.engine.load import load
-from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import Delta, Token
-from ridgeline.errors import InvalidRequest, Overloaded
+from ridgeline.engine.params import SamplingParams, check_params
+from ridgeline.engine.records import FAILED, Delta, Token
+from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 from ridgeline.program.batch import StepResult
 from ridgeline.text.template import require_template
+
+NOT_NUMBERS = "no token could be sampled: the model's logits are not numbers; its file may be damaged"
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -47,8 +50,8 @@ class Output:
 class LLM:
     """A loaded model. Settings are EngineConfig's fields: LLM("smollm2-135m", threads=2, activations="float32")."""
 
-    def __init__(self, model: str = "smollm2-135m", **settings: Any) -> None:
-        self.config = EngineConfig(model, **settings)
+    def __init__(self, model: str | PathLike[str] = "smollm2-135m", **settings: Any) -> None:
+        self.config = EngineConfig(fspath(model), **settings)
         self._loaded = load(self.config, observe=self._observe)
         self.tokenizer = self._loaded.opened.tokenizer
         self.client: EngineClient = LocalClient(self._loaded.engine)
@@ -67,9 +70,14 @@ class LLM:
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
         """Continue each prompt (text or token ids). Results are in order of the prompts."""
+        if not isinstance(prompts, Sequence):
+            raise InvalidRequest(f"prompts must be text, token ids, or a list of them, not {type(prompts).__name__}")
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
         todo: list[Any] = [prompts] if single else list(prompts)
-        chosen = params or SamplingParams()
+        chosen = SamplingParams() if params is None else params
+        if not isinstance(chosen, SamplingParams):
+            raise InvalidRequest(f"params must be SamplingParams, not {type(chosen).__name__}")
+        check_params(chosen, self.info.vocab)
         outputs = [self._output(p, chosen) for p in todo]
         pending, ids = list(reversed(outputs)), []
         try:
@@ -87,6 +95,8 @@ class LLM:
             while not self.client.idle:
                 self.client.pump(0.0)
             raise
+        if any(c.finish_reason == FAILED for o in outputs for c in o.completions):
+            raise EngineFailed(NOT_NUMBERS)
         return outputs
 
     def chat(self, messages: Messages, params: SamplingParams | None = None, **template: Any) -> Output:
@@ -118,7 +128,7 @@ class LLM:
         return self.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
 
     def _output(self, prompt: Prompt, params: SamplingParams) -> Output:
-        if not isinstance(prompt, str) and not all(isinstance(t, int) for t in prompt):
+        if not isinstance(prompt, (str, list, tuple)) or not all(isinstance(t, (str, int)) for t in prompt):
             raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
         return Output(prompt, self._ids(prompt), [Completion() for _ in range(params.n)])
 

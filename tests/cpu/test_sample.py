@@ -78,7 +78,25 @@ def test_everything_masked() -> None:
     assert (logprobs[given < 0] == -np.inf).all()
 
 
-def test_logits_that_are_no_numbers() -> None:
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("at", [0, 17, 1002, slice(None)])
+def test_logits_that_are_no_numbers(at: int | slice, isa: str) -> None:
+    """One NaN spoils a row: no token, unless one is given, and no logprob; the oracle says the same."""
+    c = rows(1003, 3.0, 0)
+    c.operands["masks"][:, -1] |= 0xFFFFFFFF
+    c.operands["masks"][:, 0] |= 0xFFFFFFFF
+    c.operands["logits"][:, at] = np.nan
+    ids, logprobs, top_ids, top_logprobs = run_case("sample", c, backend(1, isa))
+    assert np.array_equal(ids, c.operands["sampler"]["target"])
+    assert (logprobs == -np.inf).all() and (top_ids == -1).all() and (top_logprobs == -np.inf).all()
+    want = sample(**c.operands)
+    assert np.array_equal(ids, want[0]) and np.array_equal(logprobs, want[1])
+
+
+def test_an_infinite_logit_is_picked() -> None:
+    """It is the largest, but leaves no logprobs to tell."""
     c = rows(64, 1.0, 0)
-    c.operands["logits"][:] = np.nan
-    assert np.array_equal(run_case("sample", c, backend())[0], c.operands["sampler"]["target"])
+    c.operands["logits"][0, 9] = np.inf
+    ids, logprobs, *_ = run_case("sample", c, backend())
+    want = sample(**c.operands)
+    assert ids[0] == want[0][0] == 9 and logprobs[0] == want[1][0] == -np.inf

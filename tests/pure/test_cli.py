@@ -418,8 +418,7 @@ def test_eval_refuses(cli, model, tmp_path):
 
 
 def test_a_long_text_is_cut_between_characters(tmp_path, monkeypatch):
-    monkeypatch.setattr(cli_evaluate, "MAX_TEXT_BYTES", 4)
-    assert cli_evaluate.read_text(write(tmp_path / "t", "aéé".encode())) == "aé"
+    assert cli_evaluate.read_text(write(tmp_path / "t", "aéé".encode()), 4) == "aé"
 
 
 def test_eval_needs_one_vocabulary(cli, model, tmp_path):

@@ -7,7 +7,7 @@ import pytest
 
 import toy
 from ridgeline import LLM, SamplingParams
-from ridgeline.errors import InvalidRequest, TemplateError
+from ridgeline.errors import ConfigError, EngineFailed, InvalidRequest, TemplateError
 
 
 @pytest.fixture(scope="module")
@@ -76,3 +76,60 @@ def test_prompt_logprobs_are_those_of_the_model(llm):
     x = rows[: len(ids) - 1].astype(np.float64)
     want = x[np.arange(len(ids) - 1), ids[1:]] - np.log(np.exp(x).sum(axis=1))
     np.testing.assert_allclose([t.logprob for t in output.prompt_logprobs], want, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"stop": "and"},
+        {"stop": [1]},
+        {"temperature": "hot"},
+        {"temperature": None},
+        {"temperature": 1e-39},
+        {"max_tokens": 1.5},
+        {"n": 1.5},
+        {"seed": 1.5},
+        {"logit_bias": {"1": 5.0}},
+        {"stop_token_ids": 5},
+        {"ignore_eos": "x"},
+        {"logprobs": 1.5},
+        {"stop": ("x" * 5000,)},
+        {"stop_token_ids": tuple(range(257))},
+    ],
+    ids=str,
+)
+def test_wrong_parameters_are_refused_and_nothing_stays(llm, wrong):
+    with pytest.raises(InvalidRequest, match=next(iter(wrong))):
+        llm.generate("abc", SamplingParams(**wrong))
+    with pytest.raises(InvalidRequest):
+        next(llm.stream("abc", SamplingParams(**wrong)))
+    assert llm.client.idle
+    assert llm.generate("abc", GREEDY)[0].completions[0].finish_reason == "length"
+
+
+@pytest.mark.parametrize("prompts", [None, 5, np.array([1, 2, 3]), [None], [[1.5]], {"a": 1}], ids=str)
+def test_wrong_prompts_are_refused(llm, prompts):
+    with pytest.raises(InvalidRequest):
+        llm.generate(prompts, GREEDY)
+    with pytest.raises(InvalidRequest):
+        llm.generate("abc", {"temperature": 0})
+
+
+@pytest.mark.parametrize(
+    "settings", [{"threads": "2"}, {"kv_memory": "512M"}, {"step_tokens": 1 << 20}, {"random_format": "q9"}], ids=str
+)
+def test_wrong_settings_are_refused(settings):
+    with pytest.raises(ConfigError, match=next(iter(settings)).replace("random_format", "--format")):
+        LLM("smollm2-135m", **settings)
+
+
+def test_a_model_of_no_numbers_is_an_error(tmp_path):
+    folder = toy.write(tmp_path)
+    file = folder / "model.safetensors"
+    data = bytearray(file.read_bytes())
+    start = 8 + int.from_bytes(data[:8], "little")
+    data[start:] = b"\xff" * (len(data) - start)
+    file.write_bytes(data)
+    broken = LLM(folder, backend="reference", kv_memory=8 << 20, activations="float32")
+    with np.errstate(all="ignore"), pytest.raises(EngineFailed, match="not numbers"):
+        broken.generate("abc", GREEDY)

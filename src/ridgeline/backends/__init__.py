@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ridgeline.backends.base import Backend
 from ridgeline.config import EngineConfig, available_cores
+from ridgeline.errors import ConfigError
 
 
 def get_backend(config: EngineConfig) -> Backend:
@@ -14,4 +15,7 @@ def get_backend(config: EngineConfig) -> Backend:
         return Reference()
     from ridgeline.backends.cpu.backend import CPU
 
-    return CPU(threads=config.threads or available_cores(), isa=config.isa)
+    cores = available_cores()
+    if config.threads > cores:
+        raise ConfigError(f"threads {config.threads} are more than the {cores} cores there are; they would wait in turn")
+    return CPU(threads=config.threads or cores, isa=config.isa)

@@ -17,7 +17,7 @@ from ridgeline.errors import ConfigError, InvalidRequest
 if TYPE_CHECKING:
     from ridgeline.engine.load import Loaded
 
-MAX_TEXT_BYTES = 64 << 20
+BYTES_PER_TOKEN = 64  # far above any tokenizer's mean: enough text for the tokens asked for, and no more
 _SAME = "as the model"
 
 
@@ -50,7 +50,7 @@ def evaluate(
     """Perplexity on a text; with a reference also KL divergence and top-1 agreement."""
     from ridgeline.tools import evaluate as tool
 
-    content, other = read_text(text), replace(config, **against)
+    content, other = read_text(text, tokens * BYTES_PER_TOKEN), replace(config, **against)
     model = _load(config, window)
     reference = _load(other, window) if against else None
     texts = tool.windows(_encode(model, reference, content), window, tokens)
@@ -59,12 +59,12 @@ def evaluate(
     _show({"model": config.model, "text": str(text), "window": window, "against": against or None}, done, json)
 
 
-def read_text(path: Path) -> str:
-    """The beginning of a text file, at most 64 MB of it."""
+def read_text(path: Path, limit: int) -> str:
+    """The beginning of a text file, at most `limit` bytes of it."""
     try:
         with path.open("rb") as f:
-            data = f.read(MAX_TEXT_BYTES)
-        return codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < MAX_TEXT_BYTES)
+            data = f.read(limit)
+        return codecs.getincrementaldecoder("utf-8")().decode(data, final=len(data) < limit)
     except OSError as wrong:
         raise InvalidRequest(f"{path} cannot be read: {wrong.strerror}", "text") from wrong
     except UnicodeDecodeError as wrong:

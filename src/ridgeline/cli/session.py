@@ -43,12 +43,14 @@ def roofline_of(llm: LLM) -> Roofline:
 
 
 def fitted(llm: LLM, prompt_tokens: int, params: SamplingParams) -> SamplingParams:
-    """`params` with a length: the one asked for, else 512 or what the context leaves."""
+    """`params` with a length: the one asked for, else 512 or what the context and the KV pool leave."""
     import msgspec
+
+    from ridgeline.engine.records import most_tokens
 
     if params.max_tokens is not None:
         return params
-    room = max(1, llm.info.context - prompt_tokens)
+    room = max(1, most_tokens(llm.info, params.n) - prompt_tokens)
     return msgspec.structs.replace(params, max_tokens=min(DEFAULT_ANSWER, room))
 
 

@@ -70,7 +70,7 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
     """Find the model's files, check its config, capture and transform its program."""
     found = find(config.model, progress)
     if found.kind == "random":
-        checkpoint = random_checkpoint(config.model, config.random_format, config.seed)
+        checkpoint = random_checkpoint(config.model, config.random_format or "q4_1", config.seed)
         tokenizer = tokenizer_of(found)
     else:
         checkpoint = open_checkpoint(found.path)

@@ -10,6 +10,7 @@ from ridgeline.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 1024
+MIN_TEMPERATURE = 1e-6  # below, scaled logits leave float32
 MAX_STOP_IDS = 256
 MAX_STOP_CHARACTERS = 4096
 
@@ -54,8 +55,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 def check_params(p: SamplingParams, vocab: int) -> None:
-    """InvalidRequest naming the field, its value and the allowed range."""
+    """InvalidRequest naming the field, its value and the allowed type or range."""
+    try:
+        msgspec.convert(msgspec.structs.asdict(p), SamplingParams)
+    except msgspec.ValidationError as wrong:
+        raise InvalidRequest(f"sampling parameters: {wrong}") from None
     _range("temperature", p.temperature, 0, 100)
+    if 0 < p.temperature < MIN_TEMPERATURE:
+        raise InvalidRequest(
+            f"temperature must be 0 (greedy) or at least {MIN_TEMPERATURE}, is {p.temperature}", "temperature"
+        )
     _range("top_p", p.top_p, 0, 1, above=True)
     _range("min_p", p.min_p, 0, 1)
     _range("repetition_penalty", p.repetition_penalty, 0, 100, above=True)

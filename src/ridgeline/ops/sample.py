@@ -184,7 +184,7 @@ def sample(
         scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
         logprobs[i] = scores[ids[i]] if ids[i] >= 0 and not np.isnan(scores[ids[i]]) else -np.inf
         n = min(int(s["n_top"]), len(x))
-        if n:
+        if n and not np.isnan(scores).any():
             best = np.argsort(-scores, kind="stable")[:n]
             top_ids[i, :n], top_logprobs[i, :n] = best, scores[best]
     return ids, logprobs, top_ids, top_logprobs

@@ -143,10 +143,13 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
 
 
 def _listen(config: ServerConfig) -> socket.socket:
-    """Bound before the model is loaded, so that a taken port is known at once; 0 takes a free one."""
-    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    """Bound before the model is loaded, so that a taken port is known at once, but not listening: until the server is
+    ready, connections are refused. Port 0 takes a free one."""
+    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((config.host, config.port), family=family)
+        listener.bind((config.host, config.port))
+        return listener
     except (OSError, OverflowError) as error:
         where = f"{config.host}:{config.port}"
         raise ConfigError(f"cannot listen on {where}: {error}; choose another --port or --host") from None

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ridgeline.backends.base import Step
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import EngineFailed, InvalidRequest
+from ridgeline.llm import NOT_NUMBERS
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.spec import Array
 from ridgeline.program.batch import WANT_LOGITS, Batch, BatchLayout
@@ -128,6 +129,8 @@ def evaluate(
                 reference_nll -= float(p[np.arange(len(p)), targets].sum())
                 kl += kl_divergence(p, q)
                 agreed += int(np.sum(rows.argmax(axis=1) == expected.argmax(axis=1)))
+            if np.isnan(nll) or np.isnan(reference_nll):
+                raise EngineFailed(NOT_NUMBERS)
             at, tokens = at + len(rows), tokens + len(rows)
             report(len(rows))
     if reference is None:

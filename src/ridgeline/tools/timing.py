@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from ridgeline.analysis.meter import metered
 from ridgeline.analysis.roofline import Roofline
 from ridgeline.engine.params import SamplingParams
-from ridgeline.llm import LLM
+from ridgeline.engine.records import FAILED
+from ridgeline.errors import EngineFailed
+from ridgeline.llm import LLM, NOT_NUMBERS
 from ridgeline.ops.spec import Load
 
 
@@ -50,6 +52,8 @@ def timed(
             finish = delta.finish or finish
         end = time.perf_counter()
         loads = tuple(meter.loads)
+    if finish == FAILED:
+        raise EngineFailed(NOT_NUMBERS)
     return Timing(len(prompt), tokens, first - begin, end - first, loads[:before], loads[before:], finish)
 
 

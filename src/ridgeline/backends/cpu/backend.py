@@ -5,6 +5,7 @@ Weights are held in panels (losslessly repacked); `held_as` names the stored for
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
@@ -14,23 +15,27 @@ from numpy.typing import NDArray
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.record import Extents, encode
-from ridgeline.errors import ModelFileError, Unsupported
+from ridgeline.config import available_cores
+from ridgeline.errors import ConfigError, ModelFileError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
-from ridgeline.program.ir import Entry, Instr, Program, View, Weight
+from ridgeline.program.ir import Entry, Program, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
 from ridgeline.weights.source import Raw
 
 _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _SLACK = 64  # vector loads may run past the last value of the last page
+_LEVELS = ("portable", "avx2", "avx512")
+_THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
 class CPU:
     """Backend of any CPU; x86-64 has kernels for AVX2 and AVX-512 with VNNI.
 
-    `isa` forces a level: "portable" (runs anywhere), "avx2" or "avx512"; "" takes the best.
+    `threads` 0 takes all available cores. `isa` forces a level: "portable" (runs anywhere), "avx2" or "avx512"; ""
+    takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can use.
     """
 
     name = "cpu"
@@ -40,8 +45,8 @@ class CPU:
     int8_formats: Collection[str] = ("q8_0", "q4_1")
 
     def __init__(self, threads: int, isa: str = "") -> None:
-        self.pool = _native.Pool(threads)
-        self.isa = _native.isa(isa)
+        self.isa = _level(isa)
+        self.pool = _pool(threads or available_cores())
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
@@ -78,6 +83,25 @@ class CPU:
             raise ModelFileError(f"{w.name}: {wrong}") from wrong
 
 
+def _level(isa: str) -> str:
+    if isa and isa not in _LEVELS:
+        raise ConfigError(f"isa {isa!r} is not known; choose one of {', '.join(_LEVELS)}")
+    try:
+        return _native.isa(isa)
+    except ValueError:
+        raise ConfigError(f"this machine cannot run isa {isa!r}; its best is {_native.isa()!r}") from None
+
+
+def _pool(threads: int) -> _native.Pool:
+    most = max(_THREADS, os.cpu_count() or 1)
+    if not 0 < threads <= most:
+        raise ConfigError(f"threads is {threads}; this machine has {os.cpu_count()} cores: set 0 (all) to {most}")
+    try:
+        return _native.Pool(threads)
+    except RuntimeError as wrong:
+        raise ConfigError(f"the system does not start {threads} threads ({wrong}); set fewer") from wrong
+
+
 class CPUStep:
     """A compiled program: one native call per batch. Results are copied out of the arena."""
 
@@ -87,12 +111,6 @@ class CPUStep:
     ) -> None:  # fmt: skip
         self.layout, self._native, self._entry, self._plan = layout, native, entry, plan
         self._arena, self.kv = arena.array(), kv.array()
-
-    def profile(self, batch: Batch) -> list[tuple[Instr, float]]:
-        """Runs a batch; the seconds of each instruction, waits for other threads before it included."""
-        times = np.zeros(len(self._entry.instrs))
-        self._native.run(batch.buffer, times)
-        return list(zip(self._entry.instrs, times.tolist(), strict=True))
 
     def run(self, batch: Batch) -> StepResult:
         self._native.run(batch.buffer)

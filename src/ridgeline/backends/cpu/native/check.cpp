@@ -74,7 +74,6 @@ void check_rotary(const Instr& i, const Frame& f) {
 }
 
 void check_attention(const Instr& i, const Frame& f) {
-  if (f.program.states[i.operands[3].index].layer != 0) return;  // all layers of a group read the same fields
   const int64_t tokens = f.view(i.operands[0]).rows, pages = f.program.pages;
   const int64_t width = f.program.fields[i.operands[4].index].inner;
   const int32_t *table = f.field<int32_t>(i.operands[4]), *length = f.field<int32_t>(i.operands[6]);

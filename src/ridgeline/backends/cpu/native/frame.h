@@ -75,8 +75,11 @@ struct OpEntry {
   const char* names;     // of the operands, separated by spaces; what is not named the loop does not have
   const char* operands;  // a float rows, q i8g32 rows, w packed weight, v vector, f field, s state, h held
                          // rows; upper case: may be missing
-  const char* outputs;   // a, q as above, i int32
-  const char* ints;      // attribute names, separated by spaces
+  const char* fields;  // what each field operand must hold: r 4 bytes a row, s a Sampler a row, x as r but at
+                       // row `axis` of [axes][rows], E H M 4 bytes per unit of that axis, . 4-byte items of
+                       // any extent, which `check` looks at
+  const char* outputs;  // a, q as above, i int32
+  const char* ints;     // attribute names, separated by spaces
   const char* floats;
   bool rows_in, rows_out;  // a thread reads / writes only its share of the rows before any barrier of its own
   void (*run)(const Instr&, const Frame&);

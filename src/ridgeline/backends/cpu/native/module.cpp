@@ -1,7 +1,6 @@
 // The Python module: pools, packed weights, memory and steps. No kernel is reachable but through a step.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
-#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
@@ -17,7 +16,6 @@ using namespace ridgeline;
 using Bytes = nb::ndarray<const uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Words = nb::ndarray<const int64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Floats = nb::ndarray<const float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Times = nb::ndarray<double, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using FloatsOut = nb::ndarray<float, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 static const Kernels& kernels_of(const std::string& isa) {
@@ -61,11 +59,9 @@ static void make_step(Step* self, Pool& pool, const std::string& isa, const Word
                   arena.data());
 }
 
-static void run_step(Step& step, const Bytes& batch, const std::optional<Times>& times) {
-  if (times && (int64_t)times->size() != step.instructions())
-    throw std::invalid_argument("times has one entry per instruction");
+static void run_step(Step& step, const Bytes& batch) {
   nb::gil_scoped_release release;
-  step.run(batch.data(), (int64_t)batch.size(), times ? times->data() : nullptr);
+  step.run(batch.data(), (int64_t)batch.size());
 }
 
 static nb::list op_signatures() {
@@ -112,6 +108,5 @@ NB_MODULE(_native, m) {
       .def("__init__", make_step, nb::arg("pool"), nb::arg("isa"), nb::arg("record"), nb::arg("weights"),
            nb::arg("vectors"), nb::arg("kv"), nb::arg("arena"), nb::keep_alive<1, 2>(),
            nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
-      .def("run", run_step, nb::arg("batch"), nb::arg("times") = nb::none(),
-           "Run a batch; `times` [instructions] collects seconds per instruction");
+      .def("run", run_step, nb::arg("batch"), "Run a batch");
 }

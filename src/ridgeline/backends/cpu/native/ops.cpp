@@ -126,7 +126,7 @@ void run_sample(const Instr& i, const Frame& f) {
                           f.field<int32_t>(x[5]),
                           f.field<int32_t>(x[6]),
                           f.field<uint32_t>(x[7]),
-                          f.program.fields[x[7].index].inner};
+                          f.has(x[7]) ? f.program.fields[x[7].index].inner : 0};
   const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2),
              top_logprobs = f.output(i, 3);
   const Span rows = f.mine(logits.rows);
@@ -142,28 +142,28 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "a", "axis", "", true, true, run_embedding,
+    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "", true, true, run_embedding,
      check_embedding},
-    {"take_rows", "x out_rows held", "afH", "a", "", "", false, true, run_take_rows, check_take_rows},
-    {"rotary", "positions inv_freq", "fv", "a", "axis", "scale", true, true, run_rotary, check_rotary},
-    {"rope", "x angles", "aa", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
-    {"linear", "x w bias", "awV", "a", "", "", false, false, run_linear, nullptr},
-    {"linear_i8", "x w bias", "qwV", "a", "", "", false, false, run_linear_i8, nullptr},
-    {"quantize_act", "x", "a", "q", "", "", true, true, run_quantize, nullptr},
-    {"rms_norm", "x w", "av", "a", "width", "eps", true, true, run_rms_norm, nullptr},
-    {"add_rms_norm", "x y w", "aav", "aa", "", "eps", true, true, run_add_rms_norm, nullptr},
-    {"layer_norm", "x w b", "avV", "a", "", "eps", true, true, run_layer_norm, nullptr},
-    {"add", "x y", "aa", "a", "", "", true, true, run_binary<&Kernels::add>, nullptr},
-    {"mul", "x y", "aa", "a", "", "", true, true, run_binary<&Kernels::mul>, nullptr},
-    {"silu_mul", "gate up", "aa", "a", "", "", true, true, run_binary<&Kernels::silu_mul>, nullptr},
-    {"gelu_mul", "gate up", "aa", "a", "", "", true, true, run_binary<&Kernels::gelu_mul>, nullptr},
-    {"gelu", "x", "a", "a", "exact", "", true, true, run_gelu, nullptr},
-    {"relu2", "x", "a", "a", "", "", true, true, run_relu2, nullptr},
-    {"softcap", "x", "a", "a", "", "cap", true, true, run_softcap, nullptr},
-    {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", "a",
+    {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, run_take_rows, check_take_rows},
+    {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, run_rotary, check_rotary},
+    {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
+    {"linear", "x w bias", "awV", "", "a", "", "", false, false, run_linear, nullptr},
+    {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, run_linear_i8, nullptr},
+    {"quantize_act", "x", "a", "", "q", "", "", true, true, run_quantize, nullptr},
+    {"rms_norm", "x w", "av", "", "a", "width", "eps", true, true, run_rms_norm, nullptr},
+    {"add_rms_norm", "x y w", "aav", "", "aa", "", "eps", true, true, run_add_rms_norm, nullptr},
+    {"layer_norm", "x w b", "avV", "", "a", "", "eps", true, true, run_layer_norm, nullptr},
+    {"add", "x y", "aa", "", "a", "", "", true, true, run_binary<&Kernels::add>, nullptr},
+    {"mul", "x y", "aa", "", "a", "", "", true, true, run_binary<&Kernels::mul>, nullptr},
+    {"silu_mul", "gate up", "aa", "", "a", "", "", true, true, run_binary<&Kernels::silu_mul>, nullptr},
+    {"gelu_mul", "gate up", "aa", "", "a", "", "", true, true, run_binary<&Kernels::gelu_mul>, nullptr},
+    {"gelu", "x", "a", "", "a", "exact", "", true, true, run_gelu, nullptr},
+    {"relu2", "x", "a", "", "a", "", "", true, true, run_relu2, nullptr},
+    {"softcap", "x", "a", "", "a", "", "cap", true, true, run_softcap, nullptr},
+    {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", ".rrrr", "a",
      "n_heads window", "scale softcap", true, false, run_attention, check_attention},
     {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks",
-     "affffffF", "iaia", "", "", true, true, run_sample, check_sample},
+     "affffffF", "sEEHHHM", "iaia", "", "", true, true, run_sample, check_sample},
 };
 const int OP_COUNT = sizeof OPS / sizeof OPS[0];
 

@@ -1,6 +1,7 @@
 #include "pool.h"
 
 #include <chrono>
+#include <stdexcept>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -35,11 +36,25 @@ void Barrier::wait(int thread) {
     }
 }
 
-Pool::Pool(int threads) : threads_(threads), barrier_(threads) {
-  for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+static int at_least_one(int threads) {
+  if (threads < 1) throw std::invalid_argument("a pool has at least one thread");
+  return threads;
+}
+
+Pool::Pool(int threads) : threads_(at_least_one(threads)), barrier_(threads) {
+  try {
+    for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+  } catch (...) {
+    stop();  // a thread that is still joinable when destroyed ends the process
+    throw;
+  }
 }
 
 Pool::~Pool() {
+  stop();
+}
+
+void Pool::stop() {
   work_ = nullptr;
   {
     std::lock_guard<std::mutex> lock(mutex_);

@@ -28,6 +28,7 @@ class Barrier {
 // `run` may be called from one thread at a time; that caller is thread 0 of the pool.
 class Pool {
  public:
+  // Throws std::invalid_argument below one thread, std::system_error where the system starts no more.
   explicit Pool(int threads);
   ~Pool();
   Pool(const Pool&) = delete;
@@ -41,6 +42,7 @@ class Pool {
 
  private:
   void serve(int thread);
+  void stop();
   uint32_t await(uint32_t seen);
 
   const int threads_;

@@ -61,7 +61,8 @@ Buffer read_buffer(Reader& in, const Program& p) {
   b.type = (Type)in.between(0, 2, "a buffer's type");
   if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis]))
     refuse("a buffer is too short");
-  if (b.offset % 64 != 0 || b.end() > p.arena_bytes) refuse("a buffer lies outside the arena");
+  if (b.offset % 64 != 0 || b.rows > (p.arena_bytes - b.offset) / b.row_bytes())
+    refuse("a buffer lies outside the arena");
   return b;
 }
 
@@ -71,7 +72,7 @@ Field read_field(Reader& in, const Program& p) {
   f.outer = in.between(0, SIZE_MAX_ROWS, "a field's rows");
   f.inner = in.between(0, SIZE_MAX_ROWS, "a field's columns");
   f.item_bytes = in.between(1, 4096, "a field's item size");
-  if (f.outer * f.inner > BYTES_MAX / f.item_bytes ||
+  if (f.offset % 8 != 0 || f.outer * f.inner > BYTES_MAX / f.item_bytes ||
       f.offset + f.outer * f.inner * f.item_bytes > p.batch_bytes)
     refuse("a field lies outside the batch");
   return f;
@@ -84,13 +85,15 @@ State read_state(Reader& in, const Program& p) {
   s.head_dim = in.between(2, 65536, "a state's head size");
   s.group = in.between(0, 65536, "a state's group");
   s.layer = in.between(0, p.layers - 1, "a state's layer");
+  const int64_t page_bytes = s.n_kv_heads * 2 * KVView{nullptr, s.format, 0, 0, s.head_dim}.block_bytes();
+  if (p.layers * p.pages > BYTES_MAX / page_bytes) refuse("its pages are too large");
   return s;
 }
 
 bool fits(const Program& p, char wanted, const Operand& x, size_t n_weights, size_t n_vectors) {
   const bool optional = wanted >= 'A' && wanted <= 'Z';
-  if (x.kind == Kind::none) return optional;
   const int64_t i = x.index;
+  if (x.kind == Kind::none) return optional && i == 0;
   if (i < 0) return false;
   switch (wanted | 0x20) {
     case 'a':
@@ -153,6 +156,32 @@ Instr read_instr(Reader& in, const Program& p, size_t n_weights, size_t n_vector
   return i;
 }
 
+// What an op's check looks at: fields, sizes and attributes, but neither states nor the buffers' places.
+bool same_check(const Program& p, const Instr& a, const Instr& b) {
+  const auto same_rows = [&](int64_t x, int64_t y) {
+    return p.buffers[x].axis == p.buffers[y].axis && p.buffers[x].rows == p.buffers[y].rows;
+  };
+  if (a.op != b.op || a.ints != b.ints || !same_rows(a.outputs[0], b.outputs[0])) return false;
+  for (size_t k = 0; k < a.operands.size(); k++) {
+    const Operand &x = a.operands[k], &y = b.operands[k];
+    if (x.kind != y.kind) return false;
+    if (x.kind == Kind::buffer && (!same_rows(x.index, y.index) || x.stop - x.start != y.stop - y.start))
+      return false;
+    if ((x.kind == Kind::field || x.kind == Kind::weight) && x.index != y.index) return false;
+  }
+  return true;
+}
+
+// All layers of a group read the same fields, which need no second look.
+void place_checks(Program& p) {
+  std::vector<const Instr*> checked;
+  for (Instr& i : p.instrs) {
+    i.check = i.op->check != nullptr;
+    for (const Instr* earlier : checked) i.check = i.check && !same_check(p, *earlier, i);
+    if (i.check) checked.push_back(&i);
+  }
+}
+
 // Buffers touched since the last barrier, by instructions of which each thread did its own rows of one axis.
 struct Section {
   int64_t axis = -1;  // -1: empty; -2: some thread may have written any row
@@ -190,6 +219,29 @@ void place_barriers(Program& p) {
   }
 }
 
+// Whether a field holds `items` int32 in each of the rows that an axis may have.
+bool holds(const Program& p, int64_t field, Axis axis, int64_t items) {
+  if (field < 0) return false;
+  const Field& f = p.fields[field];
+  return f.item_bytes == 4 && f.inner == items && f.outer >= p.capacity[axis];
+}
+
+void read_end(Reader& in, Program& p) {
+  const int64_t last_field = (int64_t)p.fields.size() - 1;
+  p.kept = in.between(-1, (int64_t)p.buffers.size() - 1, "the kept buffer");
+  p.hold_slot = in.between(-1, last_field, "the hold_slot field");
+  p.want = in.between(-1, last_field, "the want field");
+  p.copies = in.between(-1, last_field, "the copies field");
+  if (!in.done()) refuse("words are left over");
+  if (p.copies >= 0 && !holds(p, p.copies, AXIS_C, 4)) refuse("another field than copies");
+  if (p.kept < 0) return;
+  const Buffer& b = p.buffers[p.kept];
+  if (b.type != Type::f32 || b.axis != AXIS_L || b.cols != p.held_cols)
+    refuse("kept rows are not as wide as held rows");
+  if (!holds(p, p.hold_slot, AXIS_L, 1) || !holds(p, p.want, AXIS_L, 1))
+    refuse("other fields than hold_slot and want");
+}
+
 }  // namespace
 
 int64_t Buffer::row_bytes() const {
@@ -209,6 +261,7 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
   p.layers = in.between(0, 65536, "the layer count");
   p.held_rows = in.between(0, SIZE_MAX_ROWS, "the held row count");
   p.held_cols = in.between(0, SIZE_MAX_ROWS, "the held row size");
+  if (p.held_rows * p.held_cols > BYTES_MAX / 4) refuse("held rows are too large");
   for (int64_t axis = AXIS_T; axis <= AXIS_M; axis++)
     p.capacity[axis] = in.between(0, SIZE_MAX_ROWS, "a capacity");
   for (int64_t n = in.count("the buffer count"); n > 0; n--) p.buffers.push_back(read_buffer(in, p));
@@ -218,12 +271,8 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
     p.instrs.push_back(read_instr(in, p, weights.size(), vectors.size()));
   for (const Instr& i : p.instrs)
     if (!shapes_agree(p, i, weights, vectors)) refuse(std::string("shapes do not agree in ") + i.op->name);
-  const int64_t last_field = (int64_t)p.fields.size() - 1;
-  p.kept = in.between(-1, (int64_t)p.buffers.size() - 1, "the kept buffer");
-  p.hold_slot = in.between(-1, last_field, "the hold_slot field");
-  p.want = in.between(-1, last_field, "the want field");
-  p.copies = in.between(-1, last_field, "the copies field");
-  if (!in.done()) refuse("words are left over");
+  read_end(in, p);
+  place_checks(p);
   place_barriers(p);
   return p;
 }

@@ -65,6 +65,7 @@ struct Instr {
   std::vector<int64_t> ints;
   std::vector<double> floats;
   bool barrier;  // threads meet before it
+  bool check;    // has batch values of its own to check, which no earlier instruction's check covers
 };
 
 // A vector parameter; the caller of Step keeps it alive.

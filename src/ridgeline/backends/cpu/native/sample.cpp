@@ -121,10 +121,16 @@ void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int
     if (x[i] < edge || (x[i] == edge && i > last)) x[i] = NONE;
 }
 
+bool has_nan(const float* x, int64_t n) {
+  int64_t count = 0;
+  for (int64_t i = 0; i < n; i++) count += x[i] != x[i];
+  return count > 0;
+}
+
 // A token of processed logits, or -1 where none may be sampled.
 int32_t pick(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
   const int64_t likeliest = kernels.argmax(x, n);
-  if (!(x[likeliest] > NONE)) return -1;
+  if (!(x[likeliest] > NONE) || has_nan(x, n)) return -1;
   if (s.temperature <= 0) return (int32_t)likeliest;
   for (int64_t i = 0; i < n; i++) x[i] /= s.temperature;
   truncate(kernels, x, n, s, ids);
@@ -158,10 +164,12 @@ Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sam
   const float* scores = s.flags & PROCESSED && !plain ? x : logits;
   const int64_t likeliest = kernels.argmax(scores, n);
   const float top = scores[likeliest];
-  if (plain && s.target < 0) id = top > NONE ? (int32_t)likeliest : -1;
   const float normaliser = (float)log(kernels.sum_exp(scores, n, top));
+  const bool proper = normaliser == normaliser;  // no NaN, nor infinities that leave none to compare
+  if (plain && s.target < 0) id = top > NONE && (proper || !has_nan(logits, n)) ? (int32_t)likeliest : -1;
   std::fill(top_ids, top_ids + MAX_TOP, -1);
   std::fill(top_logprobs, top_logprobs + MAX_TOP, NONE);
+  if (!proper) return {id, NONE};
   largest_ids(scores, n, s.n_top, top_ids);
   for (int64_t i = 0; i < s.n_top && top_ids[i] >= 0; i++)
     top_logprobs[i] = scores[top_ids[i]] - top - normaliser;

@@ -38,7 +38,9 @@ static inline int64_t sample_scratch_bytes(int64_t n) {
   return (n + 15) / 16 * 128;
 }
 
-// Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1 and -inf beyond.
+// Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1 and -inf beyond. A NaN among the
+// logits to pick from gives the id -1; one among those that logprobs are of, logprobs of -inf and no
+// likeliest.
 Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s,
                const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs);
 

@@ -66,15 +66,54 @@ struct Shapes {
 
   bool attention() const {
     const int64_t heads = i.ints[0], kv_heads = state(3).n_kv_heads, dim = state(3).head_dim;
-    return heads > 0 && heads % kv_heads == 0 && width(0) == heads * dim && width(1) == kv_heads * dim &&
-           width(2) == kv_heads * dim && out(0).cols == heads * dim && i.ints[1] >= 0 &&
-           vector_is(9, heads) && vector_is(10, heads);
+    return heads > 0 && heads <= width(0) && heads % kv_heads == 0 && width(0) == heads * dim &&
+           width(1) == kv_heads * dim && width(2) == kv_heads * dim && out(0).cols == heads * dim &&
+           i.ints[1] >= 0 && vector_is(9, heads) && vector_is(10, heads);
   }
 
   bool sample() const {
     const int64_t words = has(7) ? p.fields[i.operands[7].index].inner : 0;
     return out(0).cols == 1 && out(1).cols == 1 && out(2).cols == MAX_TOP && out(3).cols == MAX_TOP &&
-           (words == 0 || words * 32 >= width(0));
+           (p.capacity[AXIS_M] == 0 || words * 32 >= width(0));
+  }
+
+  // Every field operand has items of the declared size, as many as the op's rows or the declared axis may
+  // need. A missing one has none, which only an optional operand per row may have.
+  bool fields() const {
+    const char* extent = i.op->fields;
+    for (size_t k = 0; k < i.operands.size(); k++) {
+      const char kind = i.op->operands[k];
+      if (kind == 'f' && !field_holds(k, *extent++)) return false;
+      if (kind == 'F' && !field_holds(k, *extent++) && !(extent[-1] == 'r' && !has_room(k))) return false;
+    }
+    return true;
+  }
+
+  bool has_room(size_t at) const {
+    if (!has(at)) return false;
+    const Field& f = p.fields[i.operands[at].index];
+    return f.outer > 0 && f.inner > 0;
+  }
+
+  bool field_holds(size_t at, char extent) const {
+    const Field f = has(at) ? p.fields[i.operands[at].index] : Field{0, 0, 0, 4};
+    const int64_t rows = out(0).rows, axis = extent == 'x' ? i.ints[0] : 0;
+    if (f.item_bytes != (extent == 's' ? (int64_t)sizeof(Sampler) : 4)) return false;
+    switch (extent) {
+      case 'x':
+        return axis >= 0 && axis < f.outer && (f.outer - axis) * f.inner >= rows;
+      case 'r':
+      case 's':
+        return f.inner == 1 && f.outer >= rows;
+      case 'E':
+        return f.inner == 1 && f.outer >= p.capacity[AXIS_E];
+      case 'H':
+        return f.inner == 1 && f.outer >= p.capacity[AXIS_H];
+      case 'M':
+        return f.outer >= p.capacity[AXIS_M];
+      default:
+        return true;
+    }
   }
 };
 
@@ -83,6 +122,7 @@ struct Shapes {
 bool shapes_agree(const Program& p, const Instr& i, const std::vector<const Weight*>& weights,
                   const std::vector<Vector>& vectors) {
   const Shapes s{p, i, weights, vectors};
+  if (!s.fields()) return false;
   if (s.is("take_rows")) return s.out(0).cols == s.width(0) && (!s.has(2) || p.held_cols == s.width(0));
   if (!s.same_rows()) return false;
   if (s.is("embedding"))

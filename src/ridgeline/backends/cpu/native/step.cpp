@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include <algorithm>
-#include <chrono>
 
 #include "check.h"
 #include "rows.h"
@@ -19,10 +18,6 @@ int64_t scratch_needed(const Program& p) {
     if (strcmp(i.op->name, "sample") == 0)
       bytes = std::max(bytes, sample_scratch_bytes(i.operands[0].stop - i.operands[0].start));
   return (bytes + 127) / 128 * 128;
-}
-
-double seconds() {
-  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
 // Each thread copies in its own layers, so the order of copies holds and threads do not meet.
@@ -85,29 +80,24 @@ Frame Step::frame(const uint8_t* batch, int thread) {
           pool_.threads()};
 }
 
-void Step::run(const uint8_t* batch, int64_t bytes, double* times) {
+void Step::run(const uint8_t* batch, int64_t bytes) {
   check_header(program_, batch, bytes);
   const Frame first = frame(batch, 0);
   if (program_.copies >= 0) check_copies(first);
   if (program_.kept >= 0) check_hold(first);
   for (const Instr& i : program_.instrs)
-    if (i.op->check) i.op->check(i, first);
-  pool_.run([&](int thread) { run_thread(frame(batch, thread), thread == 0 ? times : nullptr); });
+    if (i.check) i.op->check(i, first);
+  pool_.run([&](int thread) { run_thread(frame(batch, thread)); });
 }
 
-void Step::run_thread(const Frame& f, double* times) const {
+void Step::run_thread(const Frame& f) const {
   if (program_.copies >= 0 && f.size(AXIS_C) > 0) {
     run_copies(f);
     f.barrier.wait(f.thread);
   }
-  double before = times ? seconds() : 0;
   for (const Instr& i : program_.instrs) {
     if (i.barrier) f.barrier.wait(f.thread);
     i.op->run(i, f);
-    if (!times) continue;
-    const double now = seconds();
-    *times++ += now - before;
-    before = now;
   }
   if (program_.kept >= 0) {
     f.barrier.wait(f.thread);

@@ -11,18 +11,14 @@ class Step {
   Step(Pool& pool, const Kernels& kernels, Program program, std::vector<const Weight*> weights,
        std::vector<Vector> vectors, uint8_t* kv, uint8_t* arena);
 
-  // Copies, then the instructions, then held rows. Results stay in the arena. Allocates nothing. `times`,
-  // if given, has one entry per instruction, to which its seconds (with the wait before it) are added, as
-  // thread 0 sees them.
-  void run(const uint8_t* batch, int64_t bytes, double* times);
-
-  int64_t instructions() const { return (int64_t)program_.instrs.size(); }
+  // Copies, then the instructions, then held rows. Results stay in the arena. Allocates nothing.
+  void run(const uint8_t* batch, int64_t bytes);
 
   static int64_t kv_bytes(const Program& p);
 
  private:
   Frame frame(const uint8_t* batch, int thread);
-  void run_thread(const Frame& f, double* times) const;
+  void run_thread(const Frame& f) const;
 
   Pool& pool_;
   const Kernels& kernels_;
