@@ -300,8 +300,7 @@ def test_replay_continues_where_the_client_stands():
         client.pump()
     assert 0 < len(seen.tokens[0]) < 20
     client.engine = fake_engine()  # the old one is gone, with everything it knew
-    for request in client._ledger.replays():
-        client.engine.submit(request)
+    client._ledger.engine_died()
     while not client.idle:
         client.pump()
     assert seen.tokens == whole.tokens and seen.text == whole.text

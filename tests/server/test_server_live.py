@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from urllib.parse import urlsplit
@@ -137,5 +138,28 @@ def test_serve_prints_its_url_answers_and_stops_cleanly(model_file, number):
         process.send_signal(number)
         rest, errors = process.communicate(timeout=20)
         assert process.returncode == 0 and rest == "" and errors == ""
+    finally:
+        process.kill()
+
+
+def test_a_second_signal_ends_running_streams_with_an_error(model_file):
+    from conftest import engine_config
+
+    command = [sys.executable, "-c", SERVE, msgspec.json.encode(engine_config()).decode()]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        url = process.stdout.readline().split()[-1]
+        body = {"prompt": "Once", "stream": True, "max_tokens": 400, "ignore_eos": True, "temperature": 0}
+        request = urllib.request.Request(
+            f"{url}/v1/completions", json.dumps(body).encode(), {"content-type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=20) as reply:
+            assert reply.readline().startswith(b"data: ")
+            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGINT)
+            lines = [line for line in reply.read().split(b"\n\n") if line]
+        assert lines[-1] == b"data: [DONE]" and b"shutting down" in lines[-2]
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0 and errors == ""
     finally:
         process.kill()

@@ -17,5 +17,5 @@ def get_backend(config: EngineConfig) -> Backend:
 
     cores = available_cores()
     if config.threads > cores:
-        raise ConfigError(f"threads {config.threads} are more than the {cores} cores there are; they would wait in turn")
+        raise ConfigError(f"threads {config.threads} are over the {cores} cores there are; they would wait in turn")
     return CPU(threads=config.threads or cores, isa=config.isa)

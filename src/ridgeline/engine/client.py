@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import random
 import threading
-from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -17,10 +16,12 @@ import msgspec
 
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import Cancel, Delta, EngineInfo, StepDelta, Submit, check_room
+from ridgeline.engine.records import CANCELLED, FAILED, Cancel, Delta, EngineInfo, StepDelta, Submit, check_room
 from ridgeline.errors import InvalidRequest, Overloaded
 
 Sink = Callable[[Delta], None]
+
+_SUSPECT, _GUILTY = 2, 3  # engines that died with a request before it is sent without others like it; before it fails
 
 
 class EngineClient(Protocol):
@@ -53,7 +54,10 @@ class EngineClient(Protocol):
 
 @dataclass
 class Live:
-    """A request that was accepted and has not ended: what a replay needs, and where its deltas go."""
+    """A request that was accepted and has not ended: what a replay needs, and where its deltas go.
+
+    `deaths` counts the engines that died while they had it, since its last token.
+    """
 
     request: Submit
     sink: Sink
@@ -61,6 +65,7 @@ class Live:
     done: set[int] = field(default_factory=set)
     prompt_given: bool = False
     cancelled: bool = False
+    deaths: int = 0
 
     def replay(self) -> Submit:
         """The same request, continued after what was already delivered."""
@@ -77,6 +82,8 @@ class Ledger:
     def __init__(self, info: EngineInfo) -> None:
         self.info = info
         self._live: dict[int, Live] = {}
+        self._unsent: dict[int, Live] = {}  # those of _live that the engine does not know
+        self._cancels: list[Cancel] = []  # of requests that it knows
         self._lock = threading.Lock()
         self._last = 0
 
@@ -92,7 +99,7 @@ class Ledger:
     def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
         check_params(params, self.info.vocab)
-        check_room(self.info, len(prompt), params)
+        limit = check_room(self.info, len(prompt), params)
         outside = next((t for t in prompt if not 0 <= t < self.info.vocab), None)
         if outside is not None:
             raise InvalidRequest(f"token id {outside} is outside the vocabulary of {self.info.vocab}", "prompt")
@@ -102,8 +109,8 @@ class Ledger:
             if self.choices + params.n > room:
                 raise Overloaded(f"{self.choices} sequences are running or queued, the limit is {room}; try later")
             self._last += 1
-            request = Submit(self._last, tuple(prompt), params, seed)
-            self._live[request.id] = Live(request, sink, [[] for _ in range(params.n)])
+            request = Submit(self._last, tuple(prompt), params, seed, limit)
+            self._live[request.id] = self._unsent[request.id] = Live(request, sink, [[] for _ in range(params.n)])
         return request
 
     def deliver(self, delta: Delta) -> None:
@@ -114,30 +121,64 @@ class Ledger:
                 return
             live.emitted[delta.choice].extend(t.id for t in delta.tokens)
             live.prompt_given |= delta.prompt is not None
+            live.deaths = 0 if delta.tokens else live.deaths
             if delta.finish is not None:
                 live.done.add(delta.choice)
                 if len(live.done) == live.request.params.n:
                     del self._live[delta.id]
+                    self._unsent.pop(delta.id, None)
         live.sink(delta)
 
     def cancel(self, id: int) -> None:
-        """Remember that a request was cancelled: the engine may die before it acts on it."""
+        """Note that a request is to be cancelled, once; ended and unknown ones are left alone."""
         with self._lock:
-            if id in self._live:
-                self._live[id].cancelled = True
+            live = self._live.get(id)
+            if live is not None and not live.cancelled:
+                live.cancelled = True
+                if id not in self._unsent:
+                    self._cancels.append(Cancel(id))
 
-    def replays(self) -> list[Submit | Cancel]:
-        """What a new engine must be told: every live request, oldest first, and which of them were cancelled."""
+    def due(self) -> list[Submit | Cancel]:
+        """What the engine must be told now, oldest first. Each message is given once per engine.
+
+        Of the requests with which engines died, one at a time: the next one when it has had a token, or ended.
+        """
         with self._lock:
-            live = list(self._live.values())
-        return [x.replay() for x in live] + [Cancel(x.request.id) for x in live if x.cancelled]
+            messages: list[Submit | Cancel] = [*self._cancels]
+            self._cancels.clear()
+            if not self._unsent:
+                return messages
+            trial = any(x.deaths >= _SUSPECT for id, x in self._live.items() if id not in self._unsent)
+            for id, x in list(self._unsent.items()):
+                if x.deaths >= _SUSPECT and trial:
+                    continue
+                trial |= x.deaths >= _SUSPECT
+                del self._unsent[id]
+                messages += [x.replay(), Cancel(id)] if x.cancelled else [x.replay()]
+        return messages
+
+    def engine_died(self) -> bool:
+        """Everything is due again. True if the death is laid to one request, which ends as failed."""
+        with self._lock:
+            for id, x in self._live.items():
+                x.deaths += id not in self._unsent
+            guilty = [x for x in self._live.values() if x.deaths >= _GUILTY]
+            self._unsent = dict(self._live)
+            self._cancels.clear()
+        for x in guilty:
+            self._fail(x, FAILED)
+        return bool(guilty)
 
     def fail_all(self, reason: str) -> None:
         """End everything: the engine is gone for good."""
         with self._lock:
-            open_choices = [(x.request.id, c) for x in self._live.values() for c in range(x.request.params.n)]
-        for id, choice in open_choices:
-            self.deliver(Delta(id, choice, (), "", reason))
+            live = list(self._live.values())
+        for x in live:
+            self._fail(x, reason)
+
+    def _fail(self, live: Live, reason: str) -> None:
+        for choice in range(live.request.params.n):
+            self.deliver(Delta(live.request.id, choice, (), "", reason))
 
 
 class LocalClient:
@@ -146,28 +187,27 @@ class LocalClient:
     def __init__(self, engine: Engine) -> None:
         self.engine, self.info = engine, engine.info
         self._ledger = Ledger(engine.info)
-        self._inbox: deque[Submit | Cancel] = deque()
+        self._pumping = threading.Lock()  # callers in several threads take turns
         self.last: StepDelta | None = None
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
-        request = self._ledger.accept(prompt, params, sink)
-        self._inbox.append(request)
-        return request.id
+        return self._ledger.accept(prompt, params, sink).id
 
     def cancel(self, id: int) -> None:
-        self._inbox.append(Cancel(id))
+        self._ledger.cancel(id)
 
     def pump(self, timeout: float = 0.0) -> None:
-        while self._inbox:
-            handle(self.engine, self._inbox.popleft())
-        if not self.engine.idle:
-            self.last = self.engine.step()
-            for delta in self.last.deltas:
-                self._ledger.deliver(delta)
+        with self._pumping:
+            for message in self._ledger.due():
+                handle(self.engine, message)
+            if not self.engine.idle:
+                self.last = self.engine.step()
+                for delta in self.last.deltas:
+                    self._ledger.deliver(delta)
 
     @property
     def idle(self) -> bool:
-        return self._ledger.empty and not self._inbox and self.engine.idle
+        return self._ledger.empty and self.engine.idle
 
     @property
     def choices(self) -> int:
@@ -177,7 +217,7 @@ class LocalClient:
         return None
 
     def close(self) -> None:
-        self._ledger.fail_all("cancelled")
+        self._ledger.fail_all(CANCELLED)
 
 
 def handle(engine: Engine, message: Submit | Cancel) -> None:

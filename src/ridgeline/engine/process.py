@@ -1,4 +1,4 @@
-"""ProcessClient: the engine in a child process, restarted and replayed if it dies.
+"""ProcessClient: the engine in a child process, restarted and replayed if it dies or falls silent.
 
 A stuck or crashed native thread cannot be undone inside a process, and the interpreter lock would cost whole steps;
 so `serve` keeps the engine apart. A restart is invisible to clients: the same tokens follow (noise is a counter hash,
@@ -11,56 +11,118 @@ import contextlib
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Sequence
+from dataclasses import replace
+from queue import SimpleQueue
 
 from ridgeline import errors
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import Ledger, Sink
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import FAILED, Cancel, EngineInfo, LoadFailed, StepDelta, Submit
+from ridgeline.engine.records import CANCELLED, FAILED, Cancel, EngineInfo, LoadFailed, StepDelta, Submit
 from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
 
-_MAX_RESTARTS = 5  # without one delivered step in between
+_MAX_RESTARTS = 5  # without anything delivered in between
+_BACKOFF_S = 0.5  # the first restart is immediate, the second after this, then doubling
+_SLOW_LOAD = 10  # a reload may take this many times the first load, which had no limit
 _CLOSED = "the engine is shut down"
 
 
-class ProcessClient:
-    """EngineClient over a child process. The constructor waits until the model is loaded or raises its typed error."""
+class Child:
+    """An engine process, the channel to it and the thread that writes to it: `post` never waits for the child.
+
+    What waits to be written is bounded by what the ledger accepts.
+    """
 
     def __init__(self, config: EngineConfig) -> None:
-        self.config = config
-        self._lock = threading.Lock()  # guards the channel against a restart
-        self._fruitless = 0
+        ours, theirs = socket.socketpair()
+        try:
+            self.process = subprocess.Popen(command(theirs.fileno(), config), pass_fds=[theirs.fileno()])
+        except OSError as wrong:
+            ours.close()
+            raise errors.EngineFailed(f"the engine process could not be started: {wrong}") from None
+        finally:
+            theirs.close()
+        self.channel = Channel(ours, FromEngine)
+        self._outgoing: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
+        self._writer = threading.Thread(target=self._write, name="ridgeline-writer", daemon=True)
+        self._writer.start()
+
+    def post(self, message: Submit | Cancel) -> None:
+        self._outgoing.put(message)
+
+    def stop(self) -> None:
+        """End the process and free all it took here; any number of times, from any thread. It keeps nothing to save."""
+        self.process.kill()
+        with contextlib.suppress(OSError):  # closed already
+            self.channel.sock.shutdown(socket.SHUT_RDWR)  # wakes who reads or writes
+        self.process.wait()
+        self._outgoing.put(None)
+        self._writer.join()
+        self.channel.sock.close()
+
+    def _write(self) -> None:
+        with contextlib.suppress(OSError):  # the child is gone: pump sees that, and the ledger has every message
+            while (message := self._outgoing.get()) is not None:
+                self.channel.send(message)
+
+
+class ProcessClient:
+    """EngineClient over a child process. The constructor waits until the model is loaded or raises its typed error.
+
+    A child that has work and says nothing for `stall_s` seconds is replaced. It speaks after every step, so this must
+    exceed an honest step; to be safe it grows to twice the longest silence that ended well, and doubles while restarts
+    bring nothing.
+    """
+
+    def __init__(self, config: EngineConfig, stall_s: float = 30.0) -> None:
+        self.config, self._stall_s = config, stall_s
+        self._lock = threading.Lock()  # held briefly: ledger and child change together, and closing is final
         self._problem: str | None = None
+        self._fruitless = 0  # restarts since something was delivered
+        self._silent = self._longest = 0.0  # seconds waited for the child's next word, and the most that was worth it
+        self._restart_at: float | None = None  # when there is no child
         self.last: StepDelta | None = None
-        self._child, self._channel, self.info = self._launch()
-        self._ledger = Ledger(self.info)
+        self._child = Child(config)
+        try:
+            self.info = _loaded(self._child, config.model)
+        except BaseException:
+            self._child.stop()
+            raise
+        # What was automatic is settled: a restart must give what requests were accepted for.
+        info = self.info
+        self._settled = replace(
+            config, kv_memory=info.pages * info.page_bytes, context=info.context, threads=info.threads
+        )
+        self._ledger = Ledger(info)
+        self._ready = True  # the child has loaded and may be sent requests
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
-        with self._lock:  # recorded and sent as one: a restart in between would replay it and then send it again
+        with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)
             request = self._ledger.accept(prompt, params, sink)
-            self._send(request)
+            self._post_due()
         return request.id
 
     def cancel(self, id: int) -> None:
         with self._lock:
             self._ledger.cancel(id)
-            self._send(Cancel(id))
+            self._post_due()
 
     def pump(self, timeout: float) -> None:
-        try:
-            messages = self._channel.receive(timeout)
-        except EOFError:
-            self._restart()
-            return
-        for message in messages:
-            assert isinstance(message, StepDelta)
-            self._fruitless, self.last = 0, message
-            for delta in message.deltas:
-                self._ledger.deliver(delta)
+        """Wait up to `timeout` seconds for the child and deliver what it says; replace it if it is gone or stuck."""
+        if self._problem is not None:
+            time.sleep(timeout)
+        elif self._restart_at is None:
+            self._hear(timeout)
+        else:
+            wait = self._restart_at - time.monotonic()
+            time.sleep(max(0.0, min(timeout, wait)))
+            if wait <= timeout:
+                self._restart()
 
     @property
     def idle(self) -> bool:
@@ -72,7 +134,7 @@ class ProcessClient:
 
     @property
     def pid(self) -> int:
-        return self._child.pid
+        return self._child.process.pid
 
     def unhealthy(self) -> str | None:
         return self._problem
@@ -80,60 +142,100 @@ class ProcessClient:
     def close(self) -> None:
         with self._lock:
             self._problem = _CLOSED
-        self._channel.sock.close()
-        try:
-            self._child.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._child.kill()
-            self._child.wait()
-        self._ledger.fail_all("cancelled")
+        self._child.stop()
+        self._ledger.fail_all(CANCELLED)
 
-    def _launch(self) -> tuple[subprocess.Popen[bytes], Channel, EngineInfo]:
-        """A child that has loaded the model, or its typed error."""
-        ours, theirs = socket.socketpair()
-        child = subprocess.Popen(command(theirs.fileno(), self.config), pass_fds=[theirs.fileno()])
-        theirs.close()
-        channel = Channel(ours, FromEngine)
-        messages: list[FromEngine] = []
+    def _post_due(self) -> None:
+        if self._ready:
+            for message in self._ledger.due():
+                self._child.post(message)
+
+    def _hear(self, timeout: float) -> None:
+        begin = time.monotonic()
         try:
-            while not messages:
-                messages = channel.receive(None)
+            messages = self._child.channel.receive(timeout)
         except EOFError:
-            raise errors.EngineFailed(f"the engine process ended while loading {self.config.model}") from None
-        first = messages[0]
-        if isinstance(first, LoadFailed):
-            kind = getattr(errors, first.error, errors.EngineFailed)
-            raise kind(first.message)
-        assert isinstance(first, EngineInfo)
-        return child, channel, first
+            self._lost("it ended")
+            return
+        self._silent += time.monotonic() - begin
+        if not messages and not self._ledger.empty and self._silent > self._patience:
+            self._lost(f"it said nothing for {self._silent:.0f} seconds")
+            return
+        if messages and self._ready:
+            self._longest = max(self._longest, self._silent)
+        if messages or self._ledger.empty:
+            self._silent = 0.0
+        for message in messages:
+            self._take(message)
+        with self._lock:
+            self._post_due()
+
+    @property
+    def _patience(self) -> float:
+        """Seconds of silence that are too many."""
+        step = max(self._stall_s * 2.0**self._fruitless, 2 * self._longest)
+        return step if self._ready else step + _SLOW_LOAD * self.info.load_seconds
+
+    def _take(self, message: FromEngine) -> None:
+        if isinstance(message, StepDelta):
+            self.last = message
+            self._fruitless = 0 if message.deltas else self._fruitless
+            for delta in message.deltas:
+                self._ledger.deliver(delta)
+        elif isinstance(message, LoadFailed):
+            self._lost(f"it could not load again: {message.message}")
+        elif other := _differences(self.info, message):
+            self._lost(f"it came back with another {other}")
+        else:
+            with self._lock:
+                self._ready = True
+
+    def _lost(self, why: str) -> None:
+        """The child is gone or must go. Its requests wait for the next one, which may come at once or after a pause."""
+        with self._lock:
+            if self._problem is not None:
+                return
+            working, self._ready = self._ready, False
+        self._child.stop()
+        if not (working and self._ledger.engine_died()):
+            self._fruitless += 1
+        if self._fruitless > _MAX_RESTARTS:
+            self._give_up(f"the engine process failed {self._fruitless} times and delivered nothing; at last {why}")
+        else:
+            self._restart_at = time.monotonic() + _BACKOFF_S * (2.0 ** max(self._fruitless - 1, 0) - 1)
 
     def _restart(self) -> None:
-        """A new child, and every live request again, from where its client stands."""
-        if self._problem == _CLOSED:
-            return
-        self._child.kill()
-        self._child.wait()
-        self._channel.sock.close()
-        self._fruitless += 1
-        if self._fruitless > _MAX_RESTARTS:
-            self._give_up(f"the engine process died {_MAX_RESTARTS} times without finishing a step")
-            return
-        # Not under the lock while it loads: whoever submits meanwhile must not wait, and is replayed.
+        """A new child, if nobody closed meanwhile. It loads while pump listens, and submits wait in the ledger."""
         try:
-            child, channel, _ = self._launch()
-        except errors.RidgelineError as wrong:
-            self._give_up(f"the engine process died and could not load again: {wrong}")
-            return
-        with self._lock:
-            self._child, self._channel = child, channel
-            for message in self._ledger.replays():
-                self._send(message)
+            with self._lock:
+                if self._problem is None:
+                    self._child, self._restart_at, self._silent = Child(self._settled), None, 0.0
+        except errors.EngineFailed as wrong:
+            self._lost(str(wrong))
 
     def _give_up(self, problem: str) -> None:
         with self._lock:  # nothing is accepted after this, so nothing can miss its end
-            self._problem = problem
+            self._problem = self._problem or problem
         self._ledger.fail_all(FAILED)
 
-    def _send(self, message: Submit | Cancel) -> None:
-        with contextlib.suppress(OSError):  # the child is gone: pump sees that and replays from the ledger
-            self._channel.send(message)
+
+def _loaded(child: Child, model: str) -> EngineInfo:
+    """What a new child says of the model, or its typed error."""
+    messages: list[FromEngine] = []
+    try:
+        while not messages:
+            messages = child.channel.receive(None)
+    except EOFError:
+        raise errors.EngineFailed(f"the engine process ended while loading {model}") from None
+    first = messages[0]
+    if isinstance(first, LoadFailed):
+        kind = getattr(errors, first.error, errors.EngineFailed)
+        raise kind(first.message)
+    assert isinstance(first, EngineInfo)
+    return first
+
+
+def _differences(old: EngineInfo, new: EngineInfo) -> str:
+    """Names of the fields, but for the time of loading, in which two engines differ."""
+    names = (n for n in old.__struct_fields__ if n != "load_seconds" and getattr(old, n) != getattr(new, n))
+    return ", ".join(names)

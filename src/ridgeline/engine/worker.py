@@ -33,9 +33,7 @@ def serve(channel: Channel, config: EngineConfig) -> None:
         for message in channel.receive(None if engine.idle else 0):
             handle(engine, message)
         if not engine.idle:
-            done = engine.step()
-            if done.deltas:
-                channel.send(done)
+            channel.send(engine.step())  # without deltas too: it is the sign of life that process.py waits for
 
 
 def command(fd: int, config: EngineConfig) -> list[str]:

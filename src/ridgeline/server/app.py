@@ -6,9 +6,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import socket
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -58,6 +57,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
+    app.state.hub = hub
     return app
 
 
@@ -130,12 +130,13 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
             app = create_app(client, tokenizer, config, name)
             server = uvicorn.Server(
                 uvicorn.Config(
-                    app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=GRACE_S
+                    app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2 * GRACE_S
                 )
             )
-            with _stopping(server):
-                print(f"ridgeline serves {name} at {_url(listener)}", flush=True)
-                server.run(sockets=[listener])
+            _stop_gently(server, app.state.hub)
+            listener.listen()
+            print(f"ridgeline serves {name} at {_url(listener)}", flush=True)
+            server.run(sockets=[listener])
         finally:
             client.close()
     finally:
@@ -168,17 +169,11 @@ def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[st
     return name, tokenizer_of(found)
 
 
-@contextlib.contextmanager
-def _stopping(server: uvicorn.Server) -> Iterator[None]:
-    """Signals stop `server` and nothing else: uvicorn raises the one that stopped it once more when it is done, which
-    must not kill us before the engine is closed."""
+def _stop_gently(server: uvicorn.Server, hub: Hub) -> None:
+    """The first SIGINT or SIGTERM gives running answers GRACE_S; a second one ends them at once. Streams are told."""
 
     def stop(number: int, frame: FrameType | None) -> None:
+        hub.end_soon(0 if server.should_exit else GRACE_S)
         server.should_exit = True
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    server.handle_exit = stop  # type: ignore[method-assign]

@@ -25,6 +25,7 @@ from ridgeline.server.errors import Unhealthy
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
 THREADS = 4
+MAX_UNREAD = 1 << 20  # about the bytes of deltas that wait for one slow reader
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -71,6 +72,12 @@ class Hub:
             self._thread.join()
         self._threads.shutdown()
 
+    def end_soon(self, seconds: float) -> None:
+        """Let running answers go on so long, then end each with an error. For signal handlers."""
+        loop = self._loop
+        if loop is not None:
+            loop.call_soon_threadsafe(loop.call_later, seconds, self._fail_all, "the server is shutting down")
+
     @property
     def problem(self) -> str | None:
         """Why requests cannot be served now, or None."""
@@ -92,9 +99,9 @@ class Hub:
         return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number))
 
     def cancel(self, ids: Sequence[int]) -> None:
-        """Cancel from the event loop, which must never wait for the client's socket."""
+        """Cancel requests of the client, from any thread."""
         for id in ids:
-            self._threads.submit(self.client.cancel, id)
+            self.client.cancel(id)
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
@@ -115,7 +122,7 @@ class Hub:
         except Exception as fault:
             log.exception("the pump thread failed")
             self._problem = f"the server lost its engine: {type(fault).__name__}"
-            self._post(self._fail_all)
+            self._post(partial(self._fail_all, self._problem))
 
     def _post(self, call: Callable[[], None]) -> None:
         assert self._loop is not None
@@ -128,9 +135,9 @@ class Hub:
         for stream, event in batch:
             stream.push(event)
 
-    def _fail_all(self) -> None:
+    def _fail_all(self, why: str) -> None:
         for stream in list(self._streams):
-            stream.fail(EngineFailed(self._problem or "the engine failed"))
+            stream.fail(EngineFailed(why))
 
 
 class Stream:
@@ -143,6 +150,7 @@ class Stream:
         self._closed = False
         self._lock = threading.Lock()  # _ids and _closed: a submit in a thread may cross the end of the request
         self._events: list[Event] = []
+        self._unread = 0  # size of _events
         self._failure: EngineFailed | None = None
         self._wake = asyncio.Event()
 
@@ -151,10 +159,13 @@ class Stream:
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        self._hub.discard(self)
+        self._close()
+
+    def _close(self) -> None:
         with self._lock:
             self._closed = True
             ids = list(self._ids)
-        self._hub.discard(self)
         if self._left > 0:
             self._hub.cancel(ids)
 
@@ -169,7 +180,7 @@ class Stream:
                 self._ids.append(id)
                 closed = self._closed
             if closed:
-                self._hub.client.cancel(id)
+                self._hub.cancel([id])
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
@@ -195,16 +206,27 @@ class Stream:
                 return []
         if not self._events and self._failure is not None:
             raise self._failure
-        events, self._events = self._events, []
+        events, self._events, self._unread = self._events, [], 0
         return events
 
     def push(self, event: Event) -> None:
-        """A delta arrived."""
+        """A delta arrived. A reader who leaves too much of them unread loses the request."""
+        if self._failure is not None:
+            return
         self._events.append(event)
+        self._unread += _size(event.delta)
         self._left -= event.delta.finish is not None
         self._wake.set()
+        if self._unread > MAX_UNREAD and self._left > 0:
+            self.fail(EngineFailed(f"the answer was read too slowly: over {MAX_UNREAD} bytes of it were waiting"))
+            self._close()
 
     def fail(self, failure: EngineFailed) -> None:
         """No more deltas will come."""
         self._failure = failure
         self._wake.set()
+
+
+def _size(delta: Delta) -> int:
+    """About the bytes of a delta: its text and tokens. A prompt's logprobs come once, so they need no bound."""
+    return len(delta.text) + sum(16 * (1 + len(t.top)) for t in delta.tokens)
