@@ -58,7 +58,7 @@ def launched(monkeypatch) -> list[process.Child]:
     yield children
     assert all(c.process.returncode is not None for c in children)
     assert len(os.listdir("/proc/self/fd")) == before
-    assert not [t for t in threading.enumerate() if t.name == "ridgeline-writer"]
+    assert not any(c._writer.is_alive() for c in children)
 
 
 @pytest.fixture
