@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from handmade import arrays_of, new_batch
 from ridgeline.backends.reference import Reference
+from ridgeline.errors import ConfigError
 from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, Rope
 from ridgeline.ops.attention import PAGE
@@ -27,12 +28,14 @@ PAGES = 80
 MAX = 200  # longest sequence
 LIMITS = Limits(tokens=1600, requests=8, rows=1600, pages=4, vocab=131, hidden=96)
 
-KINDS = [
+KINDS = [  # weights, int8 rows, KV
     ("f32", False, "f32"),
     ("f32", False, "bf16"),
     ("bf16", False, "bf16"),
     ("q4_1", False, "f32"),
     ("q4_1", True, "bf16"),
+    ("q4_0", True, "bf16"),
+    ("f16", False, "f32"),
     ("q8_0", True, "f32"),
 ]
 
@@ -50,7 +53,10 @@ def step_of(kind: tuple[str, bool, str], threads: int, isa: str = ""):
         return Raw(name, w.shape, FORMATS[name].pack(values.reshape(-1, w.shape[-1])))
 
     listed = pipeline.passes(
-        lambda w: "f32" if len(w.shape) == 1 else fmt, kv, int8_formats=backend.int8_formats if int8 else ()
+        lambda w: "f32" if len(w.shape) == 1 else fmt,
+        kv,
+        held_as=backend.held_as,
+        int8_formats=backend.int8_formats if int8 else (),
     )
     program = pipeline.run(build(TINY), listed)
     return backend.compile(program, read, BatchLayout.of(LIMITS, program.states), PAGES)
@@ -107,7 +113,7 @@ def runs(draw):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=80, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(case=runs(), threads=st.sampled_from([1, 2]))
 def test_alone_equals_in_a_batch_chunked_on_recycled_pages(kind, case, threads):
     length, cuts, neighbours, seed = case
@@ -120,16 +126,21 @@ def test_alone_equals_in_a_batch_chunked_on_recycled_pages(kind, case, threads):
 
 
 @pytest.mark.parametrize("kind", KINDS, ids=str)
-def test_decode_chunked_and_whole_agree_bit_for_bit(kind):
+@pytest.mark.parametrize("isa", ["", "avx2", "portable"])
+def test_decode_chunked_and_whole_agree_bit_for_bit(kind, isa):
+    try:
+        step = step_of(kind, 2, isa)
+    except ConfigError as lacking:
+        pytest.skip(str(lacking))
     target = ids_of(150, 1)
-    whole, _ = run(step_of(kind, 2), target, [], [], 0)
-    for size in (1, 2, 7, 63, 64, 65):
-        cut, _ = run(step_of(kind, 2), target, list(range(size, 150, size)), [], size)
+    whole, _ = run(step, target, [], [], 0)
+    for size in (1, 2, 7, 63, 64, 65) if not isa else (1, 64):
+        cut, _ = run(step, target, list(range(size, 150, size)), [ids_of(90, 3)], size)
         np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
 
 
 @pytest.mark.parametrize("kind", KINDS[:2] + KINDS[4:5], ids=str)
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(case=runs())
 def test_oracle_ids_are_batch_invariant(kind, case):
     length, cuts, neighbours, seed = case
