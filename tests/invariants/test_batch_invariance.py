@@ -134,7 +134,7 @@ def test_decode_chunked_and_whole_agree_bit_for_bit(kind, isa):
         pytest.skip(str(lacking))
     target = ids_of(150, 1)
     whole, _ = run(step, target, [], [], 0)
-    for size in (1, 2, 7, 63, 64, 65) if not isa else (1, 64):
+    for size in range(1, 150) if not isa else (1, 64):
         cut, _ = run(step, target, list(range(size, 150, size)), [ids_of(90, 3)], size)
         np.testing.assert_array_equal(cut.view(np.uint32), whole.view(np.uint32))
 

@@ -16,7 +16,7 @@ import msgspec
 
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import CANCELLED, FAILED, Cancel, Delta, EngineInfo, StepDelta, Submit, check_room
+from ridgeline.engine.records import CANCELLED, FAILED, Cancel, Delta, EngineInfo, Submit, check_room
 from ridgeline.errors import InvalidRequest, Overloaded
 
 Sink = Callable[[Delta], None]
@@ -41,10 +41,6 @@ class EngineClient(Protocol):
 
     @property
     def idle(self) -> bool: ...
-
-    @property
-    def choices(self) -> int:
-        """Choices accepted and not ended."""
 
     def unhealthy(self) -> str | None:
         """Why requests cannot be served now, or None."""
@@ -188,7 +184,6 @@ class LocalClient:
         self.engine, self.info = engine, engine.info
         self._ledger = Ledger(engine.info)
         self._pumping = threading.Lock()  # callers in several threads take turns
-        self.last: StepDelta | None = None
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
         return self._ledger.accept(prompt, params, sink).id
@@ -201,17 +196,12 @@ class LocalClient:
             for message in self._ledger.due():
                 handle(self.engine, message)
             if not self.engine.idle:
-                self.last = self.engine.step()
-                for delta in self.last.deltas:
+                for delta in self.engine.step().deltas:
                     self._ledger.deliver(delta)
 
     @property
     def idle(self) -> bool:
         return self._ledger.empty and self.engine.idle
-
-    @property
-    def choices(self) -> int:
-        return self._ledger.choices
 
     def unhealthy(self) -> str | None:
         return None

@@ -129,10 +129,6 @@ class ProcessClient:
         return self._ledger.empty
 
     @property
-    def choices(self) -> int:
-        return self._ledger.choices
-
-    @property
     def pid(self) -> int:
         return self._child.process.pid
 
