@@ -14,6 +14,10 @@ from typing import Any
 
 import numpy as np
 
+import families
+from families import CONFIGS, GGUF_CONFIGS
+from families.common import CONTEXT, VOCAB, Arrays
+from families.llama import head_dim
 from ridgeline.backends.base import Backend, Step
 from ridgeline.models import build
 from ridgeline.ops.attention import PAGE
@@ -22,92 +26,39 @@ from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.weights.load import Checkpoint
 
-VOCAB = 131
-CONTEXT = 512
-Arrays = dict[str, np.ndarray]
-
-
-def _config(family: str, hidden: int, heads: int, layers: int = 2, **more: Any) -> dict[str, Any]:
-    return {
-        "model_type": family, "vocab_size": VOCAB, "hidden_size": hidden, "intermediate_size": 136,
-        "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": 3, "hidden_act": "silu",
-        "rms_norm_eps": 1e-5, "max_position_embeddings": CONTEXT, "tie_word_embeddings": False,
-        "bos_token_id": 1, "eos_token_id": 2, "torch_dtype": "float32", **more,
-    }  # fmt: skip
-
-
-_LLAMA3 = {
-    "rope_type": "llama3", "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}  # fmt: skip
-_YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
-
-CONFIGS: dict[str, dict[str, Any]] = {
-    "llama": _config("llama", 96, 6, rope_theta=10000.0, rope_scaling=None),
-    "llama3": _config("llama", 96, 6, rope_parameters={"rope_theta": 500000.0, **_LLAMA3}),
-    "linear": _config("llama", 96, 3, rope_theta=1e4, rope_scaling={"type": "linear", "factor": 2.5}),
-    "yarn": _config("llama", 96, 6, rope_theta=1e4, rope_scaling=_YARN),
-    "biased": _config("llama", 96, 6, attention_bias=True, mlp_bias=True, rope_theta=1e4),
-    "mistral": _config("mistral", 96, 6, layers=3, head_dim=24, sliding_window=24, rope_theta=1e4),
-    "smollm": _config("llama", 144, 9, layers=3, tie_word_embeddings=True, rope_theta=1e5, rope_interleaved=False),
-    "qwen2": _config("qwen2", 96, 6, rope_theta=1e6, sliding_window=512, use_sliding_window=False, max_window_layers=2),
-    "qwen2w": _config(
-        "qwen2", 96, 6, 4, rope_theta=1e6, sliding_window=40, use_sliding_window=True, max_window_layers=2
-    ),
-    "qwen3": _config("qwen3", 96, 6, layers=3, head_dim=80, rope_theta=1e6, tie_word_embeddings=True),
-}  # fmt: skip
-GGUF_CONFIGS = [name for name in CONFIGS if name != "qwen2w"]  # GGUF cannot say which layers have a window
-
-
-def head_dim(c: Mapping[str, Any]) -> int:
-    return int(c.get("head_dim") or c["hidden_size"] // c["num_attention_heads"])
+_TABLES = ("embed", "wte", "wpe")  # whose rows are taken, not multiplied
+__all__ = ["CONFIGS", "CONTEXT", "GGUF_CONFIGS", "VOCAB", "Arrays", "head_dim"]
 
 
 def shapes(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Every tensor of a model under its Hugging Face name."""
-    hidden, ffn, dim = c["hidden_size"], c["intermediate_size"], head_dim(c)
-    q, kv = c["num_attention_heads"] * dim, c["num_key_value_heads"] * dim
-    found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (c["vocab_size"], hidden)}
-    for i in range(c["num_hidden_layers"]):
-        p = f"model.layers.{i}"
-        matrices = {
-            "self_attn.q_proj": (q, hidden), "self_attn.k_proj": (kv, hidden), "self_attn.v_proj": (kv, hidden),
-            "self_attn.o_proj": (hidden, q), "mlp.gate_proj": (ffn, hidden), "mlp.up_proj": (ffn, hidden),
-            "mlp.down_proj": (hidden, ffn),
-        }  # fmt: skip
-        found |= {f"{p}.{name}.weight": shape for name, shape in matrices.items()}
-        found |= {f"{p}.{name}.bias": matrices[name][:1] for name in _biased(c)}
-        found |= {f"{p}.input_layernorm.weight": (hidden,), f"{p}.post_attention_layernorm.weight": (hidden,)}
-        if c["model_type"] == "qwen3":
-            found |= {f"{p}.self_attn.{x}_norm.weight": (dim,) for x in "qk"}
-    found["model.norm.weight"] = (hidden,)
-    if not c["tie_word_embeddings"]:
-        found["lm_head.weight"] = (c["vocab_size"], hidden)
-    return found
+    return families.module_of(c).shapes(c)
 
 
-def _biased(c: Mapping[str, Any]) -> list[str]:
-    names = []
-    if c["model_type"] == "qwen2" or c.get("attention_bias"):
-        names += ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"]
-    if c.get("attention_bias"):
-        names += ["self_attn.o_proj"]
-    if c.get("mlp_bias"):
-        names += ["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]
-    return names
+def gguf_name(c: Mapping[str, Any], name: str) -> str:
+    """A Hugging Face tensor name as GGUF spells it."""
+    return families.module_of(c).gguf_name(c, name)
+
+
+def gguf_metadata(c: Mapping[str, Any]) -> dict[str, Any]:
+    """Keys of a GGUF file by name; the architecture's own ones carry its prefix."""
+    return families.module_of(c).gguf_metadata(c)
+
+
+def gguf_tensors(c: Mapping[str, Any], tensors: Arrays) -> Arrays:
+    """Tensors as a GGUF file names and orders them."""
+    return families.module_of(c).gguf_tensors(c, tensors)
 
 
 def weights(c: Mapping[str, Any], seed: int = 0) -> Arrays:
     """Seeded float32 weights: rows of unit gain, norms near 1, biases near 0.3. RandomState's stream never changes."""
-    rng = np.random.RandomState(seed)
+    rng, family = np.random.RandomState(seed), families.module_of(c)
     made = {}
     for name, shape in shapes(c).items():
         x = rng.standard_normal(shape)
-        if name.endswith("norm.weight"):
-            x = 1 + 0.2 * x
-        elif name.endswith(".bias"):
-            x = 0.3 * x
-        elif "embed" not in name:
+        if len(shape) == 1:
+            x = 0.3 * x if name.endswith(".bias") else family.norm_base(name) + 0.2 * x
+        elif not any(part in name for part in _TABLES):
             x = x / math.sqrt(shape[-1])
         made[name] = x.astype(np.float32)
     return made
@@ -147,77 +98,6 @@ def write_hf(folder: Path, c: Mapping[str, Any], tensors: Arrays, shards: int = 
         index |= dict.fromkeys(part, name)
     (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     return folder
-
-
-_GGUF_NAMES = {
-    "model.embed_tokens": "token_embd", "model.norm": "output_norm", "lm_head": "output",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm",
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up", "mlp.down_proj": "ffn_down",
-}  # fmt: skip
-
-
-def gguf_name(name: str) -> str:
-    """A Hugging Face tensor name as GGUF spells it."""
-    stem, kind = name.rsplit(".", 1)
-    if stem.startswith("model.layers."):
-        _, _, i, rest = stem.split(".", 3)
-        return f"blk.{i}.{_GGUF_NAMES[rest]}.{kind}"
-    return f"{_GGUF_NAMES[stem]}.{kind}"
-
-
-def _permuted(c: Mapping[str, Any], name: str, x: np.ndarray) -> np.ndarray:
-    """Rows as Llama's GGUF files order them: the two halves of each head interleaved."""
-    heads = {"q_proj": c["num_attention_heads"], "k_proj": c["num_key_value_heads"]}.get(name.split(".")[-2])
-    if heads is None or c["model_type"] not in ("llama", "mistral"):
-        return x
-    return x.reshape(heads, 2, len(x) // heads // 2, -1).swapaxes(1, 2).reshape(x.shape)
-
-
-def _rope_of(c: Mapping[str, Any]) -> tuple[float, Mapping[str, Any]]:
-    scaling = c.get("rope_parameters") or c.get("rope_scaling") or {}
-    return scaling.get("rope_theta", c.get("rope_theta")), scaling
-
-
-def _llama3_factors(c: Mapping[str, Any]) -> np.ndarray:
-    """What Llama 3's scaling divides each frequency by, from wavelengths (the rope_freqs tensor of GGUF files)."""
-    theta, s = _rope_of(c)
-    wave = 2 * np.pi * theta ** (np.arange(0, head_dim(c), 2) / head_dim(c))
-    old, low, high = s["original_max_position_embeddings"], s["low_freq_factor"], s["high_freq_factor"]
-    smooth = (old / wave - low) / (high - low)
-    middle = 1 / ((1 - smooth) / s["factor"] + smooth)
-    return np.where(wave < old / high, 1.0, np.where(wave > old / low, s["factor"], middle)).astype(np.float32)
-
-
-def gguf_metadata(c: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a GGUF file by name; the architecture's own ones carry its prefix."""
-    arch = "llama" if c["model_type"] == "mistral" else c["model_type"]
-    theta, scaling = _rope_of(c)
-    keys = {
-        "vocab_size": c["vocab_size"], "context_length": c["max_position_embeddings"],
-        "embedding_length": c["hidden_size"], "block_count": c["num_hidden_layers"],
-        "feed_forward_length": c["intermediate_size"], "attention.head_count": c["num_attention_heads"],
-        "attention.head_count_kv": c["num_key_value_heads"], "attention.layer_norm_rms_epsilon": c["rms_norm_eps"],
-        "attention.key_length": head_dim(c), "attention.value_length": head_dim(c),
-        "rope.dimension_count": head_dim(c), "rope.freq_base": theta,
-    }  # fmt: skip
-    kind = scaling.get("rope_type", scaling.get("type"))
-    if kind in ("linear", "yarn"):
-        keys |= {"rope.scaling.type": kind, "rope.scaling.factor": scaling["factor"]}
-    if kind == "yarn":
-        keys["rope.scaling.original_context_length"] = scaling["original_max_position_embeddings"]
-    if c["model_type"] == "mistral":
-        keys["attention.sliding_window"] = c["sliding_window"]
-    return {"general.architecture": arch, **{f"{arch}.{k}": v for k, v in keys.items()}}
-
-
-def gguf_tensors(c: Mapping[str, Any], tensors: Arrays) -> Arrays:
-    """Tensors under their GGUF names, with the rows of q and k in GGUF's order."""
-    found = {gguf_name(name): _permuted(c, name, x) for name, x in tensors.items()}
-    if _rope_of(c)[1].get("rope_type") == "llama3":
-        found["rope_freqs.weight"] = _llama3_factors(c)
-    return found
 
 
 def write_gguf(

@@ -12,20 +12,20 @@ from ridgeline.quant.format import FORMATS, get_format, row_bytes
 from ridgeline.weights.source import RandomSource, Raw
 
 BLOCK_FORMATS = [fmt for fmt in FORMATS.values() if fmt.block > 1]
+PACKED = {name: fmt for name, fmt in FORMATS.items() if fmt.pack_blocks}
+READ_ONLY = [name for name in FORMATS if name not in PACKED]
 ROWS = (1, 3, 17, 33)
 
 
 def random_raw(fmt, rows, k, seed=0):
-    """Random bytes; half-precision scales are made finite, every other bit pattern is allowed."""
-    raw = np.random.default_rng(seed).integers(0, 256, (rows, row_bytes(fmt, k)), dtype=np.uint8)
-    blocks = raw.reshape(-1, fmt.block_bytes)
-    if fmt.name in ("f16", "q8_0", "q4_0", "q4_1"):
-        blocks[:, 1] &= 0xBF  # clears one exponent bit: neither inf nor nan
-    if fmt.name == "q4_1":
-        blocks[:, 3] &= 0xBF
-    if fmt.name in ("f32", "bf16"):
-        blocks[:, -1] &= 0xBF
-    return raw
+    """Random bytes: every bit pattern of weights and scales, inf, nan and subnormal ones included."""
+    return np.random.default_rng(seed).integers(0, 256, (rows, row_bytes(fmt, k)), dtype=np.uint8)
+
+
+def same_bits(got, expected):
+    """Equal bit for bit, but for the payload of a nan."""
+    bits = np.ascontiguousarray(got).view(np.uint32) == np.ascontiguousarray(expected).view(np.uint32)
+    return got.dtype == np.float32 and (bits | (np.isnan(got) & np.isnan(expected))).all()
 
 
 def reference(gguf, fmt):
@@ -34,16 +34,21 @@ def reference(gguf, fmt):
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 @pytest.mark.parametrize("rows", ROWS)
+@pytest.mark.filterwarnings("ignore:(overflow|invalid value) encountered:RuntimeWarning")  # the reference's
 def test_unpack_equals_reference_bit_for_bit(fmt, rows):
     gguf = pytest.importorskip("gguf")
-    raw = random_raw(fmt, rows, 96, seed=rows)
-    expected = gguf.quants.dequantize(raw, reference(gguf, fmt))
+    k = 3 * max(32, fmt.block)
+    raw = random_raw(fmt, rows, k, seed=rows)
+    try:
+        expected = gguf.quants.dequantize(raw, reference(gguf, fmt))
+    except NotImplementedError:
+        assert fmt.name == "q8_k"  # test_kquants.py has a loop for it
+        return
     got = fmt.unpack(raw)
-    assert got.dtype == np.float32 and got.shape == (rows, 96)
-    assert got.tobytes() == np.ascontiguousarray(expected).tobytes()
+    assert got.shape == (rows, k) and same_bits(got, expected)
 
 
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("fmt", PACKED.values(), ids=PACKED)
 @pytest.mark.parametrize("scale", [1e-5, 0.02, 1.0, 300.0])
 def test_pack_equals_reference_quantiser(fmt, scale):
     gguf = pytest.importorskip("gguf")
@@ -63,12 +68,13 @@ def test_table_row_agrees_with_reference_sizes(fmt):
     assert fmt.bits == 8 * fmt.block_bytes / fmt.block
 
 
-@pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
+@pytest.mark.parametrize("fmt", PACKED.values(), ids=PACKED)
 def test_packing_what_was_unpacked_loses_at_most_one_step(fmt):
     """The second packing of a block is at most half a quantisation step from the first."""
     x = np.random.default_rng(5).standard_normal((7, 256)).astype(np.float32)
     once = fmt.unpack(fmt.pack(x))
-    step = np.abs(x).max() * {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127}.get(fmt.name, 2 / 15)
+    steps = {"f32": 0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 1 / 127, "q5_0": 2 / 31, "q5_1": 2 / 31}
+    step = np.abs(x).max() * steps.get(fmt.name, 2 / 15)
     assert np.abs(once - x).max() <= step * 1.01
     assert np.abs(fmt.unpack(fmt.pack(once)) - once).max() <= step * 0.51
 
@@ -88,8 +94,8 @@ def test_bf16_pack_keeps_a_signalling_nan_a_nan():
 
 @pytest.mark.parametrize("fmt", BLOCK_FORMATS, ids=lambda f: f.name)
 def test_partial_blocks_are_refused_by_name(fmt):
-    with pytest.raises(Unsupported, match=rf"{fmt.name} packs 32 .* 100 "):
-        row_bytes(fmt, 100)
+    with pytest.raises(Unsupported, match=rf"{fmt.name} packs {fmt.block} .* {fmt.block + 68} "):
+        row_bytes(fmt, fmt.block + 68)
     with pytest.raises(Unsupported, match=fmt.name):
         fmt.pack(np.zeros((2, 31), np.float32))
     with pytest.raises(Unsupported, match=fmt.name):
@@ -98,25 +104,34 @@ def test_partial_blocks_are_refused_by_name(fmt):
 
 @pytest.mark.parametrize("fmt", FORMATS.values(), ids=FORMATS)
 def test_strided_unaligned_and_empty_inputs(fmt):
-    raw = random_raw(fmt, 5, 64)
+    k = 2 * max(32, fmt.block)
+    raw = random_raw(fmt, 5, k)
     wide = np.zeros((5, raw.shape[1] + 3), np.uint8)
     wide[:, 1:-2] = raw
-    assert fmt.unpack(wide[:, 1:-2]).tobytes() == fmt.unpack(raw).tobytes()
+    assert same_bits(fmt.unpack(wide[:, 1:-2]), fmt.unpack(raw))
     shifted = np.frombuffer(b"\0" + raw.tobytes(), np.uint8, offset=1).reshape(raw.shape)
     got = fmt.unpack(shifted)
-    assert got.tobytes() == fmt.unpack(raw).tobytes() and got.flags.aligned
-    assert fmt.unpack(raw[:0]).shape == (0, 64)
+    assert same_bits(got, fmt.unpack(raw)) and got.flags.aligned
+    assert fmt.unpack(raw[:0]).shape == (0, k)
 
 
 def test_unknown_format_lists_the_known():
-    with pytest.raises(Unsupported, match=r"q3_k.*q4_1"):
-        get_format("q3_k")
+    with pytest.raises(Unsupported, match=r"iq1_s.*q4_1"):
+        get_format("iq1_s")
+
+
+@pytest.mark.parametrize("name", READ_ONLY)
+def test_read_only_formats_refuse_to_pack_and_name_those_that_do(name):
+    with pytest.raises(Unsupported, match=rf"{name} .*q4_1, q5_0, q5_1, q8_0$"):
+        FORMATS[name].pack(np.zeros((2, 256), np.float32))
+    with pytest.raises(Unsupported, match=rf"{name} .*q4_1, q5_0, q5_1, q8_0$"):
+        RandomSource({"w": (4, 256)}, name)
 
 
 SHAPES = {"blk.0.w": (48, 96), "blk.1.w": (48, 96), "experts": (3, 8, 64), "norm": (96,)}
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PACKED)
 def test_random_source_any_slice_reproduces_the_whole(name):
     source = RandomSource(SHAPES, name, seed=7)
     whole = source.read("blk.0.w")
@@ -130,7 +145,7 @@ def test_random_source_any_slice_reproduces_the_whole(name):
     assert source.read("norm", slice(4, 10)).float32().shape == (6,)
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", PACKED)
 def test_random_source_statistics(name):
     w = RandomSource({"w": (512, 1024)}, name, seed=1).read("w").float32()
     assert math.isclose(w.std(), 0.02, rel_tol=0.02) and abs(w.mean()) < 2e-4

@@ -85,7 +85,7 @@ def test_a_missing_tensor_is_named(tmp_path, kind, missing):
     del tensors[f"{missing}.weight"]
     if (kind, missing) == ("gguf", "lm_head"):
         pytest.skip("a GGUF file without output.weight is a tied model")
-    stored = f"{missing}.weight" if kind == "hf" else tiny.gguf_name(f"{missing}.weight")
+    stored = f"{missing}.weight" if kind == "hf" else tiny.gguf_name(C, f"{missing}.weight")
     with pytest.raises(ModelFileError, match=f"no tensor '{stored}'"):
         load_all(write(tmp_path, kind, tensors))
 
@@ -113,8 +113,8 @@ def test_a_wrong_shape_is_named(tmp_path, kind, what):
     else:
         pytest.importorskip("gguf")
         right = tiny.gguf_tensors(C, tiny.weights(C))
-        tiny.write_gguf(path, tiny.gguf_metadata(C), {**right, tiny.gguf_name(name): tensors[name]})
-    stored = name if kind == "hf" else tiny.gguf_name(name)
+        tiny.write_gguf(path, tiny.gguf_metadata(C), {**right, tiny.gguf_name(C, name): tensors[name]})
+    stored = name if kind == "hf" else tiny.gguf_name(C, name)
     with pytest.raises(ModelFileError, match=rf"{stored} has shape \({shape[0]}.*asks for"):
         load_all(path)
 
@@ -152,7 +152,7 @@ def test_a_tensor_that_nothing_reads_is_named(tmp_path, kind, extra):
     tensors = {**tiny.weights(C), extra: np.ones(96, np.float32)}
     if kind == "gguf" and extra.endswith("0.self_attn.q_proj.bias"):
         pytest.skip("GGUF says by its tensors that there is a bias; then the others are missing")
-    stored = extra if kind == "hf" else tiny.gguf_name(extra)
+    stored = extra if kind == "hf" else tiny.gguf_name(C, extra)
     with pytest.raises(Unsupported, match=f"'{stored}' is not understood"):
         load_all(write(tmp_path, kind, tensors))
 

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import tiny
+from families import llama as llama_kin
 from ridgeline.errors import ModelFileError, RidgelineError, Unsupported
 from ridgeline.models.config import ModelConfig, Rope, inv_freq, rope_scale, state_of_layers
 from ridgeline.models.gguf import from_gguf
@@ -33,7 +34,7 @@ BAD_HF = {  # name: (base config, changes, error, words in its message)
     "no architecture": ("llama", {"model_type": ...}, Unsupported, "model_type None"),
     "unknown architecture": ("llama", {"model_type": "mamba"}, Unsupported, "model_type 'mamba'.*qwen3"),
     "architecture is a list": ("llama", {"model_type": ["llama"]}, Unsupported, "model_type"),
-    "unknown key": ("llama", {"logit_scale": 0.5}, Unsupported, "'logit_scale' = 0.5"),
+    "unknown key": ("llama", {"logit_scale": 0.5}, Unsupported, "logit_scale = 0.5"),
     "quantised by another tool": ("llama", {"quantization_config": {"bits": 4}}, Unsupported, "quantization_config"),
     "interleaved rope": ("llama", {"rope_interleaved": True}, Unsupported, "rope_interleaved"),
     "encoder-decoder": ("llama", {"is_encoder_decoder": True}, Unsupported, "is_encoder_decoder"),
@@ -42,13 +43,13 @@ BAD_HF = {  # name: (base config, changes, error, words in its message)
     "window of llama": ("llama", {"sliding_window": 32}, Unsupported, "sliding_window"),
     "bias of mistral": ("mistral", {"attention_bias": True}, Unsupported, "attention_bias"),
     "mlp bias of qwen3": ("qwen3", {"mlp_bias": True}, Unsupported, "mlp_bias"),
-    "unknown rope": ("llama", {"rope_scaling": {"rope_type": "longrope"}}, Unsupported, "rope_type 'longrope'"),
-    "rope type is a number": ("llama", {"rope_scaling": {"type": 3}}, Unsupported, "rope_type 3"),
+    "unknown rope": ("llama", {"rope_scaling": {"rope_type": "longrope"}}, Unsupported, "type 'longrope'"),
+    "rope type is a number": ("llama", {"rope_scaling": {"type": 3}}, Unsupported, "type 3"),
     "rope is a list": ("llama", {"rope_scaling": [1]}, ModelFileError, "rope_scaling must be an object"),
     "unknown rope key": ("llama3", llama3(short_factor=[1.0]), Unsupported, "short_factor"),
     "rope without factor": ("linear", {"rope_scaling": {"type": "linear"}}, ModelFileError, "factor must be a number"),
     "rope factor 0": ("llama3", llama3(factor=0), ModelFileError, "factor must be positive"),
-    "rope factor nan": ("llama3", llama3(factor=NAN), ModelFileError, "factor must be a finite"),
+    "rope factor nan": ("llama3", llama3(factor=NAN), ModelFileError, "factor must be finite"),
     "llama3 bands crossed": ("llama3", llama3(low_freq_factor=4.0), ModelFileError, "low_freq_factor"),
     "llama3 without context": (
         "llama3", llama3(original_max_position_embeddings=...), ModelFileError, "original_max_position_embeddings",
@@ -60,14 +61,14 @@ BAD_HF = {  # name: (base config, changes, error, words in its message)
     "yarn untruncated": ("yarn", yarn(truncate=False), Unsupported, "truncate"),
     "theta 0": ("llama", {"rope_theta": 0}, ModelFileError, "theta"),
     "theta 1": ("llama", {"rope_theta": 1.0}, ModelFileError, "theta"),
-    "theta infinite": ("llama", {"rope_theta": INF}, ModelFileError, "rope_theta must be a finite"),
+    "theta infinite": ("llama", {"rope_theta": INF}, ModelFileError, "rope_theta must be finite"),
     "theta is text": ("llama", {"rope_theta": "1e4"}, ModelFileError, "rope_theta must be a number"),
-    "no hidden size": ("llama", {"hidden_size": ...}, ModelFileError, "hidden_size must be a number, is None"),
-    "hidden size is text": ("llama", {"hidden_size": "96"}, ModelFileError, "hidden_size must be a number"),
+    "no hidden size": ("llama", {"hidden_size": ...}, ModelFileError, "hidden_size must be an integer, is None"),
+    "hidden size is text": ("llama", {"hidden_size": "96"}, ModelFileError, "hidden_size must be an integer"),
     "hidden size is a fraction": ("llama", {"hidden_size": 96.5}, ModelFileError, "hidden_size must be an integer"),
-    "hidden size is true": ("llama", {"hidden_size": True}, ModelFileError, "hidden_size must be a number"),
+    "hidden size is true": ("llama", {"hidden_size": True}, ModelFileError, "hidden_size must be an integer"),
     "hidden size negative": ("llama", {"hidden_size": -96}, ModelFileError, "num_attention_heads 6"),
-    "hidden size enormous": ("llama", {"hidden_size": 10**400}, ModelFileError, "hidden_size must be a finite"),
+    "hidden size enormous": ("llama", {"hidden_size": 10**400}, ModelFileError, "hidden_size must be finite"),
     "layers is a list": ("llama", {"num_hidden_layers": [2]}, ModelFileError, "num_hidden_layers"),
     "too many layers": ("llama", {"num_hidden_layers": 10**9}, ModelFileError, "num_hidden_layers"),
     "no layers": ("llama", {"num_hidden_layers": 0}, ModelFileError, "num_hidden_layers 0"),
@@ -83,7 +84,7 @@ BAD_HF = {  # name: (base config, changes, error, words in its message)
     "tied is text": ("llama", {"tie_word_embeddings": "yes"}, ModelFileError, "tie_word_embeddings must be true"),
     "bias is a number": ("llama", {"attention_bias": 1}, ModelFileError, "attention_bias must be true"),
     "window 0": ("mistral", {"sliding_window": 0}, ModelFileError, "sliding_window must be positive"),
-    "window is text": ("mistral", {"sliding_window": "24"}, ModelFileError, "sliding_window must be a number"),
+    "window is text": ("mistral", {"sliding_window": "24"}, ModelFileError, "sliding_window must be an integer"),
     "window enormous": ("mistral", {"sliding_window": 1 << 40}, ModelFileError, "window"),
     "too few layer types": ("qwen2w", {"layer_types": ["full_attention"]}, Unsupported, "layer_types must list 4"),
     "unknown layer type": ("qwen2w", {"layer_types": ["chunked"] * 4}, Unsupported, "layer_types must list"),
@@ -102,7 +103,7 @@ def test_bad_hf_config(what):
     assert type(raised.value) is error
 
 
-@pytest.mark.parametrize("name", tiny.CONFIGS)
+@pytest.mark.parametrize("name", llama_kin.CONFIGS)
 def test_good_hf_config(name):
     c, data = from_hf(tiny.CONFIGS[name]), tiny.CONFIGS[name]
     assert (c.vocab, c.hidden, c.layers, c.n_heads, c.n_kv_heads) == (
@@ -199,7 +200,7 @@ BAD_GGUF = {
     "unknown empty array": ({"llama.foo": np.zeros(0)}, Unsupported, r"llama\.foo"),
     "rope factor without type": ({"llama.rope.scaling.factor": 4.0}, Unsupported, "without rope.scaling.type"),
     "unknown rope": ({"llama.rope.scaling.type": "longrope"}, Unsupported, "rope.scaling.type 'longrope'"),
-    "rope type is a number": ({"llama.rope.scaling.type": 1}, ModelFileError, "rope.scaling.type must be text"),
+    "rope type is a number": ({"llama.rope.scaling.type": 1}, Unsupported, "rope.scaling.type 1"),
     "rope without factor": ({"llama.rope.scaling.type": "linear"}, ModelFileError, "rope.scaling.factor"),
     "rope factor 0": (
         {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 0.0}, ModelFileError, "rope factor",

@@ -1,17 +1,49 @@
-"""Model families: one small file each. FAMILIES maps a family's name to its two functions."""
+"""Model families: one small file each. A family reads its settings and says what its program is."""
 
 from __future__ import annotations
 
-from ridgeline.models import llama
+from typing import Any, Protocol
+
+from ridgeline.models import gemma, llama
 from ridgeline.models.config import ModelConfig
-from ridgeline.program.capture import capture
+from ridgeline.models.header import Header
+from ridgeline.models.keys import Keys
+from ridgeline.program.capture import Context, capture
 from ridgeline.program.ir import Program
 
-FAMILIES = {
+
+class Family(Protocol):
+    """A module that knows a family, or several kin. `name` is the one of FAMILIES it was found by."""
+
+    def from_hf(self, k: Keys, name: str) -> ModelConfig:
+        """The config that config.json describes."""
+
+    def from_gguf(self, h: Header, name: str) -> ModelConfig:
+        """The config that a GGUF header describes."""
+
+    def forward(self, m: Context, c: ModelConfig) -> tuple[Any, Any]:
+        """(kept rows, final hidden), both [L, hidden]."""
+
+    def logits(self, m: Context, c: ModelConfig, hidden: Any) -> Any:
+        """[L, vocab]."""
+
+
+FAMILIES: dict[str, Family] = {  # by the model_type of config.json
     "llama": llama,
     "mistral": llama,
     "qwen2": llama,
     "qwen3": llama,
+    "gemma": gemma,
+    "gemma2": gemma,
+    "gemma3_text": gemma,
+}
+ARCHITECTURES = {  # what GGUF calls them
+    "llama": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "gemma": "gemma",
+    "gemma2": "gemma2",
+    "gemma3": "gemma3_text",
 }
 
 

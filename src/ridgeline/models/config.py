@@ -1,7 +1,6 @@
-"""ModelConfig: what a model function needs to know, read strictly from a Hugging Face config or GGUF metadata.
+"""ModelConfig: what a model function needs to know of a checkpoint, and what is derived from it.
 
-A key that is not understood and carries a value is an error naming it: a silently ignored key is a wrong answer.
-Reading the two file kinds lives in hf.py and gguf.py; here are the record and what is derived from it.
+Reading it from files lives with each family; hf.py and gguf.py hold what the families share.
 """
 
 from __future__ import annotations
@@ -11,6 +10,10 @@ from dataclasses import dataclass, field
 
 from ridgeline.errors import ModelFileError
 from ridgeline.program.ir import State
+
+NORMS = ("rms", "layer")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+RESIDUALS = ("sequential", "parallel", "sandwich")
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Rope:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder's shape and switches. `windows[i]` is layer i's sliding window, 0 = full attention."""
+    """A decoder's shape and switches. The defaults are Llama's; a family sets what it does differently."""
 
     family: str
     vocab: int
@@ -63,14 +66,27 @@ class ModelConfig:
     head_dim: int
     ffn: int
     norm_eps: float
-    rope: Rope
+    rope: Rope | None  # None: no rotary positions
     context: int
     tied: bool
     qkv_bias: bool = False
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    windows: tuple[int, ...] = field(default=())
+    windows: tuple[int, ...] = field(default=())  # of each layer, in keys; 0 = full attention
+    local_rope: Rope | None = None  # of the layers with a window; None: as the others
+    learned_positions: bool = False
+    alibi: float = 0.0  # factor on ALiBi's slopes; 0 = none
+    attention_scale: float = 0.0  # of scores; 0 = head_dim ** -0.5
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
+    embed_scale: float = 1.0
+    embed_norm: bool = False
+    norm: str = "rms"  # or "layer", with biases
+    activation: str = "silu"
+    gated: bool = True  # down(act(gate) * up), else down(act(up))
+    residual: str = "sequential"  # "parallel": attention and MLP read the same x; "sandwich": norms after both too
+    shared_norm: bool = False  # parallel only: attention and MLP read the same norm
 
     def __post_init__(self) -> None:
         for name in ("vocab", "hidden", "layers", "n_heads", "n_kv_heads", "head_dim", "ffn", "context"):
@@ -81,14 +97,21 @@ class ModelConfig:
             raise ModelFileError(f"model config: {self.layers} layers; at most 1000 are supported")
         if self.n_heads % self.n_kv_heads:
             raise ModelFileError(f"model config: {self.n_heads} heads are not a multiple of {self.n_kv_heads} KV heads")
-        if self.head_dim % 2 or self.rope.dims % 2 or not 0 < self.rope.dims <= self.head_dim:
-            raise ModelFileError(f"model config: head_dim {self.head_dim}, rotary dims {self.rope.dims} must be even")
+        for rope in (self.rope, self.local_rope):
+            if rope and (rope.dims % 2 or not 0 < rope.dims <= self.head_dim):
+                raise ModelFileError(
+                    f"model config: rotary dims {rope.dims} must be even and within head_dim {self.head_dim}"
+                )
         if not self.norm_eps > 0:
             raise ModelFileError(f"model config: norm_eps must be positive, is {self.norm_eps}")
+        if min(self.attention_scale, self.attention_softcap, self.logit_softcap, self.alibi) < 0:
+            raise ModelFileError("model config: attention scale, soft caps and ALiBi factor must not be negative")
         if self.windows and len(self.windows) != self.layers:
             raise ModelFileError(f"model config: {len(self.windows)} windows for {self.layers} layers")
         if any(not 0 <= w <= 1 << 24 for w in self.windows):
             raise ModelFileError(f"model config: a sliding window is outside 0..{1 << 24}")
+        assert not (self.gated and self.activation == "gelu"), "gelu_mul is the tanh one"
+        assert self.norm in NORMS and self.activation in ACTIVATIONS and self.residual in RESIDUALS
 
     def window(self, layer: int) -> int:
         """Sliding window of a layer in keys, 0 = none."""
@@ -132,12 +155,18 @@ def inv_freq(rope: Rope) -> tuple[float, ...]:
 
 
 def rope_scale(rope: Rope) -> float:
-    """Factor on cos and sin: YaRN's attention temperature, 1 otherwise."""
-    if rope.kind != "yarn":
-        return 1.0
+    """Factor on cos and sin: the attention temperature of YaRN and LongRoPE, 1 otherwise."""
     if rope.attention_factor is not None:
         return rope.attention_factor
-    return 0.1 * math.log(rope.factor) + 1.0 if rope.factor > 1 else 1.0
+    return 0.1 * math.log(rope.factor) + 1.0 if rope.kind == "yarn" and rope.factor > 1 else 1.0
+
+
+def alibi_slopes(heads: int) -> tuple[float, ...]:
+    """A slope for each head (Press et al. 2022): powers of 2 ** (-8 / n) for n heads, n a power of two; the heads
+    beyond it take every other slope of twice as many."""
+    n = 1 << (heads.bit_length() - 1)
+    slopes = [2.0 ** (-8 * (i + 1) / n) for i in range(n)]
+    return tuple(slopes + [2.0 ** (-4 * (2 * i + 1) / n) for i in range(heads - n)])
 
 
 def _llama3(f: float, rope: Rope) -> float:

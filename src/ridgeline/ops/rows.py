@@ -21,24 +21,28 @@ def _embedding_cases(rng: np.random.Generator) -> Iterable[Case]:
         table = rng.standard_normal((vocab, n), dtype=np.float32)
         yield Case(f"{rows}x{n}", {"ids": rng.integers(0, vocab, rows, np.int32), "table": table})
     positions = rng.integers(0, 97, (1, 4), np.int32)
+    scaled = {"ids": rng.integers(0, 97, 3, np.int32), "table": rng.standard_normal((97, 80), dtype=np.float32)}
+    yield Case("scaled", scaled, {"scale": 25.25})
     yield Case("positions", {"ids": positions, "table": rng.standard_normal((97, 80), dtype=np.float32)}, {"axis": 0})
 
 
 @op(
     "ids:field table:weight input_row:field? input_rows:field?",
-    shape=lambda ids, table, *_, axis=0: TensorType((ids.shape[-1], table.shape[1])),
+    shape=lambda ids, table, *_, axis=0, scale=1.0: TensorType((ids.shape[-1], table.shape[1])),
     cost=_embedding_cost,
     cases=_embedding_cases,
     tolerance=0.0,
 )
 def embedding(
-    ids: Array, table: Array, input_row: Array | None = None, input_rows: Array | None = None, *, axis: int = 0
-) -> Array:
-    """table[ids] as [T, n]; where input_row[t] >= 0 the row is input_rows[input_row[t]] (soft prompts, images).
+    ids: Array, table: Array, input_row: Array | None = None, input_rows: Array | None = None, *, axis: int = 0,
+    scale: float = 1.0,
+) -> Array:  # fmt: skip
+    """scale * table[ids] as [T, n]; where input_row[t] >= 0 the row is input_rows[input_row[t]] as it is (soft
+    prompts, images).
 
     `ids` is a field [T], or [A, T] of which row `axis` counts (learned positions).
     """
-    rows = table[ids if ids.ndim == 1 else ids[axis]].astype(np.float32)
+    rows: Array = table[ids if ids.ndim == 1 else ids[axis]].astype(np.float32) * np.float32(scale)
     if input_row is not None and input_rows is not None:
         given = np.flatnonzero(input_row >= 0)
         rows[given] = input_rows[input_row[given]]

@@ -57,6 +57,21 @@ def q4_1(x: F32) -> U8:
     return np.concatenate([_half(d), _half(m), q], axis=1)
 
 
+def q5_0(x: F32) -> U8:
+    """[d f16][fifth bits][16 bytes]: w = d * (q - 16); d has the sign that sends the largest value to q = 0."""
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)
+    d = largest / np.float32(-16)
+    return np.concatenate([_half(d), *_fives(x * _reciprocal(d) + np.float32(16.5))], axis=1)
+
+
+def q5_1(x: F32) -> U8:
+    """[d f16][m f16][fifth bits][16 bytes]: w = d * q + m, with m = min x and d = (max x - min x) / 31."""
+    m = x.min(axis=1, keepdims=True)
+    d = (x.max(axis=1, keepdims=True) - m) / np.float32(31)
+    fives = _fives((x - m) * _reciprocal(d) + np.float32(0.5))
+    return np.concatenate([_half(d), _half(m), *fives], axis=1)
+
+
 def _reciprocal(d: F32) -> F32:
     """1 / d, and 0 for a block of zeros."""
     with np.errstate(divide="ignore", over="ignore"):
@@ -71,6 +86,15 @@ def _half(d: F32) -> U8:
 
 def _nibbles(shifted: F32) -> U8:
     """Truncate to 0..15; weight j sits in the low half of byte j, weight j + 16 in the high half."""
-    q = np.clip(shifted, 0, 15).astype(np.uint8)
+    return _paired(np.clip(shifted, 0, 15).astype(np.uint8))
+
+
+def _fives(shifted: F32) -> tuple[U8, U8]:
+    """Truncate to 0..31: the top bits, weight 0 lowest, then the rest as `_nibbles` has them."""
+    q = np.clip(shifted, 0, 31).astype(np.uint8)
+    return np.packbits(q >> np.uint8(4), axis=1, bitorder="little"), _paired(q & np.uint8(15))
+
+
+def _paired(q: U8) -> U8:
     packed: U8 = q[:, :16] | (q[:, 16:] << np.uint8(4))
     return packed

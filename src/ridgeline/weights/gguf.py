@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +38,9 @@ _FORMAT_OF_TYPE = {fmt.ggml_type: fmt for fmt in FORMATS.values()}
 # Named so that a refusal can say what the file holds; listed by type number.
 _TYPE_NAMES = (
     "f32 f16 q4_0 q4_1 - - q5_0 q5_1 q8_0 q8_1 q2_k q3_k q4_k q5_k q6_k q8_k iq2_xxs iq2_xs iq3_xxs iq1_s "
-    "iq4_nl iq3_s iq2_s iq4_xs i8 i16 i32 i64 f64 iq1_m"
+    "iq4_nl iq3_s iq2_s iq4_xs i8 i16 i32 i64 f64 iq1_m bf16 - - - tq1_0 tq2_0 - - - mxfp4"
 )
-_OTHER_FORMATS = dict(enumerate(_TYPE_NAMES.split()))
+_OTHER_FORMATS = {i: name for i, name in enumerate(_TYPE_NAMES.split()) if name != "-"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ class GGUFFile:
         self.alignment = _alignment(cur, self.metadata)
         self.data_offset = cur.pos + -cur.pos % self.alignment
         self.tensors: dict[str, GGUFTensor] = {r.name: self._place(cur, r) for r in records}
+        _check_apart(cur, self.tensors.values())
 
     def _place(self, cur: _Cursor, record: _Record) -> GGUFTensor:
         """Check one record against the file's length and turn its offset into an absolute one."""
@@ -242,3 +245,10 @@ def _alignment(cur: _Cursor, metadata: dict[str, Any]) -> int:
     if type(value) is not int or value <= 0 or value & (value - 1):
         raise cur.error(f"metadata key 'general.alignment' is {value!r}, not a power of two")
     return value
+
+
+def _check_apart(cur: _Cursor, tensors: Iterable[GGUFTensor]) -> None:
+    """No two tensors may share bytes; one of unknown size holds at least its first."""
+    for a, b in pairwise(sorted(tensors, key=lambda t: t.offset)):
+        if a.offset + (a.nbytes or 1) > b.offset:
+            raise cur.error(f"tensors {a.name!r} and {b.name!r} overlap at byte {b.offset}")

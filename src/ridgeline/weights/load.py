@@ -1,7 +1,7 @@
 """From a model on disk to what programs ask for: its config, and each weight made of the rows of stored tensors.
 
 Recipes are row-wise, so a block format passes through unchanged: concatenation of merged weights, slices of sharded
-ones, and putting back the row order of q and k that GGUF's Llama files permute.
+ones; layout.py puts a family's stored rows in our order.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.gguf import from_gguf
 from ridgeline.models.hf import from_hf
-from ridgeline.models.names import UNPERMUTE, stored_name
+from ridgeline.models.names import GGUF, HF, NAMES
 from ridgeline.program.ir import Weight
 from ridgeline.quant.format import FORMATS
-from ridgeline.quant.pack import F32
 from ridgeline.weights.gguf import GGUFFile
+from ridgeline.weights.layout import arrange, stored_shape, take, vector
 from ridgeline.weights.source import GGUFSource, Raw, SafetensorsSource, WeightSource
 
 _MAX_JSON = 16 << 20
 _SPARE = ("rope_freqs.weight", "rotary_emb.inv_freq")  # read with the config, or computed from it
-_SPARE_TIED = (*_SPARE, "lm_head.weight")  # a tied head that is stored all the same
+_KINDS = {"hf": HF, "gguf": GGUF}
 
 
 @dataclass(frozen=True)
@@ -45,14 +46,16 @@ class Checkpoint:
         header: before anything is read, and while each weight is still one tensor."""
         stored = self._stored(w.parts[0])
         info = self.source.info(stored)
-        if len(w.parts) == 1 and not w.rows and w.columns is None and info.shape != w.shape:
-            raise self._misfit(stored, info.shape, w.shape)
+        wanted = self._stored_shape(w)
+        if len(w.parts) == 1 and not w.rows and w.columns is None and info.shape != wanted:
+            raise self._misfit(stored, info.shape, wanted)
         return "f32" if len(w.shape) == 1 else info.format
 
     def check_all_used(self, declared: Iterable[Weight]) -> None:
         """Refuse a file with a tensor that no declared weight reads: the model has a part that is not computed."""
         used = {self._stored(part) for w in declared for part in w.parts}
-        spare = _SPARE_TIED if self.config.tied else _SPARE
+        spare = _SPARE if self.kind == "random" else (*_SPARE, *NAMES[self.config.family].spare)
+        spare = (*spare, "lm_head.weight") if self.config.tied else spare  # a tied head that is stored all the same
         left = [name for name in self.source.names() if name not in used and not name.endswith(spare)]
         if left:
             raise Unsupported(f"{self.where}: tensor {left[0]!r} is not understood for {self.config.family}")
@@ -61,7 +64,7 @@ class Checkpoint:
         """The packed rows of a weight, all parts, cut as asked. Shapes are checked against the declaration."""
         pieces = [self._part(w, i) for i in range(len(w.parts))]
         if len(w.shape) == 1:
-            whole = _vector(np.concatenate([p.float32() for p in pieces]))
+            whole = vector(np.concatenate([p.float32() for p in pieces]))
         else:
             formats = {p.format for p in pieces}
             assert len(formats) == 1, f"{w.name} merges parts of different formats {formats}"
@@ -75,43 +78,37 @@ class Checkpoint:
         return ModelFileError(f"{self.where}: {stored} has shape {got}; the config asks for {wanted}")
 
     def _stored(self, part: str) -> str:
-        return part if self.kind == "random" else stored_name(self.config.family, part, self.kind)
+        """The file's name of a weight, with or without the prefix that files of the bare model leave out."""
+        if self.kind == "random":
+            return part
+        names = NAMES[self.config.family]
+        stored = names.stored(part, _KINDS[self.kind])
+        bare = stored.removeprefix(names.hf_prefix)
+        return bare if bare != stored and stored not in self._names and bare in self._names else stored
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.source.names())
+
+    def _stored_shape(self, w: Weight) -> tuple[int, ...]:
+        if self.kind == "random":
+            return w.shape
+        return stored_shape(self.config, w.parts[0], _KINDS[self.kind], w.shape)
 
     def _part(self, w: Weight, index: int) -> Raw:
         part = w.parts[index]
         raw = self.source.read(self._stored(part))
         if len(raw.shape) != len(w.shape):
             raise self._misfit(self._stored(part), raw.shape, w.shape)
-        if self.kind == "gguf" and part.split(".", 2)[-1] in UNPERMUTE.get(self.config.family, ()):
-            raw = self._unpermuted(raw, part)
+        if self.kind != "random":
+            raw = arrange(self.config, part, _KINDS[self.kind], raw)
         if w.rows:
-            raw = _rows(raw, *w.rows[index])
+            raw = take(raw, slice(*w.rows[index]))
         if w.columns is not None:
             raw = _columns(raw, *w.columns)
         if raw.shape[1:] != w.shape[1:]:
             raise self._misfit(self._stored(part), raw.shape, w.shape)
         return raw
-
-    def _unpermuted(self, raw: Raw, part: str) -> Raw:
-        """GGUF's Llama order of a head's rows is (pair, half); ours, as in the original, is (half, pair)."""
-        heads = self.config.n_heads if ".q." in part else self.config.n_kv_heads
-        rows = raw.shape[0]
-        if rows % (2 * heads):
-            raise ModelFileError(f"{self.where}: {self._stored(part)} has {rows} rows, not {heads} heads of even size")
-        order = np.arange(rows).reshape(heads, rows // heads // 2, 2).swapaxes(1, 2).reshape(-1)
-        if len(raw.shape) == 1:
-            return _vector(raw.float32()[order])
-        return Raw(raw.format, raw.shape, raw.data[order])
-
-
-def _vector(values: F32) -> Raw:
-    return Raw("f32", values.shape, np.ascontiguousarray(values).view(np.uint8).reshape(1, -1))
-
-
-def _rows(raw: Raw, start: int, stop: int) -> Raw:
-    if len(raw.shape) == 1:
-        return _vector(raw.float32()[start:stop])
-    return Raw(raw.format, (stop - start, raw.shape[1]), raw.data[start:stop])
 
 
 def _columns(raw: Raw, start: int, stop: int) -> Raw:
@@ -128,13 +125,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
     file = GGUFFile(path)
     source = GGUFSource(file)
 
-    def vector(name: str) -> list[float]:
+    def values(name: str) -> list[float]:
         info = source.info(name)
         if len(info.shape) != 1 or info.shape[0] > 4096:
             raise ModelFileError(f"{path}: {name} has shape {info.shape}; expected a vector of at most 4096")
         return [float(x) for x in source.read(name).float32()]
 
-    config = from_gguf(file.metadata, file.tensors.keys(), vector, str(path))
+    config = from_gguf(file.metadata, file.tensors.keys(), values, str(path))
     return Checkpoint(config, source, "gguf", str(path), file.metadata)
 
 

@@ -115,7 +115,7 @@ class RandomSource:
 
     A pool of normal weights is packed once; a tensor is a sequence of pool chunks picked by a counter hash of
     (seed, name, row, column). So any slice is reproducible alone, the cost is a gather, and every format that
-    can pack works.
+    can pack works; Unsupported names a format that cannot.
     """
 
     STD = 0.02
@@ -125,6 +125,7 @@ class RandomSource:
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], format: str, seed: int = 0) -> None:
         self.shapes, self.seed = dict(shapes), seed
         self.format = get_format(format)
+        self.format.packer()  # refuses one that is read only, here rather than at the first read
         for name, shape in self.shapes.items():
             if len(shape) > 1 and shape[-1] % self.format.block:
                 raise Unsupported(f"tensor {name!r} {shape}: rows are not whole {format} blocks of {self.format.block}")

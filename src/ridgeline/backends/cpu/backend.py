@@ -28,6 +28,8 @@ _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _SLACK = 64  # vector loads may run past the last value of the last page
 _LEVELS = ("portable", "avx2", "avx512")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
+# Stored formats without panels of their own: unpacked here, and held in float32.
+_UNPACKED = ("q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k", "iq4_xs")
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
@@ -40,7 +42,8 @@ class CPU:
 
     name = "cpu"
     held_as: Mapping[str, str] = {
-        "f32": "f32", "f16": "f32", "bf16": "bf16", "q8_0": "q8_0", "q4_0": "q4_1", "q4_1": "q4_1",
+        "f32": "f32", "f16": "f32", "bf16": "bf16", "q4_0": "q4_1", "q4_1": "q4_1",
+        "q8_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
     }  # fmt: skip
     int8_formats: Collection[str] = ("q8_0", "q4_1")
 
@@ -76,6 +79,8 @@ class CPU:
     def _pack(self, w: Weight, raw: Raw, memory: _native.Memory, offset: int) -> _native.PackedWeight:
         if self.held_as.get(raw.format) != w.format:
             raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend does not hold as {w.format}")
+        if raw.format in _UNPACKED:
+            raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
         data = np.ascontiguousarray(raw.data).reshape(-1)
         try:
             return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)

@@ -16,9 +16,9 @@ const int32_t* row_of(const Instr& i, const Frame& f) {
 
 void run_embedding(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
-  embedding(
-      {row_of(i, f), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]), f.field<float>(i.operands[3])},
-      out, f.mine(out.rows));
+  embedding({row_of(i, f), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]),
+             f.field<float>(i.operands[3]), (float)i.floats[0]},
+            out, f.mine(out.rows));
 }
 
 void run_take_rows(const Instr& i, const Frame& f) {
@@ -142,7 +142,7 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "", true, true, run_embedding,
+    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true, run_embedding,
      check_embedding},
     {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, run_take_rows, check_take_rows},
     {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, run_rotary, check_rotary},

@@ -54,6 +54,35 @@ bool pack_q8_0(const uint8_t* block, uint8_t* unit, int64_t r) {
   return true;
 }
 
+// The 32 bytes of row r in a q8 unit, k by k; q is stored as q + 128.
+void pack_bytes(const uint8_t (&bytes)[GROUP], const uint8_t* scale, uint8_t* unit, int64_t r) {
+  for (int64_t j = 0; j < 8; j++) memcpy(quad(unit, j, r), bytes + 4 * j, 4);
+  memcpy(unit + 1024 + r * 2, scale, 2);
+}
+
+bool pack_q5_0(const uint8_t* block, uint8_t* unit, int64_t r) {
+  const uint32_t fifth = word(block + 2);
+  uint8_t bytes[GROUP];
+  for (int64_t k = 0; k < GROUP; k++) {
+    const uint32_t pair = block[6 + k % 16], low = k < 16 ? pair & 15 : pair >> 4;
+    bytes[k] = (uint8_t)((low | (fifth >> k & 1) << 4) + (128 - 16));
+  }
+  pack_bytes(bytes, block, unit, r);
+  return true;
+}
+
+bool pack_iq4_nl(const uint8_t* block, uint8_t* unit, int64_t r) {
+  // The format's values + 128.
+  static const uint8_t values[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
+  uint8_t bytes[GROUP];
+  for (int64_t k = 0; k < 16; k++) {
+    bytes[k] = values[block[2 + k] & 15];
+    bytes[k + 16] = values[block[2 + k] >> 4];
+  }
+  pack_bytes(bytes, block, unit, r);
+  return true;
+}
+
 // A file's nibbles are k = 0..15 low, 16..31 high; a unit's are k = 8j..8j+3 low, 8j+4..8j+7 high.
 void pack_nibbles(const uint8_t* q, uint8_t* unit, int64_t r) {
   const uint32_t a = word(q), b = word(q + 4), c = word(q + 8), d = word(q + 12);
@@ -88,7 +117,8 @@ bool pack_bf16(const uint8_t* block, uint8_t* half_unit, int64_t r) {
 const Source SOURCES[] = {
     {"f32", 1, 4, Format::f32, pack_f32},    {"f16", 1, 2, Format::f32, pack_f16},
     {"bf16", 1, 2, Format::bf16, pack_bf16}, {"q4_0", 32, 18, Format::q4, pack_q4_0},
-    {"q4_1", 32, 20, Format::q4, pack_q4_1}, {"q8_0", 32, 34, Format::q8, pack_q8_0},
+    {"q4_1", 32, 20, Format::q4, pack_q4_1}, {"q5_0", 32, 22, Format::q8, pack_q5_0},
+    {"q8_0", 32, 34, Format::q8, pack_q8_0}, {"iq4_nl", 32, 18, Format::q8, pack_iq4_nl},
 };
 
 const Source& source(const std::string& name) {

@@ -6,8 +6,9 @@
 
 namespace ridgeline {
 
-// Formats are the file's names: "f32", "f16", "bf16", "q4_0", "q4_1" or "q8_0". What does not fit is refused
-// with std::invalid_argument: another format, sizes that disagree, a value the panel cannot hold.
+// Formats are the file's names: "f32", "f16", "bf16", "q4_0", "q4_1", "q5_0", "q8_0" or "iq4_nl". What does
+// not fit is refused with std::invalid_argument: another format, sizes that disagree, a value the panel
+// cannot hold.
 
 // Bytes of the panels of a weight.
 int64_t packed_bytes(const char* format, int64_t rows, int64_t cols);

@@ -9,10 +9,13 @@ namespace ridgeline {
 
 void embedding(const EmbeddingArgs& a, const View& out, Span rows) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
-    if (a.input_row && a.input_rows && a.input_row[r] >= 0)
-      memcpy(out.row(r), a.input_rows + a.input_row[r] * out.cols, (size_t)out.cols * sizeof(float));
-    else
-      unpack_row(a.table, a.ids[r], out.row(r));
+    float* to = out.row(r);
+    if (a.input_row && a.input_rows && a.input_row[r] >= 0) {
+      memcpy(to, a.input_rows + a.input_row[r] * out.cols, (size_t)out.cols * sizeof(float));
+      continue;
+    }
+    unpack_row(a.table, a.ids[r], to);
+    for (int64_t c = 0; c < out.cols; c++) to[c] *= a.scale;
   }
 }
 

@@ -9,7 +9,8 @@ struct EmbeddingArgs {
   const int32_t* ids;
   const Weight& table;
   const int32_t* input_row;  // null, or >= 0 where the row comes from input_rows
-  const float* input_rows;   // [I, cols]
+  const float* input_rows;   // [I, cols], taken as they are
+  float scale;               // of the table's rows
 };
 
 void embedding(const EmbeddingArgs& a, const View& out, Span rows);
