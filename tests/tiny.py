@@ -151,30 +151,40 @@ def program_of(checkpoint: Checkpoint, backend: Backend, *, kv_format: str = "f3
 
 
 class Runner:
-    """One sequence on shuffled pages, fed in chunks by hand-made batches."""
+    """One sequence on shuffled pages, fed in chunks by hand-made batches. `half`: of the pool's pages, 0 or 1."""
 
-    def __init__(self, step: Step, layout: BatchLayout, seed: int = 0) -> None:
+    def __init__(self, step: Step, layout: BatchLayout, seed: int = 0, half: int = 0) -> None:
         self.step, self.layout, self.length = step, layout, 0
-        per_group = layout.limits.pages
-        pages = np.random.RandomState(seed).permutation(2 * per_group * len(layout.groups)).astype(np.int32)
-        self.tables = {g: pages[i * per_group : (i + 1) * per_group] for i, g in enumerate(layout.groups)}
+        per_group, groups = layout.limits.pages, layout.groups
+        pages = np.random.RandomState(seed).permutation(2 * per_group * len(groups)).astype(np.int32)
+        own = pages[half * per_group * len(groups) :]
+        self.tables = {g: own[i * per_group : (i + 1) * per_group] for i, g in enumerate(groups)}
 
     def feed(self, ids: Sequence[int]) -> StepResult:
         """Run one chunk; every token wants its logits, and its greedy successor."""
-        b, n = Batch(self.layout), len(ids)
-        at = np.arange(self.length, self.length + n, dtype=np.int32)
-        b.resize(step=1, T=n, R=1, L=n)
-        b["ids"][:], b["positions"][:], b["kv_len"][:] = ids, at, at + 1
-        for group, table in self.tables.items():
-            used = -(-(self.length + n) // PAGE)
-            b[f"page_table.{group}"][0, :used] = table[:used]
-            b[f"kv_slot.{group}"][:] = table[at // PAGE] * PAGE + at % PAGE
-        b["out_rows"][:] = np.arange(n)
-        b["want"][:] = WANT_IDS | WANT_LOGITS
-        s = b["sampler"]
-        s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
-        self.length += n
-        return self.step.run(b)
+        return feed_together([self], [ids])
+
+
+def feed_together(runners: Sequence[Runner], parts: Sequence[Sequence[int]]) -> StepResult:
+    """Run one chunk of each sequence in one step; rows come in the order of the sequences."""
+    b, tokens = Batch(runners[0].layout), sum(map(len, parts))
+    b.resize(step=1, T=tokens, R=len(runners), L=tokens)
+    start = 0
+    for r, (runner, ids) in enumerate(zip(runners, parts, strict=True)):
+        rows = slice(start, start + len(ids))
+        at = np.arange(runner.length, runner.length + len(ids), dtype=np.int32)
+        b["ids"][rows], b["positions"][:, rows], b["kv_len"][rows], b["request"][rows] = ids, at, at + 1, r
+        runner.length += len(ids)
+        for group, table in runner.tables.items():
+            used = -(-runner.length // PAGE)
+            b[f"page_table.{group}"][r, :used] = table[:used]
+            b[f"kv_slot.{group}"][rows] = table[at // PAGE] * PAGE + at % PAGE
+        start += len(ids)
+    b["out_rows"][:] = np.arange(tokens)
+    b["want"][:] = WANT_IDS | WANT_LOGITS
+    s = b["sampler"]
+    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    return runners[0].step.run(b)
 
 
 def run_step(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from ridgeline.errors import ConfigError
 
-BACKENDS = ("cpu", "reference")
+BACKENDS = ("cpu", "reference", "torch")
 ACTIVATIONS = ("int8", "float32")
 KV_FORMATS = ("bf16", "f32")
 _RANGES = {
@@ -46,6 +47,7 @@ class EngineConfig:
     cost shown by `ridgeline eval --against`); "float32" keeps them exact. context 0 = the model's own limit.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
     step_tokens: most tokens in one step. random_format: weight format of `random:` models, q4_1 unless given.
+    device: where backend torch runs: "cpu", "cuda" or "cuda:1".
     """
 
     model: str
@@ -61,6 +63,7 @@ class EngineConfig:
     queue: int = 512
     random_format: str = ""
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         for f in fields(self):
@@ -74,6 +77,10 @@ class EngineConfig:
             if not least <= value <= most:
                 automatic = " (0 = automatic)" if least == 0 else ""
                 raise ConfigError(f"{name} must be {least}{automatic} to {most}, is {value}")
+        if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
+            raise ConfigError(f"device {self.device!r} is not known; choose cpu, cuda, or one such as cuda:1")
+        if self.device != "cpu" and self.backend != "torch":
+            raise ConfigError(f"device {self.device} is for backend torch; backend {self.backend} runs on the cpu")
         if self.random_format and not self.model.startswith("random:"):
             raise ConfigError(f"--format is for random: models; {self.model} has its own")
 

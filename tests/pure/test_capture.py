@@ -83,8 +83,15 @@ def test_program_of_a_model(name):
     count = {
         op: sum(i.op == op for i in program.instrs) for op in ("attention", "linear", "rotary", "sample", "embedding")
     }
-    assert count == {"attention": c.layers, "linear": 7 * c.layers + 1, "rotary": 1, "sample": 1, "embedding": 1}
-    assert set(program.weights) == {"rope.inv_freq"} | {w for w in program.weights if w.endswith((".weight", ".bias"))}
+    rotary = (c.rope is not None) + (c.local_rope is not None)
+    linear = (7 if c.gated else 6) * c.layers + 1
+    embedding = 1 + c.learned_positions
+    assert count == {
+        "attention": c.layers, "linear": linear, "rotary": rotary, "sample": 1, "embedding": embedding,
+    }  # fmt: skip
+    constants = {w.name for w in program.weights.values() if w.constant is not None}
+    assert all(w in constants or w.endswith((".weight", ".bias")) for w in program.weights)
+    assert len(constants) == rotary + (c.alibi > 0)
     assert ("head.weight" in program.weights) == (not c.tied)
     assert program.forward.params == () and len(program.sample.params) == 1
     assert [r.type.shape for r in program.forward.results] == [("L", c.hidden)] * 2
@@ -104,9 +111,9 @@ def test_scope_and_source_line():
     program = models.build(config("llama"))
     by_scope = {i.scope: i.where for i in program.instrs}
     assert {"layers.0.attn", "layers.1.mlp", "out", "sample"} <= set(by_scope)
-    assert by_scope["layers.0.attn"].startswith("llama.py:")
+    assert by_scope["layers.0.attn"].startswith("decoder.py:")
     assert all(
-        ":" in where and where.split(":")[0] in ("llama.py", "blocks.py")
+        ":" in where and where.split(":")[0] in ("decoder.py", "blocks.py")
         for i in program.forward.instrs
         for where in [i.where]
     )

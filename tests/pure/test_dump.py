@@ -25,7 +25,7 @@ def test_every_instruction_is_one_line():
     text = dump(p).splitlines()
     assert len(text) == len(p.instrs) + 4
     assert text[0] == "forward()" and text[len(p.forward.instrs) + 1].startswith("       -> %")
-    assert all("# llama.py:" in x or "# blocks.py:" in x for x in text[1 : len(p.forward.instrs) + 1])
+    assert all("# decoder.py:" in x or "# blocks.py:" in x for x in text[1 : len(p.forward.instrs) + 1])
     assert max(map(len, text)) < 260
 
 
@@ -33,7 +33,7 @@ def test_a_line_says_what_happens():
     p = program()
     text = dump(p)
     first = p.forward.instrs[0]
-    assert line(first) == "%0 ['T', 96] = embedding(ids, embed.weight:q4_1, input_row, input_rows)"
+    assert line(first) == "%0 ['T', 96] = embedding(ids, embed.weight:q4_1, input_row, input_rows) scale=1.0"
     assert "attention(" in text and "kv.0, page_table.kv, kv_slot.kv, kv_len, request, path, span, -, -)" in text
     assert "layers.1.mlp" in text and "layers.1.mlp.gate.weight+layers.1.mlp.up.weight:q4_1" in text
     assert "n_heads=6 scale=0.25 window=0" in text

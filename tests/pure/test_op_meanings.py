@@ -133,7 +133,7 @@ NAIVE = {
     "rotary": lambda positions, inv_freq, axis, scale: (
         scale * np.concatenate([f(np.outer(f64(positions[axis]), f64(inv_freq))) for f in (np.cos, np.sin)], axis=1)
     ),
-    "embedding": lambda ids, table, axis=0: np.stack([table[i] for i in np.atleast_2d(ids)[axis]]),
+    "embedding": lambda ids, table, axis=0, scale=1.0: scale * np.stack([table[i] for i in np.atleast_2d(ids)[axis]]),
     "take_rows": lambda x, out_rows: np.stack([x[i] for i in out_rows]),
 }
 

@@ -8,14 +8,26 @@ from ridgeline.errors import ConfigError
 
 
 def get_backend(config: EngineConfig) -> Backend:
-    """The backend a config asks for, with its threads and instruction set."""
+    """The backend a config asks for, with its threads, instruction set and device."""
     if config.backend == "reference":
         from ridgeline.backends.reference import Reference
 
         return Reference()
-    from ridgeline.backends.cpu.backend import CPU
-
     cores = available_cores()
     if config.threads > cores:
         raise ConfigError(f"threads {config.threads} are over the {cores} cores there are; they would wait in turn")
+    if config.backend == "torch":
+        return _torch(config)
+    from ridgeline.backends.cpu.backend import CPU
+
     return CPU(threads=config.threads or cores, isa=config.isa)
+
+
+def _torch(config: EngineConfig) -> Backend:
+    try:
+        from ridgeline.backends.torch_eager import Torch
+    except ModuleNotFoundError as why:
+        if why.name != "torch":
+            raise
+        raise ConfigError("backend torch needs PyTorch: pip install 'ridgeline-llm[torch]'") from why
+    return Torch(device=config.device, threads=config.threads)

@@ -1,15 +1,21 @@
-"""What a backend is: compile a program with its weights into a Step; a Step runs batches."""
+"""What a backend is: compile a program with its weights into a Step; a Step runs batches.
+
+And what the backends that interpret share: the stores of a program's state, and a batch's copies among them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from typing import Protocol
+from typing import Any, Protocol
 
+from ridgeline.errors import Unsupported
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
-from ridgeline.program.ir import Program, Weight
+from ridgeline.program.ir import Program, State, Weight
 from ridgeline.weights.source import Raw
 
 ReadWeight = Callable[[Weight], Raw]
+Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
+States = dict[tuple[str, int], Any]  # (group, layer) -> its store
 
 
 class Step(Protocol):
@@ -37,3 +43,19 @@ class Backend(Protocol):
     def int8_formats(self) -> Collection[str]: ...
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> Step: ...
+
+
+def open_states(program: Program, stores: Mapping[str, Store], pages: int) -> States:
+    """The store of each layer of each state group, by the group's kind; Unsupported for a kind without one."""
+    for s in program.states:
+        if s.kind not in stores:
+            raise Unsupported(f"state {s.name} of kind {s.kind!r} has no store; known: {', '.join(stores)}")
+    return {(s.name, layer): stores[s.kind](s, pages) for s in program.states for layer in range(s.layers)}
+
+
+def run_copies(batch: Batch, states: States) -> None:
+    """A batch's copies, in order, in every layer of their group."""
+    for group, source, target, count in batch["copies"].tolist():
+        for (name, _), store in states.items():
+            if name == batch.layout.groups[group]:
+                store.move(source, target, count)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
 
 import numpy as np
 
-from ridgeline.backends.base import ReadWeight
-from ridgeline.errors import Unsupported
+from ridgeline.backends.base import ReadWeight, Store, open_states, run_copies
 from ridgeline.ops.attention import KVPages
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
-from ridgeline.program.ir import Program, State, Weight
+from ridgeline.program.ir import Program, Weight
 from ridgeline.quant.format import FORMATS
 
-Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
 STORES: Mapping[str, Store] = {"kv": lambda s, pages: KVPages.empty(pages, s.n_kv_heads, s.head_dim, s.format)}
 
 
@@ -43,20 +40,12 @@ class ReferenceStep:
         comms: Mapping[str, object] | None = None, stores: Mapping[str, Store] = STORES,
     ) -> None:  # fmt: skip
         self.program, self.weights, self.layout, self.comms = program, weights, layout, comms or {}
-        self.states = {}
-        for s in program.states:
-            if s.kind not in stores:
-                raise Unsupported(f"state {s.name} of kind {s.kind!r} has no store; known: {', '.join(stores)}")
-            for layer in range(s.layers):
-                self.states[s.name, layer] = stores[s.kind](s, pages)
+        self.states = open_states(program, stores, pages)
         self.held = np.zeros((layout.limits.held, layout.limits.hidden), np.float32)
 
     def run(self, batch: Batch) -> StepResult:
         """Copies first, then forward, then sample."""
-        for group, source, target, count in batch["copies"].tolist():
-            for (name, _), store in self.states.items():
-                if name == self.layout.groups[group]:
-                    store.move(source, target, count)
+        run_copies(batch, self.states)
         fields = {**batch.fields(), "held": self.held}
         bindings = Bindings(fields, self.weights, self.states, self.comms)
         kept, hidden = interpret(self.program.forward, [], bindings)

@@ -12,6 +12,7 @@ from ridgeline.cli.bench import bench
 from ridgeline.cli.chat import chat
 from ridgeline.cli.evaluate import evaluate
 from ridgeline.cli.hardware import hardware
+from ridgeline.cli.inspect import inspect
 from ridgeline.cli.models import models
 from ridgeline.cli.pull import pull
 from ridgeline.cli.roofline import roofline
@@ -32,6 +33,7 @@ _COMMANDS: dict[str, Callable[..., None]] = {
     "serve": serve,
     "pull": pull,
     "models": models,
+    "inspect": inspect,
     "roofline": roofline,
     "bench": bench,
     "hardware": hardware,

@@ -50,6 +50,10 @@ _Size = typer.Option(
 ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_Model, _REQUIRED),
     "backend": (Annotated[str, typer.Option(help=_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
+    "device": (
+        Annotated[str, typer.Option(help="Where backend torch runs: cpu, cuda or cuda:N.")],
+        EngineConfig.device,
+    ),
     "threads": (Annotated[int, typer.Option(help="Threads.", show_default="all cores")], 0),
     "activations": (
         Annotated[str, typer.Option(help=_choice(ACTIVATIONS, "Rows of linears over packed weights"))],

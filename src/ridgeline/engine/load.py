@@ -75,12 +75,18 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
     else:
         checkpoint = open_checkpoint(found.path)
         tokenizer = tokenizer_of(found, checkpoint)
+    program, backend = program_of(checkpoint, config)
+    return Opened(config.model, checkpoint, program, tokenizer, backend)
+
+
+def program_of(checkpoint: Checkpoint, config: EngineConfig) -> tuple[Program, Backend]:
+    """The program as the config's backend will run it, and that backend; every tensor of the file is accounted for."""
     backend = get_backend(config)
     int8 = backend.int8_formats if config.activations == "int8" else ()
     listed = pipeline.passes(checkpoint.format_of, config.kv_format, held_as=backend.held_as, int8_formats=int8)
     program = build(checkpoint.config)
     checkpoint.check_all_used(program.weights.values())
-    return Opened(config.model, checkpoint, pipeline.run(program, listed), tokenizer, backend)
+    return pipeline.run(program, listed), backend
 
 
 def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:

@@ -1,4 +1,7 @@
-"""Interpret: run an entry instruction by instruction with the numpy meaning of each op. The definition of correct."""
+"""Interpret: run an entry instruction by instruction with a meaning of each op. Numpy's are the definition of correct.
+
+Other backends that go op by op bring their own table of meanings over their own arrays.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +25,18 @@ class Bindings:
 
 
 def interpret(
-    entry: Entry, params: list[Array], bindings: Bindings, watch: Callable[[Instr, Any], None] | None = None
-) -> list[Array]:
-    """Results of an entry. `watch(instr, outputs)` sees every instruction: calibration and debugging hook in here."""
+    entry: Entry, params: list[Any], bindings: Bindings, watch: Callable[[Instr, Any], None] | None = None,
+    meanings: Mapping[str, Callable[..., Any]] | None = None,
+) -> list[Any]:  # fmt: skip
+    """Results of an entry. `watch(instr, outputs)` sees every instruction: calibration and debugging hook in here.
+
+    `meanings` (op -> function) replaces the numpy meanings of the op table; operands and attributes are the same.
+    """
     values: dict[int, Any] = {b.id: x for b, x in zip(entry.params, params, strict=True)}
     for instr in entry.instrs:
         operands = [_resolve(x, values, bindings) for x in instr.operands.values()]
-        out = OPS[instr.op].meaning(*operands, **instr.attrs)
+        meaning = OPS[instr.op].meaning if meanings is None else meanings[instr.op]
+        out = meaning(*operands, **instr.attrs)
         outs = out if isinstance(out, tuple) else (out,)
         values.update((b.id, x) for b, x in zip(instr.outputs, outs, strict=True))
         if watch is not None:

@@ -1,0 +1,94 @@
+"""`ridgeline inspect`: what files hold, what running them takes, and every reason why one cannot run."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+import tiny
+from ridgeline.analysis.inspection import inspect
+from ridgeline.cli.app import app
+from ridgeline.config import EngineConfig
+from ridgeline.engine.records import PAGE
+from ridgeline.errors import ModelNotFound
+
+gguf = pytest.importorskip("gguf")
+
+
+def write(folder, name, format="F32", also=None, **metadata):
+    """A tiny GGUF without a tokenizer, unless `metadata` brings one."""
+    c = tiny.CONFIGS[name]
+    keys = {**tiny.gguf_metadata(c), **metadata}
+    tensors = tiny.gguf_tensors(c, tiny.weights(c))
+    return tiny.write_gguf(
+        folder / f"{name}.gguf", {k: v for k, v in keys.items() if v is not ...}, tensors, format, also
+    )
+
+
+def look(path, at=(), **settings):
+    return inspect(EngineConfig(str(path), backend="reference", activations="float32", **settings), at)
+
+
+def test_a_file_without_a_tokenizer_is_described_all_the_same(tmp_path):
+    seen = look(write(tmp_path, "gemma3"))
+    assert [p.part for p in seen.problems] == ["tokenizer"]
+    assert seen.config["layers"] == 7 and seen.config["windows"] == (24, 24, 24, 24, 24, 0, 24)
+    assert seen.running["parameters"] == sum(t.parameters for t in seen.tensors)
+    assert {g["window"] for g in seen.running["groups"]} == {0, 24}
+
+
+def test_formats_by_layer(tmp_path):
+    seen = look(write(tmp_path, "qwen3", "Q8_0", also={"blk.1.attn_q": "Q5_0"}))
+    q = [t for t in seen.tensors if t.name == "blk.{i}.attn_q.weight"]
+    assert [(t.format, t.layers) for t in q] == [("q8_0", (0, 2)), ("q5_0", (1,))]
+    assert q[1].bytes == 480 * 96 // 32 * 22 and q[1].parameters == 480 * 96
+    assert next(t for t in seen.tensors if t.name == "token_embd.weight").layers == (-1,)
+
+
+def test_everything_that_stands_in_the_way_is_told(tmp_path):
+    path = write(tmp_path, "llama", **{"general.architecture": "mamba", "tokenizer.ggml.model": "bert"})
+    seen = look(path)
+    assert seen.config is None and seen.tensors
+    assert [(p.part, p.error) for p in seen.problems] == [("config", "Unsupported"), ("tokenizer", "Unsupported")]
+    result = CliRunner().invoke(app, ["inspect", str(path)])
+    assert result.exit_code == 1 and "mamba" in result.output and "bert" in result.output
+
+
+def test_a_broken_file_says_so_once(tmp_path):
+    path = tmp_path / "broken.gguf"
+    path.write_bytes(b"GGUF" + b"\xff" * 40)
+    seen = look(path)
+    assert not seen.tensors and len(seen.problems) == 1
+
+
+def test_a_folder_and_its_unknown_tensor(tmp_path):
+    c = tiny.CONFIGS["llama"]
+    folder = tiny.write_hf(
+        tmp_path / "m", c, {**tiny.weights(c), "model.extra.weight": tiny.weights(c)["lm_head.weight"]}
+    )
+    seen = look(folder)
+    assert [p.part for p in seen.problems] == ["tokenizer", "program"]
+    assert "model.extra.weight" in seen.problems[1].why
+
+
+def test_a_missing_model_is_an_error():
+    with pytest.raises(ModelNotFound):
+        look("./nowhere.gguf")
+
+
+@pytest.mark.model
+def test_the_default_model(tmp_path):
+    result = CliRunner().invoke(app, ["inspect", "smollm2-135m", "--at", "100", "--at", "8192", "--json"])
+    if "could not be fetched" in result.output:
+        pytest.skip("the default model cannot be had")
+    seen = json.loads(result.output.splitlines()[-1])
+    assert result.exit_code == 0 and seen["problems"] == []
+    assert seen["running"]["parameters"] == 134_515_008
+    assert [m["context"] for m in seen["memory"]] == [100, 8192]
+    assert seen["memory"][0]["kv_bytes"] == 2 * PAGE * seen["running"]["kv_token_bytes"]
+    assert seen["memory"][1]["kv_bytes"] == 8192 * seen["running"]["kv_token_bytes"]
+    assert seen["template"]["takes"] == {"system": True, "tools": False, "history": True}
+    text = CliRunner().invoke(app, ["inspect", "smollm2-135m"]).output
+    assert "30 layers of 576" in text and "q4_1" in text and "runs with these settings" in text
