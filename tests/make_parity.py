@@ -26,8 +26,10 @@ def transformers_model(c: dict[str, Any], tensors: tiny.Arrays, attention: str =
 
     keys = {k: v for k, v in c.items() if k not in ("model_type", "torch_dtype")}
     config = AutoConfig.for_model(c["model_type"], **keys)
+    attention = "sdpa" if c.get("alibi") else attention  # Falcon's plain attention adds the bias twice
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
-    missing = model.load_state_dict({k: torch.from_numpy(x.copy()) for k, x in tensors.items()}, strict=False)
+    named = {k.replace("embed_out.", "lm_head."): torch.from_numpy(x.copy()) for k, x in tensors.items()}
+    missing = model.load_state_dict(named, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys
     assert set(missing.missing_keys) <= ({"lm_head.weight"} if c["tie_word_embeddings"] else set()), missing
     model.tie_weights()

@@ -26,7 +26,7 @@ from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.weights.load import Checkpoint
 
-_TABLES = ("embed", "wte", "wpe")  # whose rows are taken, not multiplied
+_TABLES = ("embed_tokens", "embed_in", "word_embeddings", "wte", "wpe")  # whose rows are taken, not multiplied
 __all__ = ["CONFIGS", "CONTEXT", "GGUF_CONFIGS", "VOCAB", "Arrays", "head_dim"]
 
 
@@ -107,7 +107,10 @@ def write_gguf(
     that `also` gives for a part of their name."""
     import gguf
 
-    kinds = {str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32}
+    kinds = {
+        str: gguf.GGUFValueType.STRING, int: gguf.GGUFValueType.UINT32, float: gguf.GGUFValueType.FLOAT32,
+        bool: gguf.GGUFValueType.BOOL,
+    }  # fmt: skip
     writer = gguf.GGUFWriter(path, metadata["general.architecture"])
     for key, value in metadata.items():
         if key != "general.architecture":

@@ -1,4 +1,4 @@
-"""Tiny Llama, Mistral, Qwen2 and Qwen3 models: configs, tensors by their Hugging Face names, and what GGUF has of them."""
+"""Tiny Llama, Mistral, Qwen2, Qwen3 models: configs, tensors by their Hugging Face names, and what GGUF has of them."""
 
 from __future__ import annotations
 

@@ -173,7 +173,8 @@ def test_any_hf_config_is_read_or_refused(name, changes, rope):
         c = from_hf(json.loads(json.dumps(data)))
     except RidgelineError:
         return
-    assert all(math.isfinite(f) for f in inv_freq(c.rope)) and math.isfinite(rope_scale(c.rope))
+    for one in filter(None, (c.rope, c.local_rope)):
+        assert all(math.isfinite(f) for f in inv_freq(one)) and math.isfinite(rope_scale(one))
     assert len(state_of_layers(c)) == c.layers
 
 
@@ -262,7 +263,9 @@ def test_gguf_says_the_same_as_hf(name):
     tensors = tiny.gguf_tensors(c, tiny.weights(c))
     got = from_gguf(tiny.gguf_metadata(c), tensors, lambda n: tensors[n].tolist(), "m.gguf")
     expected = from_hf(c)
-    assert np.allclose(inv_freq(got.rope), inv_freq(expected.rope), rtol=1e-6)
+    for one, other in ((got.rope, expected.rope), (got.local_rope, expected.local_rope)):
+        assert (one is None) == (other is None)
+        assert one is None or np.allclose(inv_freq(one), inv_freq(other), rtol=1e-6)
     family = "llama" if expected.family == "mistral" else expected.family
     assert dataclasses.replace(got, rope=expected.rope) == dataclasses.replace(expected, family=family)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ridgeline.models import gemma, llama
+from ridgeline.models import falcon, gemma, gpt2, llama, neox, phi3, starcoder2
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.header import Header
 from ridgeline.models.keys import Keys
@@ -36,6 +36,12 @@ FAMILIES: dict[str, Family] = {  # by the model_type of config.json
     "gemma": gemma,
     "gemma2": gemma,
     "gemma3_text": gemma,
+    "gpt2": gpt2,
+    "gpt_bigcode": gpt2,
+    "starcoder2": starcoder2,
+    "phi3": phi3,
+    "gpt_neox": neox,
+    "falcon": falcon,
 }
 ARCHITECTURES = {  # what GGUF calls them
     "llama": "llama",
@@ -44,6 +50,12 @@ ARCHITECTURES = {  # what GGUF calls them
     "gemma": "gemma",
     "gemma2": "gemma2",
     "gemma3": "gemma3_text",
+    "gpt2": "gpt2",
+    "starcoder": "gpt_bigcode",
+    "starcoder2": "starcoder2",
+    "phi3": "phi3",
+    "gptneox": "gpt_neox",
+    "falcon": "falcon",
 }
 
 

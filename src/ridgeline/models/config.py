@@ -14,13 +14,17 @@ from ridgeline.program.ir import State
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 RESIDUALS = ("sequential", "parallel", "sandwich")
+GELUS = {  # Hugging Face's names of an activation -> ours
+    "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Rope:
     """Rotary embedding: base, rotated columns per head, and how long contexts are scaled.
 
-    kind: "default", "linear", "llama3", "yarn"; `factors` divide the frequencies one by one (GGUF's rope_freqs).
+    kind: "default", "linear", "llama3", "yarn"; `factors` divide the frequencies one by one (GGUF's
+    rope_freqs, LongRoPE).
     """
 
     theta: float
@@ -87,6 +91,7 @@ class ModelConfig:
     gated: bool = True  # down(act(gate) * up), else down(act(up))
     residual: str = "sequential"  # "parallel": attention and MLP read the same x; "sandwich": norms after both too
     shared_norm: bool = False  # parallel only: attention and MLP read the same norm
+    names: str = ""  # row of names.NAMES, where it is not the family's
 
     def __post_init__(self) -> None:
         for name in ("vocab", "hidden", "layers", "n_heads", "n_kv_heads", "head_dim", "ffn", "context"):

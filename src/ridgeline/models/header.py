@@ -51,7 +51,7 @@ def decoder(h: Header, eps: str = "attention.layer_norm_rms_epsilon") -> dict[st
     }
 
 
-def windows(h: Header, layers: int) -> tuple[int, ...]:
-    """The sliding window of the file in every layer; none where it says none."""
-    window = h.keys.integer("attention.sliding_window", 0)
+def windows(h: Header, layers: int, default: int = 0) -> tuple[int, ...]:
+    """The sliding window of the file, `default` where it does not say, in every layer; none where it is 0."""
+    window = h.keys.integer("attention.sliding_window", default)
     return (window,) * layers if window > 0 and 0 < layers <= 1000 else ()

@@ -56,6 +56,16 @@ class Keys:
             raise Unsupported(f"{self.label(key)} {value!r:.80} is not supported; supported: {', '.join(known)}")
         return value
 
+    def rename(self, **current: str) -> None:
+        """Read keys that a file spells as of old under their current names. ModelFileError: it has both, and they
+        differ."""
+        for old, new in current.items():
+            if old in self:
+                if self.data.get(new, self.data[old]) not in (None, self.data[old]):
+                    raise self.wrong(old, f"= {self.data[old]!r:.80}, but {new} = {self.data[new]!r:.80}")
+                self.data = {**self.data, new: self.data[old]}
+                self._read.add(old)
+
     def only(self, **values: Any) -> None:
         """Keys that, where present, must have the one value that is built."""
         for key, value in values.items():

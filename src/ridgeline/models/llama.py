@@ -15,9 +15,7 @@ __all__ = ["forward", "from_gguf", "from_hf", "logits"]
 def from_hf(k: Keys, name: str) -> ModelConfig:
     k.choice("hidden_act", ("silu",), "silu")
     hidden, heads, layers = sizes(k)
-    head_dim = k.integer("head_dim", 128 if name == "qwen3" else hidden // heads)
-    if "head_dim" not in k and name != "qwen3" and hidden % heads:
-        raise ModelFileError(f"{k.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    head_dim = k.integer("head_dim", 128) if name == "qwen3" else head_width(k, hidden, heads)
     biased = k.flag("attention_bias", False) if name in ("llama", "qwen3") else False
     return ModelConfig(
         family=name,
@@ -58,6 +56,23 @@ def sizes(k: Keys) -> tuple[int, int, int]:
     if not 0 < heads <= hidden or not 0 < layers <= 1000:
         raise ModelFileError(f"{k.where}: num_attention_heads {heads}, num_hidden_layers {layers} are out of range")
     return hidden, heads, layers
+
+
+def head_width(k: Keys, hidden: int, heads: int) -> int:
+    """Columns of a head: head_dim, or where it is missing an equal share of the hidden ones."""
+    if "head_dim" not in k and hidden % heads:
+        raise ModelFileError(f"{k.where}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
+    return k.integer("head_dim", hidden // heads)
+
+
+def one_window(k: Keys, layers: int) -> tuple[int, ...]:
+    """The sliding window of the config in every layer; none where it names none."""
+    if "sliding_window" not in k:
+        return ()
+    window = k.integer("sliding_window")
+    if window <= 0:
+        raise k.wrong("sliding_window", f"must be positive, is {window}")
+    return (window,) * layers
 
 
 def _windows(k: Keys, name: str, layers: int) -> tuple[int, ...]:

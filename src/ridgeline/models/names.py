@@ -10,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from ridgeline.models.config import ModelConfig
+
 HF, GGUF = 0, 1
 _LAYER = re.compile(r"\.(\d+)\.")
 
@@ -40,6 +42,11 @@ class Names:
         """The weights, `name` among them, that one stored tensor holds, in canonical order."""
         stored = self.weights[_LAYER.sub(".{i}.", name)][kind]
         return [w for w, names in self.weights.items() if names[kind] == stored]
+
+
+def names_of(c: ModelConfig) -> Names:
+    """What files call the weights of a model."""
+    return NAMES[c.names or c.family]
 
 
 def ends_with(name: str, endings: tuple[str, ...]) -> bool:
@@ -88,6 +95,79 @@ _GEMMA_NORMS = (
 )  # fmt: skip
 _GEMMA2 = Names({**LLAMA, **_SANDWICH}, hf_minus_one=_GEMMA_NORMS)
 
+
+def _both(stems: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Weight and bias of each stem."""
+    kinds = ("weight", "bias")
+    return {f"{ours}.{x}": (f"{hf}.{x}", f"{gguf}.{x}") for ours, (hf, gguf) in stems.items() for x in kinds}
+
+
+_LLAMA_NORMS = _both({
+    "norm": ("model.norm", "output_norm"),
+    "layers.{i}.attn_norm": ("model.layers.{i}.input_layernorm", "blk.{i}.attn_norm"),
+    "layers.{i}.mlp_norm": ("model.layers.{i}.post_attention_layernorm", "blk.{i}.ffn_norm"),
+})  # fmt: skip
+_STARCODER2 = {**LLAMA, **_LLAMA_NORMS, **_both({
+    "layers.{i}.mlp.up": ("model.layers.{i}.mlp.c_fc", "blk.{i}.ffn_up"),
+    "layers.{i}.mlp.down": ("model.layers.{i}.mlp.c_proj", "blk.{i}.ffn_down"),
+})}  # fmt: skip
+_PHI3_FUSED = {
+    **{f"layers.{{i}}.attn.{x}.weight": ("model.layers.{i}.self_attn.qkv_proj.weight", "blk.{i}.attn_qkv.weight")
+       for x in "qkv"},
+    **{f"layers.{{i}}.mlp.{x}.weight": ("model.layers.{i}.mlp.gate_up_proj.weight", "blk.{i}.ffn_up.weight")
+       for x in ("gate", "up")},
+}  # fmt: skip
+_GPT2 = {
+    "embed.weight": ("transformer.wte.weight", "token_embd.weight"),
+    "position.weight": ("transformer.wpe.weight", "position_embd.weight"),
+    "head.weight": ("lm_head.weight", "output.weight"),
+    **_both({
+        "norm": ("transformer.ln_f", "output_norm"),
+        "layers.{i}.attn_norm": ("transformer.h.{i}.ln_1", "blk.{i}.attn_norm"),
+        "layers.{i}.attn.q": ("transformer.h.{i}.attn.c_attn", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.k": ("transformer.h.{i}.attn.c_attn", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.v": ("transformer.h.{i}.attn.c_attn", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.o": ("transformer.h.{i}.attn.c_proj", "blk.{i}.attn_output"),
+        "layers.{i}.mlp_norm": ("transformer.h.{i}.ln_2", "blk.{i}.ffn_norm"),
+        "layers.{i}.mlp.up": ("transformer.h.{i}.mlp.c_fc", "blk.{i}.ffn_up"),
+        "layers.{i}.mlp.down": ("transformer.h.{i}.mlp.c_proj", "blk.{i}.ffn_down"),
+    }),
+}  # fmt: skip
+_GPT2_MATRICES = tuple(f"{x}.weight" for x in ("attn.q", "attn.k", "attn.v", "attn.o", "mlp.up", "mlp.down"))
+_MASKS = (".attn.bias", ".attn.masked_bias")
+
+
+def _megatron(layer: str, attention: str) -> dict[str, tuple[str, str]]:
+    """Layers as Megatron names them: q, k and v in one tensor, norms and linears with biases."""
+    return _both({
+        "layers.{i}.attn_norm": (f"{layer}.input_layernorm", "blk.{i}.attn_norm"),
+        "layers.{i}.attn.q": (f"{layer}.{attention}.query_key_value", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.k": (f"{layer}.{attention}.query_key_value", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.v": (f"{layer}.{attention}.query_key_value", "blk.{i}.attn_qkv"),
+        "layers.{i}.attn.o": (f"{layer}.{attention}.dense", "blk.{i}.attn_output"),
+        "layers.{i}.mlp_norm": (f"{layer}.post_attention_layernorm", "blk.{i}.ffn_norm"),
+        "layers.{i}.mlp.up": (f"{layer}.mlp.dense_h_to_4h", "blk.{i}.ffn_up"),
+        "layers.{i}.mlp.down": (f"{layer}.mlp.dense_4h_to_h", "blk.{i}.ffn_down"),
+    })  # fmt: skip
+
+
+_NEOX = {
+    "embed.weight": ("gpt_neox.embed_in.weight", "token_embd.weight"),
+    "head.weight": ("embed_out.weight", "output.weight"),
+    **_both({"norm": ("gpt_neox.final_layer_norm", "output_norm")}),
+    **_megatron("gpt_neox.layers.{i}", "attention"),
+}
+_FALCON = {
+    "embed.weight": ("transformer.word_embeddings.weight", "token_embd.weight"),
+    "head.weight": ("lm_head.weight", "output.weight"),
+    **_both({"norm": ("transformer.ln_f", "output_norm")}),
+    **_megatron("transformer.h.{i}", "self_attention"),
+}
+_FALCON_TWO_NORMS = {**_FALCON, **_both({
+    "layers.{i}.attn_norm": ("transformer.h.{i}.ln_attn", "blk.{i}.attn_norm_2"),
+    "layers.{i}.mlp_norm": ("transformer.h.{i}.ln_mlp", "blk.{i}.attn_norm"),
+})}  # fmt: skip
+
 NAMES = {
     "llama": Names(LLAMA, gguf_paired=_QK),
     "mistral": Names(LLAMA),  # its GGUF files say "llama"
@@ -96,4 +176,17 @@ NAMES = {
     "gemma": Names(LLAMA, hf_minus_one=_GEMMA_NORMS),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA2,
+    "gpt2": Names(
+        _GPT2, fused=("blocks", "blocks"), hf_prefix="transformer.", hf_transposed=_GPT2_MATRICES, spare=_MASKS
+    ),
+    "gpt_bigcode": Names(_GPT2, fused=("groups", "groups"), hf_prefix="transformer.", spare=_MASKS),
+    "starcoder2": Names(_STARCODER2),
+    "phi3": Names(
+        {**LLAMA, **_PHI3_FUSED},
+        fused=("blocks", "blocks"),
+        spare=("rope_factors_long.weight", "rope_factors_short.weight"),
+    ),
+    "gpt_neox": Names(_NEOX, fused=("groups", "blocks"), spare=(".attention.bias", ".attention.masked_bias")),
+    "falcon": Names(_FALCON, fused=("groups", "blocks")),
+    "falcon/two_norms": Names(_FALCON_TWO_NORMS, fused=("groups", "blocks")),
 }

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.models.config import ModelConfig
-from ridgeline.models.names import GGUF, HF, NAMES, ends_with
+from ridgeline.models.names import GGUF, HF, ends_with, names_of
 from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import F32
 from ridgeline.weights.source import Raw
@@ -20,7 +20,7 @@ Rows = npt.NDArray[np.intp]
 
 def stored_shape(c: ModelConfig, part: str, kind: int, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape of the stored tensor that holds `part`, a weight of `shape`."""
-    names, shared = NAMES[c.family], _shared(c, part, kind)
+    names, shared = names_of(c), _shared(c, part, kind)
     if shared:
         shape = (sum(_height(c, w) for w in shared), *shape[1:])
     return shape[::-1] if kind == HF and ends_with(part, names.hf_transposed) else shape
@@ -28,7 +28,7 @@ def stored_shape(c: ModelConfig, part: str, kind: int, shape: tuple[int, ...]) -
 
 def arrange(c: ModelConfig, part: str, kind: int, raw: Raw) -> Raw:
     """The rows of the stored tensor `raw` that make `part`. ModelFileError where it has not that many."""
-    names = NAMES[c.family]
+    names = names_of(c)
     if kind == HF and ends_with(part, names.hf_transposed):
         raw = _transposed(raw)
     if kind == HF and ends_with(part, names.hf_minus_one):
@@ -61,7 +61,7 @@ def _leaf(part: str) -> str:
 
 def _shared(c: ModelConfig, part: str, kind: int) -> list[str]:
     """The weights that lie in one stored tensor with `part`, itself among them; none where it has its own."""
-    names = NAMES[c.family]
+    names = names_of(c)
     shared = names.shares(part, kind) if names.fused[kind] else []
     return shared if len(shared) > 1 else []
 
@@ -74,7 +74,7 @@ def _height(c: ModelConfig, part: str) -> int:
 
 def _fused_rows(c: ModelConfig, part: str, kind: int) -> Rows:
     leaf = _leaf(part)
-    if NAMES[c.family].fused[kind] == "groups" and leaf in ("q", "k", "v"):
+    if names_of(c).fused[kind] == "groups" and leaf in ("q", "k", "v"):
         group = c.n_heads // c.n_kv_heads
         heads = np.arange(c.n_kv_heads * (group + 2) * c.head_dim).reshape(c.n_kv_heads, group + 2, c.head_dim)
         cut = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}[leaf]

@@ -19,7 +19,7 @@ from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.gguf import from_gguf
 from ridgeline.models.hf import from_hf
-from ridgeline.models.names import GGUF, HF, NAMES
+from ridgeline.models.names import GGUF, HF, names_of
 from ridgeline.program.ir import Weight
 from ridgeline.quant.format import FORMATS
 from ridgeline.weights.gguf import GGUFFile
@@ -54,7 +54,7 @@ class Checkpoint:
     def check_all_used(self, declared: Iterable[Weight]) -> None:
         """Refuse a file with a tensor that no declared weight reads: the model has a part that is not computed."""
         used = {self._stored(part) for w in declared for part in w.parts}
-        spare = _SPARE if self.kind == "random" else (*_SPARE, *NAMES[self.config.family].spare)
+        spare = _SPARE if self.kind == "random" else (*_SPARE, *names_of(self.config).spare)
         spare = (*spare, "lm_head.weight") if self.config.tied else spare  # a tied head that is stored all the same
         left = [name for name in self.source.names() if name not in used and not name.endswith(spare)]
         if left:
@@ -81,7 +81,7 @@ class Checkpoint:
         """The file's name of a weight, with or without the prefix that files of the bare model leave out."""
         if self.kind == "random":
             return part
-        names = NAMES[self.config.family]
+        names = names_of(self.config)
         stored = names.stored(part, _KINDS[self.kind])
         bare = stored.removeprefix(names.hf_prefix)
         return bare if bare != stored and stored not in self._names and bare in self._names else stored
