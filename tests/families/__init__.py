@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
-from families import falcon, gemma, gpt2, llama, neox, phi3, starcoder2
+from families import bloom, falcon, gemma, gpt2, llama, neox, phi3, starcoder2
 
-MODULES = (llama, gemma, gpt2, starcoder2, phi3, neox, falcon)
+MODULES = (llama, gemma, gpt2, starcoder2, phi3, neox, falcon, bloom)
 CONFIGS: dict[str, dict[str, Any]] = {name: c for module in MODULES for name, c in module.CONFIGS.items()}
 GGUF_CONFIGS = [name for module in MODULES for name in module.CONFIGS if name not in module.NOT_GGUF]
 

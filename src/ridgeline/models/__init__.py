@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
-from ridgeline.models import falcon, gemma, gpt2, llama, neox, phi3, starcoder2
+from ridgeline.models import bloom, falcon, gemma, gpt2, llama, neox, phi3, starcoder2
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.header import Header
 from ridgeline.models.keys import Keys
@@ -42,6 +42,7 @@ FAMILIES: dict[str, Family] = {  # by the model_type of config.json
     "phi3": phi3,
     "gpt_neox": neox,
     "falcon": falcon,
+    "bloom": bloom,
 }
 ARCHITECTURES = {  # what GGUF calls them
     "llama": "llama",
@@ -56,6 +57,7 @@ ARCHITECTURES = {  # what GGUF calls them
     "phi3": "phi3",
     "gptneox": "gpt_neox",
     "falcon": "falcon",
+    "bloom": "bloom",
 }
 
 

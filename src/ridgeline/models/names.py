@@ -167,6 +167,7 @@ _FALCON_TWO_NORMS = {**_FALCON, **_both({
     "layers.{i}.attn_norm": ("transformer.h.{i}.ln_attn", "blk.{i}.attn_norm_2"),
     "layers.{i}.mlp_norm": ("transformer.h.{i}.ln_mlp", "blk.{i}.attn_norm"),
 })}  # fmt: skip
+_BLOOM = {**_FALCON, **_both({"embed_norm": ("transformer.word_embeddings_layernorm", "token_embd_norm")})}
 
 NAMES = {
     "llama": Names(LLAMA, gguf_paired=_QK),
@@ -189,4 +190,5 @@ NAMES = {
     "gpt_neox": Names(_NEOX, fused=("groups", "blocks"), spare=(".attention.bias", ".attention.masked_bias")),
     "falcon": Names(_FALCON, fused=("groups", "blocks")),
     "falcon/two_norms": Names(_FALCON_TWO_NORMS, fused=("groups", "blocks")),
+    "bloom": Names(_BLOOM, fused=("groups", "blocks"), hf_prefix="transformer."),
 }
