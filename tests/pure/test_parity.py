@@ -67,12 +67,12 @@ def test_chunked(stored, folder, backend, name, chunking):
     check(stored, name, 17, tiny.run_step(step, step.layout, tiny.prompt(17), (1,)))
 
 
-@pytest.mark.parametrize("name", ["smollm", "qwen2w"])
+@pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_chunks_of_any_size_give_the_same_bits(folder, backend, name):
     step = tiny.compile_model(checkpoint(folder, name, "hf"), backend)
     ids = tiny.prompt(100)
     whole = tiny.run_step(step, step.layout, ids)
-    for sizes in ((1,), (13,), (64, 36), (99, 1)):
+    for sizes in ((1,), (13,), (64, 36)):
         assert np.array_equal(tiny.run_step(step, step.layout, ids, sizes, seed=sizes[0]), whole), sizes
 
 
