@@ -43,6 +43,7 @@ class PreTokenizer:
     single_digits: bool = False
     normalize_nfc: bool = False
     ignore_merges: bool = False  # a piece that is a token as it stands is not merged
+    falcon: bool = False  # runs of punctuation apart; digits in threes, told by the characters that stand for bytes
     add_bos: bool = False  # where the file does not say
 
 
@@ -55,6 +56,8 @@ _LLAMA3 = PreTokenizer(
 )
 _QWEN2 = PreTokenizer(split=_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL, normalize_nfc=True)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_NEOX = PreTokenizer(normalize_nfc=True)
+_BLOOM = PreTokenizer(split=r" ?[^(\s|[.,!?…。，、।۔،])]+")
 _TEKKEN = PreTokenizer(
     split=rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*|\p{{N}}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+",
@@ -75,6 +78,11 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "llama-v3": _LLAMA3,
     "qwen2": _QWEN2,
     "tekken": _TEKKEN,
+    "falcon": PreTokenizer(falcon=True),
+    "bloom": _BLOOM,
+    "gpt-neox": _NEOX,
+    "mpt": _NEOX,
+    "olmo": _NEOX,
 }
 
 
@@ -88,9 +96,14 @@ def build(
     if pre.normalize_nfc:
         backend.normalizer = normalizers.NFC()
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.single_digits else []
+    if pre.falcon:
+        steps.append(pre_tokenizers.Punctuation("contiguous"))
     if pre.split is not None:
         steps.append(pre_tokenizers.Split(Regex(pre.split), "isolated"))
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pre.split is None))
+    if pre.falcon:
+        triples = pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")
+        steps += [pre_tokenizers.Digits(individual_digits=False), triples]
     backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
     backend.decoder = decoders.ByteLevel()
     backend.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added])
