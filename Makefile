@@ -5,9 +5,10 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 MODEL  ?= smollm2-135m
 PORT   ?= 3000
+FUZZ   ?= 1000000
 NATIVE := CMakeLists.txt $(shell find src/ridgeline/backends/cpu/native -type f 2>/dev/null)
 
-.PHONY: demo serve test test-all bench lint clean
+.PHONY: demo serve test test-all fuzz bench lint clean
 
 demo: $(VENV)/.measured
 	$(BIN)/ridgeline run $(MODEL) "Name the capital of France."
@@ -20,6 +21,10 @@ test: $(VENV)/.dev
 
 test-all: $(VENV)/.parity
 	$(BIN)/python -m pytest
+
+# Hostile model files: FUZZ mutations of every kind, in some minutes on one core.
+fuzz: $(VENV)/.dev
+	$(BIN)/python tests/fuzz/run.py all --count $(FUZZ)
 
 bench: $(VENV)/.built
 	$(BIN)/ridgeline bench $(MODEL) --prefill 512 --decode 128 --threads 2 --json

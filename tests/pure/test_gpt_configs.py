@@ -32,7 +32,7 @@ BAD_HF = {  # name: (base config, changes, error, words in its message)
     "heads do not divide": ("gpt2", {"n_head": 7}, ModelFileError, "n_embd 240 is not a multiple of n_head 7"),
     "no heads": ("gpt2", {"n_head": 0}, ModelFileError, "n_head 0"),
     "no hidden size": ("gpt2", {"n_embd": ...}, ModelFileError, "n_embd must be an integer"),
-    "too many layers": ("gpt2", {"n_layer": 1 << 20}, ModelFileError, "layers"),
+    "too many layers": ("gpt2", {"n_layer": 1 << 20}, ModelFileError, "n_layer 1048576"),
     "no ffn": ("gpt2", {"n_inner": 0}, ModelFileError, "ffn = 0"),
     "no positions": ("gpt2", {"n_positions": 0}, ModelFileError, "context = 0"),
     "eps 0": ("gpt2", {"layer_norm_epsilon": 0}, ModelFileError, "norm_eps"),

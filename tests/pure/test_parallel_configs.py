@@ -42,9 +42,9 @@ BAD = {  # name: (base config, changes, error, words in its message)
         "bloom", {"apply_residual_connection_post_layernorm": True}, Unsupported, "post_layernorm",
     ),
     "bloom: other width": ("bloom", {"n_inner": 100}, Unsupported, "n_inner = 100.*384 is"),
-    "bloom: heads do not divide": ("bloom", {"n_head": 7}, ModelFileError, "attention_heads 7"),
-    "bloom: no heads": ("bloom", {"n_head": 0}, ModelFileError, "num_attention_heads 0"),
-    "bloom: layers is text": ("bloom", {"n_layer": "3"}, ModelFileError, "num_hidden_layers must be an integer"),
+    "bloom: heads do not divide": ("bloom", {"n_head": 7}, ModelFileError, "n_head 7"),
+    "bloom: no heads": ("bloom", {"n_head": 0}, ModelFileError, "n_head 0"),
+    "bloom: layers is text": ("bloom", {"n_layer": "3"}, ModelFileError, "n_layer must be an integer"),
     "bloom: rope": ("bloom", {"rope_theta": 1e4}, Unsupported, "rope_theta"),
     "bloom: two sizes": ("bloom80", {"hidden_size": 96}, ModelFileError, "n_embed = 240, but hidden_size = 96"),
 }  # fmt: skip

@@ -99,6 +99,15 @@ PUBLISHED = {  # name: (config, millions of parameters)
         "n_layer": 12, "n_positions": 1024, "vocab_size": 50257,
         "task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}},
     }, 124),
+    "gpt2-medium": ({
+        **_GPT2, "model_type": "gpt2", "activation_function": "gelu_new", "n_ctx": 1024, "n_embd": 1024, "n_head": 16,
+        "n_layer": 24, "n_positions": 1024, "n_special": 0, "predict_special_tokens": True, "vocab_size": 50257,
+    }, 355),
+    "distilgpt2": ({
+        **_GPT2, "model_type": "gpt2", "_num_labels": 1, "activation_function": "gelu_new", "n_ctx": 1024,
+        "n_embd": 768, "n_head": 12, "n_layer": 6, "n_positions": 1024, "vocab_size": 50257,
+        "id2label": {"0": "LABEL_0"}, "label2id": {"LABEL_0": 0},
+    }, 82),
     "starcoder": ({
         **_GPT2, "model_type": "gpt_bigcode", "activation_function": "gelu", "attention_softmax_in_fp32": True,
         "inference_runner": 0, "max_batch_size": None, "max_sequence_length": None, "multi_query": True,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine.load import Opened, batch_limits, engine_info, find, program_of, tokenizer_of
 from ridgeline.engine.records import pages_needed
-from ridgeline.errors import RidgelineError
+from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
 from ridgeline.program.ir import Program
@@ -107,8 +107,7 @@ def inspect(config: EngineConfig, contexts: Sequence[int] = ()) -> Inspection:
         seen.running = _running(program, backend.name)
         if tokenizer:
             opened = Opened(config.model, checkpoint, program, tokenizer, backend)
-            listed = contexts or _usual_contexts(checkpoint.config.context)
-            seen.memory = seen.attempt("memory", lambda: _memory(opened, config, listed)) or []
+            seen.memory = seen.attempt("memory", lambda: _memory(opened, config, contexts)) or []
     return seen
 
 
@@ -171,12 +170,14 @@ def _usual_contexts(most: int) -> list[int]:
     return [*steps, most]
 
 
-def _memory(opened: Opened, config: EngineConfig, contexts: Iterable[int]) -> list[Memory]:
+def _memory(opened: Opened, config: EngineConfig, contexts: Sequence[int]) -> list[Memory]:
     """KV as admission books it: whole pages, and for windows the step's tokens beside the window."""
-    limits = batch_limits(opened.config, config)
+    limits, most = batch_limits(opened.config, config), config.context or opened.config.context
+    if max(contexts, default=0) > most:
+        raise ConfigError(f"--at {max(contexts)} is over the context of {most}")
     info = engine_info(opened, limits, 0, config, 0.0)
     fixed = info.weight_bytes + sum(plan_memory(e, limits).nbytes for e in opened.program.entries.values())
-    kv = [(c, pages_needed(info, c) * info.page_bytes) for c in contexts]
+    kv = [(c, pages_needed(info, c) * info.page_bytes) for c in contexts or _usual_contexts(most)]
     return [Memory(c, nbytes, fixed + nbytes) for c, nbytes in kv]
 
 

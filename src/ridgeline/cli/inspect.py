@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ridgeline.cli.options import ENGINE, AsJson, takes
-from ridgeline.cli.output import emit_json, size, table
+from ridgeline.cli.output import emit_json, printable, size, table
 from ridgeline.config import EngineConfig
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ def inspect(
 
 
 def _print(seen: Inspection) -> None:
-    typer.echo(f"{seen.model} ({seen.kind}): {seen.path}")
+    typer.echo(printable(f"{seen.model} ({seen.kind}): {seen.path}"))
     if seen.config:
         typer.echo("\n".join(_architecture(seen.config)))
     if seen.tensors:
@@ -62,7 +62,7 @@ def _print(seen: Inspection) -> None:
         typer.echo(f"tokenizer: {t['tokens']} tokens, {bos}; a reply ends at {ends}")
     typer.echo(_template(seen))
     for problem in seen.problems:
-        typer.echo(f"cannot run ({problem.part}, {problem.error}): {problem.why}")
+        typer.echo(printable(f"cannot run ({problem.part}, {problem.error}): {problem.why}"))
     if not seen.problems:
         typer.echo("runs with these settings")
 

@@ -28,14 +28,20 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> 
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
     for i, column in enumerate(columns):
         made.add_column(column, justify="right" if i else "left", no_wrap=True)
     for row in rows:
-        made.add_row(*row)
+        made.add_row(*(Text(printable(cell)) for cell in row))
     console = Console()
     Console(width=console.width if console.is_terminal else 200).print(made)
+
+
+def printable(text: str) -> str:
+    """`text` without what could steer a terminal: names in files are anybody's."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 @contextmanager

@@ -11,10 +11,13 @@ from ridgeline.config import CacheConfig
 
 
 def pull(model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a Hub id.")]) -> None:
-    """Fetch a model's files into the cache and print where they are."""
+    """Fetch a model's files into the cache and print where they are, and an alias's licence."""
     from ridgeline.weights import hub
+    from ridgeline.weights.aliases import ALIASES
 
     with download_bar(model) as progress:
         path = hub.resolve(model, cache=CacheConfig.from_env().path, progress=progress).path
     files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
     typer.echo(f"{path} ({size(sum(p.stat().st_size for p in files))})")
+    if model in ALIASES:
+        typer.echo(f"licence: {ALIASES[model].license}")

@@ -15,7 +15,7 @@ from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.errors import ConfigError
 from ridgeline.models import build
-from ridgeline.models.config import ModelConfig
+from ridgeline.models.config import ModelConfig, for_context
 from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
 from ridgeline.program.batch import BatchLayout, Limits, StepResult
@@ -84,7 +84,7 @@ def program_of(checkpoint: Checkpoint, config: EngineConfig) -> tuple[Program, B
     backend = get_backend(config)
     int8 = backend.int8_formats if config.activations == "int8" else ()
     listed = pipeline.passes(checkpoint.format_of, config.kv_format, held_as=backend.held_as, int8_formats=int8)
-    program = build(checkpoint.config)
+    program = build(for_context(checkpoint.config, config.context))
     checkpoint.check_all_used(program.weights.values())
     return pipeline.run(program, listed), backend
 

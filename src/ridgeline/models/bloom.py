@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ridgeline.models import settings
 from ridgeline.models.config import ModelConfig
 from ridgeline.models.decoder import forward, logits
 from ridgeline.models.header import Header, decoder
 from ridgeline.models.keys import Keys
-from ridgeline.models.llama import head_width, sizes
 
 __all__ = ["forward", "from_gguf", "from_hf", "logits"]
 
@@ -23,24 +23,20 @@ _UNUSED = (  # of training, and of how its parallel parts add up
 
 def from_hf(k: Keys, name: str) -> ModelConfig:
     k.rename(n_embed="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
+    k.rename(seq_length="max_position_embeddings")  # of training: nothing else bounds the context
     k.skip(_UNUSED)
-    hidden, heads, layers = sizes(k)
+    fields = settings.decoder(k, context=2048, tied=True)
+    hidden = fields["hidden"]
     k.only(apply_residual_connection_post_layernorm=False, n_inner=4 * hidden)
     return ModelConfig(
-        vocab=k.integer("vocab_size"),
-        hidden=hidden,
-        layers=layers,
-        n_heads=heads,
-        n_kv_heads=heads,
-        head_dim=head_width(k, hidden, heads),
+        n_kv_heads=fields["n_heads"],
         ffn=4 * hidden,
         norm_eps=k.number("layer_norm_epsilon", 1e-5),
-        context=k.integer("seq_length", 2048),  # of training: nothing else bounds it
-        tied=k.flag("tie_word_embeddings", True),
         qkv_bias=True,
         o_bias=True,
         mlp_bias=True,
         **_shape(name),
+        **fields,
     )
 
 

@@ -1,18 +1,21 @@
 """ModelConfig: what a model function needs to know of a checkpoint, and what is derived from it.
 
-Reading it from files lives with each family; hf.py and gguf.py hold what the families share.
+Reading it from files lives with each family; settings.py (config.json), header.py (GGUF) and rope.py hold what the
+families share there.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ridgeline.errors import ModelFileError
 from ridgeline.program.ir import State
 
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
+_MOST = 1e12  # settings of rope beyond it, or below its inverse, are no model's and overflow
+_WIDEST = {"n_heads": 1 << 14, "n_kv_heads": 1 << 14, "head_dim": 1 << 14}  # lists as long are made of them
 RESIDUALS = ("sequential", "parallel", "sandwich")
 GELUS = {  # Hugging Face's names of an activation -> ours
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
@@ -38,20 +41,23 @@ class Rope:
     beta_slow: float = 1.0
     attention_factor: float | None = None
     factors: tuple[float, ...] = ()
+    short_factors: tuple[float, ...] = ()  # LongRoPE's for contexts up to the original one; see `for_context`
 
     def __post_init__(self) -> None:
-        if not self.theta > 1:
-            raise ModelFileError(f"model config: rope theta must be over 1, is {self.theta}")
-        if not self.factor > 0:
-            raise ModelFileError(f"model config: rope factor must be positive, is {self.factor}")
+        if not 1 < self.theta < _MOST:
+            raise ModelFileError(f"model config: rope theta must be over 1 and usual, is {self.theta}")
+        for name in ("factor", "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow"):
+            value = getattr(self, name)
+            if not 1 / _MOST < value < _MOST:
+                raise ModelFileError(f"model config: rope {name} must be positive and usual, is {value}")
         if self.kind in ("llama3", "yarn") and self.original_context <= 0:
             raise ModelFileError(f"model config: rope's original context must be positive, is {self.original_context}")
-        if not 0 < self.low_freq_factor < self.high_freq_factor:
+        if not self.low_freq_factor < self.high_freq_factor:
             raise ModelFileError(
                 f"model config: rope low_freq_factor {self.low_freq_factor} must be below "
                 f"high_freq_factor {self.high_freq_factor}"
             )
-        if not 0 < self.beta_slow <= self.beta_fast:
+        if not self.beta_slow <= self.beta_fast:
             raise ModelFileError(
                 f"model config: rope beta_slow {self.beta_slow} must not be over beta_fast {self.beta_fast}"
             )
@@ -95,9 +101,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         for name in ("vocab", "hidden", "layers", "n_heads", "n_kv_heads", "head_dim", "ffn", "context"):
-            value = getattr(self, name)
-            if not 0 < value <= 1 << 24:
-                raise ModelFileError(f"model config: {name} = {value} is outside 1..{1 << 24}")
+            value, most = getattr(self, name), _WIDEST.get(name, 1 << 24)
+            if not 0 < value <= most:
+                raise ModelFileError(f"model config: {name} = {value} is outside 1..{most}")
         if self.layers > 1000:
             raise ModelFileError(f"model config: {self.layers} layers; at most 1000 are supported")
         if self.n_heads % self.n_kv_heads:
@@ -140,6 +146,13 @@ def state_of_layers(c: ModelConfig) -> list[tuple[State, int]]:
         placed.append((State(name, per_group, c.n_kv_heads, c.head_dim, window=w), layer))
         seen[w] += 1
     return placed
+
+
+def for_context(c: ModelConfig, context: int) -> ModelConfig:
+    """The config for a context that the user chose: LongRoPE takes its short factors up to the original context."""
+    if c.rope is None or not c.rope.short_factors or not 0 < context <= c.rope.original_context:
+        return c
+    return replace(c, rope=replace(c.rope, factors=c.rope.short_factors))
 
 
 def inv_freq(rope: Rope) -> tuple[float, ...]:

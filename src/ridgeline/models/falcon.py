@@ -10,11 +10,11 @@ from __future__ import annotations
 from typing import Any
 
 from ridgeline.errors import Unsupported
+from ridgeline.models import settings
 from ridgeline.models.config import GELUS, ModelConfig
 from ridgeline.models.decoder import forward, logits
 from ridgeline.models.header import Header, decoder
 from ridgeline.models.keys import Keys
-from ridgeline.models.llama import head_width, sizes
 from ridgeline.models.rope import rope_from_gguf, rope_from_hf
 
 __all__ = ["forward", "from_gguf", "from_hf", "logits"]
@@ -25,23 +25,16 @@ _TWO_NORMS = "falcon/two_norms"
 def from_hf(k: Keys, name: str) -> ModelConfig:
     k.rename(n_embed="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads", n_head_kv="num_kv_heads")
     k.skip("ff_factor")  # of ffn_hidden_size, which counts
-    hidden, heads, layers = sizes(k)
+    fields, alibi, biased = settings.decoder(k, context=2048, tied=True), k.flag("alibi", False), k.flag("bias", False)
+    hidden, heads, head_dim = fields["hidden"], fields["n_heads"], fields["head_dim"]
     k.only(apply_residual_connection_post_layernorm=False, head_dim=hidden // heads)
-    head_dim, alibi, biased = head_width(k, hidden, heads), k.flag("alibi", False), k.flag("bias", False)
     rope = rope_from_hf(k, head_dim)
     return ModelConfig(
         family=name,
-        vocab=k.integer("vocab_size"),
-        hidden=hidden,
-        layers=layers,
-        n_heads=heads,
-        head_dim=head_dim,
         ffn=k.integer("ffn_hidden_size", 4 * hidden),
         norm_eps=k.number("layer_norm_epsilon", 1e-5),
         rope=None if alibi else rope,
         alibi=head_dim**-0.5 if alibi else 0.0,
-        context=k.integer("max_position_embeddings", 2048),
-        tied=k.flag("tie_word_embeddings", True),
         qkv_bias=biased,
         o_bias=biased,
         mlp_bias=biased,
@@ -49,17 +42,20 @@ def from_hf(k: Keys, name: str) -> ModelConfig:
         gated=False,
         activation=GELUS[k.choice("activation", GELUS, "gelu")],
         **_decoder(k, heads),
+        **fields,
     )
 
 
 def from_gguf(h: Header, name: str) -> ModelConfig:
-    """What files of 7B, 40B, 180B and 11B say: there are none of RW."""
+    """What files of 7B, 40B, 180B and 11B say: there are none of RW. They leave out the rope base, which 11B has its
+    own of."""
     h.keys.only(tensor_data_layout="jploski")  # all of q, then k, then v
     fields = decoder(h, "attention.layer_norm_epsilon")
     two = "blk.0.attn_norm_2.weight" in h.tensors
+    eleven = not two and (fields["hidden"], fields["layers"], fields["n_kv_heads"]) == (4096, 60, 8)
     return ModelConfig(
         family=name,
-        rope=rope_from_gguf(h, fields["head_dim"]),
+        rope=rope_from_gguf(h, fields["head_dim"], 500042.0 if eleven else 10000.0),
         norm="layer",
         gated=False,
         activation="gelu",

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 
 from ridgeline.errors import ModelFileError
+from ridgeline.models import settings
 from ridgeline.models.config import ModelConfig, Rope
 from ridgeline.models.decoder import forward, logits
 from ridgeline.models.header import Header, decoder
 from ridgeline.models.keys import Keys
-from ridgeline.models.llama import layer_types, sizes
 from ridgeline.models.rope import ROPE_KINDS, rope_from_gguf, rope_from_hf, scaled_rope
 
 __all__ = ["forward", "from_gguf", "from_hf", "logits"]
@@ -29,28 +29,20 @@ def from_hf(k: Keys, name: str) -> ModelConfig:
     k.skip("hidden_act cache_implementation")
     k.only(hidden_activation="gelu_pytorch_tanh")
     k.only(attention_bias=False, use_bidirectional_attention=False)
-    hidden, heads, layers = sizes(k)
-    head_dim = k.integer("head_dim", 256)
-    rope, local_rope = _ropes(k, name, head_dim)
+    fields = settings.decoder(k, context=None, tied=True, head_dim=256)
+    rope, local_rope = _ropes(k, name, fields["head_dim"])
     return ModelConfig(
         family=name,
-        vocab=k.integer("vocab_size"),
-        hidden=hidden,
-        layers=layers,
-        n_heads=heads,
         n_kv_heads=k.integer("num_key_value_heads"),
-        head_dim=head_dim,
         ffn=k.integer("intermediate_size"),
         norm_eps=k.number("rms_norm_eps", 1e-6),
         rope=rope,
         local_rope=local_rope,
-        context=k.integer("max_position_embeddings"),
-        tied=k.flag("tie_word_embeddings", True),
-        windows=_windows(k, name, layers),
+        windows=_windows(k, name, fields["layers"]),
         attention_scale=0.0 if name == "gemma" else k.positive("query_pre_attn_scalar", 256) ** -0.5,
-        attention_softcap=k.number("attn_logit_softcapping", 0.0) if name != "gemma" else 0.0,
-        logit_softcap=k.number("final_logit_softcapping", 0.0) if name != "gemma" else 0.0,
-        **_shape(name, hidden),
+        **_caps(k, name),
+        **_shape(name, fields["hidden"]),
+        **fields,
     )
 
 
@@ -83,6 +75,17 @@ def _shape(name: str, hidden: int) -> dict[str, Any]:
     }
 
 
+def _caps(k: Keys, name: str) -> dict[str, float]:
+    """Soft caps. Gemma 2's are on where the keys are missing, off where they say null; Gemma 3 has none on scores."""
+    if name == "gemma":
+        return {}
+    if name == "gemma3_text":
+        k.only(attn_logit_softcapping=None)
+        return {"logit_softcap": k.number("final_logit_softcapping", 0.0)}
+    keys = {"attention_softcap": ("attn_logit_softcapping", 50.0), "logit_softcap": ("final_logit_softcapping", 30.0)}
+    return {field: k.number(key, 0.0 if key in k.data else usual) for field, (key, usual) in keys.items()}
+
+
 def _ropes(k: Keys, name: str, head_dim: int) -> tuple[Rope, Rope | None]:
     """The rope of global layers, and of local ones: two objects in new configs, rope_local_base_freq in old ones."""
     if name != "gemma3_text":
@@ -104,12 +107,10 @@ def _windows(k: Keys, name: str, layers: int) -> tuple[int, ...]:
     every = _PATTERN[name]
     if every == 1:
         return ()
-    window = k.integer("sliding_window", 4096)
-    if window <= 0:
-        raise k.wrong("sliding_window", f"must be positive, is {window}")
+    window = settings.window(k, 4096)
     k.skip("_sliding_window_pattern")
     every = k.integer("sliding_window_pattern", k.data.get("_sliding_window_pattern") or every)
-    local = layer_types(k, layers)
+    local = settings.layer_types(k, layers)
     return _alternating(window, every, layers) if local is None else tuple(window if x else 0 for x in local)
 
 

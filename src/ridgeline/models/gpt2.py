@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ridgeline.errors import ModelFileError, Unsupported
+from ridgeline.errors import Unsupported
+from ridgeline.models import settings
 from ridgeline.models.config import GELUS, ModelConfig
 from ridgeline.models.decoder import forward, logits
 from ridgeline.models.header import Header, decoder
@@ -17,6 +18,7 @@ __all__ = ["forward", "from_gguf", "from_hf", "logits"]
 
 _UNUSED = (  # of heads that are not for language, of how float16 is trained, of a serving stack of the time
     "n_ctx summary_type summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout "
+    "predict_special_tokens n_special "
     "reorder_and_upcast_attn attention_softmax_in_fp32 scale_attention_softmax_in_fp32 inference_runner "
     "max_batch_size max_sequence_length pad_key_length pre_allocate_kv_cache validate_runner_input"
 )
@@ -25,26 +27,23 @@ _UNUSED = (  # of heads that are not for language, of how float16 is trained, of
 def from_hf(k: Keys, name: str) -> ModelConfig:
     k.skip(_UNUSED)
     k.only(scale_attn_weights=True, scale_attn_by_inverse_layer_idx=False, add_cross_attention=False)
-    hidden, heads = k.integer("n_embd"), k.integer("n_head")
-    if not 0 < heads <= hidden or hidden % heads:
-        raise ModelFileError(f"{k.where}: n_embd {hidden} is not a multiple of n_head {heads}")
-    shared = name == "gpt_bigcode" and k.flag("multi_query", True)
+    k.rename(n_embd="hidden_size", n_layer="num_hidden_layers", n_head="num_attention_heads")
+    k.rename(n_positions="max_position_embeddings", n_inner="intermediate_size")
+    fields = settings.decoder(k, context=1024, tied=True)
+    heads = fields["n_heads"]
+    kv_heads = 1 if name == "gpt_bigcode" and k.flag("multi_query", True) else heads
+    if name == "gpt_bigcode":
+        k.only(num_key_value_heads=kv_heads)
     default = "gelu_new" if name == "gpt2" else "gelu_pytorch_tanh"
     return ModelConfig(
-        vocab=k.integer("vocab_size"),
-        hidden=hidden,
-        layers=k.integer("n_layer"),
-        n_heads=heads,
-        n_kv_heads=1 if shared else heads,
-        head_dim=hidden // heads,
-        ffn=k.integer("n_inner", 4 * hidden),
+        n_kv_heads=kv_heads,
+        ffn=k.integer("intermediate_size", 4 * fields["hidden"]),
         norm_eps=k.number("layer_norm_epsilon", 1e-5),
-        context=k.integer("n_positions", 1024),
-        tied=k.flag("tie_word_embeddings", True),
         qkv_bias=True,
         o_bias=True,
         mlp_bias=True,
         **_shape(name, GELUS[k.choice("activation_function", GELUS, default)]),
+        **fields,
     )
 
 

@@ -32,6 +32,8 @@ def decoder(h: Header, eps: str = "attention.layer_norm_rms_epsilon") -> dict[st
     if "attention.key_length" not in k and hidden % heads:
         raise ModelFileError(f"{k.label('embedding_length')} {hidden} is not a multiple of head_count {heads}")
     head_dim = k.integer("attention.key_length", hidden // heads)
+    if head_dim <= 0:
+        raise k.wrong("attention.key_length", f"must be positive, is {head_dim}")
     if k.integer("attention.value_length", head_dim) != head_dim:
         raise Unsupported(f"{k.label('attention.value_length')} differs from key_length; not supported")
     return {

@@ -20,6 +20,7 @@ class Keys:
     def __init__(self, data: Mapping[str, Any], where: str, prefix: str = "") -> None:
         self.data, self.where, self.prefix = data, where, prefix
         self._read: set[str] = set()
+        self._spelled: dict[str, str] = {}
 
     def __contains__(self, key: str) -> bool:
         return self.data.get(key) is not None
@@ -60,6 +61,8 @@ class Keys:
         """Read keys that a file spells as of old under their current names. ModelFileError: it has both, and they
         differ."""
         for old, new in current.items():
+            if new not in self:
+                self._spelled[new] = old
             if old in self:
                 if self.data.get(new, self.data[old]) not in (None, self.data[old]):
                     raise self.wrong(old, f"= {self.data[old]!r:.80}, but {new} = {self.data[new]!r:.80}")
@@ -70,7 +73,7 @@ class Keys:
         """Keys that, where present, must have the one value that is built."""
         for key, value in values.items():
             got = self.get(key, value)
-            if got != value:
+            if hasattr(got, "ndim") or got != value:
                 raise Unsupported(f"{self.label(key)} = {got!r:.80} is not supported; {value!r} is")
 
     def skip(self, names: str) -> None:
@@ -89,7 +92,8 @@ class Keys:
         for key, value in self.data.items():
             if key not in self._read and (hasattr(value, "ndim") or value):
                 raise Unsupported(
-                    f"{self.where}: key {self.prefix}{key!s:.80} = {value!r:.80} is not understood for {what}"
+                    f"{self.where}: key {self.prefix}{key!s:.80} = {value!r:.80} is not understood for {what}; "
+                    "remove it if it does not change what the model computes"
                 )
 
     def _checked(self, key: str, value: Any, kinds: tuple[type, ...], words: str) -> Any:
@@ -102,5 +106,9 @@ class Keys:
     def wrong(self, key: str, problem: str) -> ModelFileError:
         return ModelFileError(f"{self.label(key)} {problem}")
 
+    def name(self, key: str) -> str:
+        """The key as the file spells it."""
+        return f"{self.prefix}{self._spelled.get(key, key)}"
+
     def label(self, key: str) -> str:
-        return f"{self.where}: {self.prefix}{key}"
+        return f"{self.where}: {self.name(key)}"

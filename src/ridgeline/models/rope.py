@@ -62,6 +62,8 @@ def _longrope(r: Keys, k: Keys, count: int) -> dict[str, Any]:
     short, long = (_factors(r.get(key), count, r.label(key)) for key in ("short_factor", "long_factor"))
     return {
         "factors": long if context > original else short,
+        "short_factors": short,
+        "original_context": original,
         "attention_factor": r.positive("attention_factor", temperature),
     }
 
@@ -101,6 +103,11 @@ def longrope_from_gguf(h: Header, head_dim: int) -> Rope:
         return rope_from_gguf(h, head_dim)
     k.choice("rope.scaling.type", ("longrope",), "longrope")
     theta, dims = k.number("rope.freq_base", 10000.0), k.integer("rope.dimension_count", head_dim)
-    name = f"rope_factors_{'long' if context > original else 'short'}.weight"
-    factors = _factors(h.vector(name), dims // 2, f"{k.where}: {name}")
-    return Rope(theta, dims, factors=factors, attention_factor=k.positive("rope.scaling.attn_factor"))
+    long, short = (
+        _factors(h.vector(name), dims // 2, f"{k.where}: {name}")
+        for name in ("rope_factors_long.weight", "rope_factors_short.weight")
+    )
+    return Rope(
+        theta, dims, factors=long if context > original else short, short_factors=short, original_context=original,
+        attention_factor=k.positive("rope.scaling.attn_factor"),
+    )  # fmt: skip

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+from ridgeline.models import settings
 from ridgeline.models.config import GELUS, ModelConfig
 from ridgeline.models.decoder import forward, logits
 from ridgeline.models.header import Header, decoder, windows
 from ridgeline.models.keys import Keys
-from ridgeline.models.llama import head_width, one_window, sizes
 from ridgeline.models.rope import rope_from_gguf, rope_from_hf
 
 __all__ = ["forward", "from_gguf", "from_hf", "logits"]
@@ -22,26 +22,18 @@ def from_hf(k: Keys, name: str) -> ModelConfig:
         "activation_function layer_norm_epsilon rms_norm_eps residual_dropout embedding_dropout "
         "attention_softmax_in_fp32 scale_attention_softmax_in_fp32"
     )
-    hidden, heads, layers = sizes(k)
-    head_dim = head_width(k, hidden, heads)
-    biased = k.flag("use_bias", True)
+    fields, biased = settings.decoder(k, context=4096, tied=True), k.flag("use_bias", True)
     return ModelConfig(
-        vocab=k.integer("vocab_size"),
-        hidden=hidden,
-        layers=layers,
-        n_heads=heads,
         n_kv_heads=k.integer("num_key_value_heads", 2),
-        head_dim=head_dim,
         ffn=k.integer("intermediate_size"),
         norm_eps=k.number("norm_epsilon", 1e-5),
-        rope=rope_from_hf(k, head_dim),
-        context=k.integer("max_position_embeddings", 4096),
-        tied=k.flag("tie_word_embeddings", True),
+        rope=rope_from_hf(k, fields["head_dim"]),
         qkv_bias=biased,
         o_bias=biased,
         mlp_bias=biased,
-        windows=one_window(k, layers),
+        windows=settings.one_window(k, fields["layers"]),
         **_shape(name, GELUS[k.choice("hidden_act", GELUS, "gelu_pytorch_tanh")]),
+        **fields,
     )
 
 

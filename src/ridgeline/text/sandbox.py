@@ -258,6 +258,8 @@ FILTER_BOUNDS: dict[str, Bound] = {
     "join": lambda budget, value, d="", attribute=None: _joined(budget, value, d, attribute),
     "list": _listing,
     "map": _listing,
+    "max": _listing,
+    "min": _listing,
     "reject": _listing,
     "rejectattr": _listing,
     "replace": lambda budget, s, old, new, count=None: _replaced(budget, s, old, new),

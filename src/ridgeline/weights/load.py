@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from ridgeline.weights.layout import arrange, stored_shape, take, vector
 from ridgeline.weights.source import GGUFSource, Raw, SafetensorsSource, WeightSource
 
 _MAX_JSON = 16 << 20
+_COMPARED = 1 << 12  # rows at a time
 _SPARE = ("rope_freqs.weight", "rotary_emb.inv_freq")  # read with the config, or computed from it
 _KINDS = {"hf": HF, "gguf": GGUF}
 
@@ -44,7 +45,7 @@ class Checkpoint:
     def format_of(self, w: Weight) -> str:
         """Stored format of a declared weight; vectors are held in float32. Its shape is checked here, from the
         header: before anything is read, and while each weight is still one tensor."""
-        stored = self._stored(w.parts[0])
+        stored = self.stored(w.parts[0])
         info = self.source.info(stored)
         wanted = self._stored_shape(w)
         if len(w.parts) == 1 and not w.rows and w.columns is None and info.shape != wanted:
@@ -53,7 +54,7 @@ class Checkpoint:
 
     def check_all_used(self, declared: Iterable[Weight]) -> None:
         """Refuse a file with a tensor that no declared weight reads: the model has a part that is not computed."""
-        used = {self._stored(part) for w in declared for part in w.parts}
+        used = {self.stored(part) for w in declared for part in w.parts}
         spare = _SPARE if self.kind == "random" else (*_SPARE, *names_of(self.config).spare)
         spare = (*spare, "lm_head.weight") if self.config.tied else spare  # a tied head that is stored all the same
         left = [name for name in self.source.names() if name not in used and not name.endswith(spare)]
@@ -71,13 +72,13 @@ class Checkpoint:
             data = pieces[0].data if len(pieces) == 1 else np.concatenate([p.data for p in pieces])
             whole = Raw(pieces[0].format, (len(data), w.shape[1]), data)
         if whole.shape != w.shape:
-            raise self._misfit(", ".join(self._stored(p) for p in w.parts), whole.shape, w.shape)
+            raise self._misfit(", ".join(self.stored(p) for p in w.parts), whole.shape, w.shape)
         return whole
 
     def _misfit(self, stored: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> ModelFileError:
         return ModelFileError(f"{self.where}: {stored} has shape {got}; the config asks for {wanted}")
 
-    def _stored(self, part: str) -> str:
+    def stored(self, part: str) -> str:
         """The file's name of a weight, with or without the prefix that files of the bare model leave out."""
         if self.kind == "random":
             return part
@@ -97,9 +98,9 @@ class Checkpoint:
 
     def _part(self, w: Weight, index: int) -> Raw:
         part = w.parts[index]
-        raw = self.source.read(self._stored(part))
+        raw = self.source.read(self.stored(part))
         if len(raw.shape) != len(w.shape):
-            raise self._misfit(self._stored(part), raw.shape, w.shape)
+            raise self._misfit(self.stored(part), raw.shape, w.shape)
         if self.kind != "random":
             raw = arrange(self.config, part, _KINDS[self.kind], raw)
         if w.rows:
@@ -107,7 +108,7 @@ class Checkpoint:
         if w.columns is not None:
             raw = _columns(raw, *w.columns)
         if raw.shape[1:] != w.shape[1:]:
-            raise self._misfit(self._stored(part), raw.shape, w.shape)
+            raise self._misfit(self.stored(part), raw.shape, w.shape)
         return raw
 
 
@@ -119,9 +120,11 @@ def _columns(raw: Raw, start: int, stop: int) -> Raw:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Read a `.gguf` file's header, or a directory's config.json, and check it; no tensor is read."""
+    """Read a `.gguf` file's header, or a directory's config.json, and check it. No tensor is read, but for a head that
+    lies beside the embedding it should be tied to."""
     if path.is_dir():
-        return Checkpoint(from_hf(read_json(path / "config.json")), SafetensorsSource(path), "hf", str(path), {})
+        config = from_hf(read_json(path / "config.json"))
+        return _untied(Checkpoint(config, SafetensorsSource(path), "hf", str(path), {}))
     file = GGUFFile(path)
     source = GGUFSource(file)
 
@@ -133,6 +136,23 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
     config = from_gguf(file.metadata, file.tensors.keys(), values, str(path))
     return Checkpoint(config, source, "gguf", str(path), file.metadata)
+
+
+def _untied(checkpoint: Checkpoint) -> Checkpoint:
+    """A config that ties the head counts only if no other head is stored, as in transformers."""
+    head, table = (checkpoint.stored(name) for name in ("head.weight", "embed.weight"))
+    stored = set(checkpoint.source.names())
+    if not checkpoint.config.tied or head not in stored or table not in stored:
+        return checkpoint
+    one, other = (checkpoint.source.info(name) for name in (head, table))
+    if one == other and _same_rows(checkpoint.source, head, table, one.shape[0]):
+        return checkpoint
+    return replace(checkpoint, config=replace(checkpoint.config, tied=False))
+
+
+def _same_rows(source: WeightSource, one: str, other: str, rows: int) -> bool:
+    parts = (slice(at, at + _COMPARED) for at in range(0, rows, _COMPARED))
+    return all(np.array_equal(source.read(one, part).data, source.read(other, part).data) for part in parts)
 
 
 def read_json(path: Path) -> Mapping[str, Any]:

@@ -15,9 +15,9 @@ from ridgeline.errors import ModelFileError, ModelNotFound
 
 def map_file(path: Path) -> mmap.mmap | bytes:
     """The file's bytes (`b""` when it is empty, which cannot be mapped); typed errors name the path."""
-    if not path.is_file():
-        raise ModelNotFound(f"{path} is not a file")
     try:
+        if not path.is_file():
+            raise ModelNotFound(f"{path} is not a file")
         with path.open("rb") as f:
             if f.seek(0, 2) == 0:
                 return b""

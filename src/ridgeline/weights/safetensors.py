@@ -20,7 +20,7 @@ from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import U8
 from ridgeline.weights.mapped import map_file
 
-MAX_HEADER = 100_000_000
+MAX_HEADER = 32 << 20  # real ones stay below 16 MB; Python objects cost up to 36 bytes per byte of JSON
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
@@ -74,7 +74,10 @@ class SafetensorsFile:
         fmt = _FORMAT_OF_DTYPE.get(dtype)
         if fmt and math.prod(shape) * fmt.block_bytes != end - begin:
             raise self._error(f"tensor {name!r} {tuple(shape)} of {dtype} does not take {end - begin} bytes")
-        return SafetensorsTensor(name, tuple(shape), fmt.name if fmt else dtype.lower(), base + begin, end - begin)
+        stored = fmt.name if fmt else dtype.lower()
+        if fmt is None and stored in FORMATS:  # a format of ours that this file type does not have: sizes unchecked
+            raise self._error(f"tensor {name!r} has the dtype {dtype!r}")
+        return SafetensorsTensor(name, tuple(shape), stored, base + begin, end - begin)
 
     def _check_overlap(self) -> None:
         end, before = 0, ""
@@ -151,4 +154,6 @@ def _all_sizes(value: Any) -> bool:
 
 
 def _is_plain(name: str) -> bool:
-    return name.endswith(".safetensors") and name.isprintable() and not set(name) & set("/\\:")
+    """A name that a file can have (at most 255 bytes) and that stays in its folder."""
+    printable = name.endswith(".safetensors") and name.isprintable() and not set(name) & set("/\\:")
+    return printable and len(name.encode()) <= 255
