@@ -2,7 +2,8 @@
 
 SentencePiece vocabularies against sentencepiece itself, given the same pieces: Gemma 3's, one that sentencepiece has
 trained here, and random ones full of ties. SmolLM2's byte-level BPE against GPT-2's published algorithm, run on the
-`regex` package, and against transformers' own conversion of the file.
+`regex` package, and against transformers' own conversion of the file. Where each pre-tokenizer cuts, against the
+family's published pattern on the same package.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import pytest
 import texts
 import vocabularies
 from ridgeline.errors import RidgelineError
+from ridgeline.text import bpe
 from ridgeline.text.bpe import ALPHABET
 from ridgeline.text.tokenizer import Tokenizer, from_gguf
 from ridgeline.weights import hub
@@ -164,6 +166,82 @@ def test_adversarial_vocabularies_equal_sentencepiece():
         theirs = sentencepiece_model(pieces, prefix)
         for text in [vocabularies.random_text(rng) for _ in range(10)]:
             assert raw(tokenizer)(text) == theirs.encode(text), (pieces[259:], text, prefix)
+
+
+# --- where byte-level families cut ---
+
+GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+O200K = "|".join(
+    [
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?",
+        r"\p{N}{1,3}",
+        r" ?[^\s\p{L}\p{N}]+[\r\n/]*",
+        r"\s*[\r\n]+",
+        r"\s+(?!\S)",
+        r"\s+",
+    ]
+)
+BLOOM = r"(?V1) ?[^(\s|[.,!?…。，、।۔،])]+"  # one class inside another
+# Each row: patterns that cut in turn (what one has cut, the next cuts further), then one on the spelled bytes.
+PUBLISHED: dict[str, tuple[list[str], str]] = {
+    **dict.fromkeys(["default", "gpt-2", "phi-2", "gpt-neox", "mpt", "olmo"], ([GPT2], "")),
+    **dict.fromkeys(["smollm", "starcoder", "refact"], ([r"\p{N}", GPT2], "")),
+    **dict.fromkeys(["llama-bpe", "llama3", "llama-v3", "dbrx"], ([LLAMA3], "")),
+    "gpt-4o": ([O200K], ""),
+    "qwen2": ([LLAMA3.replace("{1,3}", "")], ""),
+    "tekken": ([TEKKEN], ""),
+    "bloom": ([BLOOM], ""),
+    "falcon": ([r"[\p{P}$+<=>^`|~]+", GPT2], r"[0-9]{3}|\p{N}+?(?=[0-9]{3})|\p{N}+"),
+}
+CASES = [
+    "it'S we'LL 'ſ 'ſx I'ſ\u212a d'D", "ǅungla ʰaʰ Aʰ ªBº", "e\u0301E\u0301 \u0301x", "a/\n//\r\nb", "(a|b) [c]. d, e",
+    "1234567 ½¾ 12½34567 ٣٤٥٦", "a\r\n\r\n  \n b \t", "x\xa0\xa0y\u2003 z", "$1,234.56+2=~`^|<b>", "м¼ €²³ Ø¹",
+]  # fmt: skip
+
+
+def cuts(pieces: list[str], pattern: Any) -> list[str]:
+    """Each piece cut into the matches of `pattern` and what lies between them."""
+    parts: list[str] = []
+    for piece in pieces:
+        at = 0
+        for match in pattern.finditer(piece):
+            parts += [piece[at : match.start()], match.group()]
+            at = match.end()
+        parts.append(piece[at:])
+    return [part for part in parts if part]
+
+
+def test_every_pre_tokenizer_has_its_published_pattern():
+    assert PUBLISHED.keys() == bpe.PRE_TOKENIZERS.keys()
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_cuts_equal_the_published_pattern(name):
+    regex = pytest.importorskip("regex")
+    in_turn, on_bytes = PUBLISHED[name]
+    patterns = [regex.compile(pattern) for pattern in in_turn]
+    backend = bpe.build({char: i for i, char in enumerate(ALPHABET)}, [], bpe.PRE_TOKENIZERS[name], [])
+    lines = [*CASES, *LINES[::10]]
+    for line in lines:
+        pieces = [line] if line else []
+        for pattern in patterns:
+            pieces = cuts(pieces, pattern)
+        spelled = ["".join(ALPHABET[byte] for byte in piece.encode()) for piece in pieces]
+        if on_bytes:
+            spelled = cuts(spelled, regex.compile(on_bytes))
+        ours = [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(line)]
+        assert ours == spelled, (name, line)
+    assert len(lines) > 2_000
 
 
 # --- byte-level BPE ---

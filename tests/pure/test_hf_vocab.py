@@ -11,9 +11,9 @@ import test_tokenizer
 import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers, processors
 
-from ridgeline.errors import ModelFileError, Unsupported
+from ridgeline.errors import InvalidRequest, ModelFileError, Unsupported
 from ridgeline.text.detokenize import Detokenizer
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 
@@ -53,6 +53,14 @@ def test_folder_configuration(tmp_path):
     assert from_dir(tmp_path).chat_template == "J"
 
 
+def test_ends_from_config_json_where_generation_config_is_silent(tmp_path):
+    for ends, expected in ((5, {5}), ([5, 6], {5, 6}), (10**6, set()), (None, set())):
+        write_folder(tmp_path, config={"eos_token_id": ends})
+        assert from_dir(tmp_path).eos_ids == expected
+    write_folder(tmp_path, config={"eos_token_id": 5}, generation_config={"eos_token_id": 6})
+    assert from_dir(tmp_path).eos_ids == {6}
+
+
 def test_folder_bos_habit_truncation_and_padding_of_the_file(tmp_path):
     write_folder(tmp_path, tokenizer_config={"bos_token": "<|im_start|>"})
     backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
@@ -76,6 +84,16 @@ def test_folder_bos_habit_truncation_and_padding_of_the_file(tmp_path):
         ("tokenizer_config.json", "{", ModelFileError, "tokenizer_config.json"),
         ("tokenizer_config.json", "[1]", ModelFileError, "tokenizer_config.json"),
         ("tokenizer_config.json", '{"chat_template": 7}', ModelFileError, "chat_template"),
+        ("tokenizer_config.json", '{"chat_template": [{"name": [1], "template": "T"}, 7]}', None, ""),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": [{"name": "x", "template": [1]}]}',
+            ModelFileError,
+            "chat_template",
+        ),
+        ("tokenizer_config.json", r'{"bos_token": "\ud800"}', ModelFileError, "tokenizer_config.json .*surrogate"),
+        ("tokenizer_config.json", r'{"eos_token": {"content": "\udfff"}}', ModelFileError, "surrogate"),
+        ("tokenizer_config.json", r'{"chat_template": "\ud800"}', ModelFileError, "surrogate"),
         ("tokenizer_config.json", "[" * 100_000, ModelFileError, "tokenizer_config.json"),
         ("generation_config.json", '{"eos_token_id": 99999999}', ModelFileError, "eos_token_id"),
         ("generation_config.json", '{"eos_token_id": "2"}', ModelFileError, "eos_token_id"),
@@ -85,8 +103,57 @@ def test_folder_bos_habit_truncation_and_padding_of_the_file(tmp_path):
 def test_broken_folders_are_refused_by_name(tmp_path, name, content, error, says):
     write_folder(tmp_path)
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    if error is None:
+        assert from_dir(tmp_path).chat_template is None
+        return
     with pytest.raises(error, match=says):
         from_dir(tmp_path)
+
+
+def test_added_tokens_that_are_no_text_are_refused(tmp_path):
+    source = (write_folder(tmp_path) / "tokenizer.json").read_text(encoding="utf-8")
+    (tmp_path / "tokenizer.json").write_text(source.replace("<tool>", r"\ud800"), encoding="utf-8")
+    with pytest.raises(ModelFileError, match="tokenizer.json"):
+        from_dir(tmp_path)
+
+
+# --- patterns that the package's regex engine gives up on: it panics ---
+
+HARD = "a" * 29 + "b"
+
+
+def test_text_that_the_files_own_pattern_gives_up_on_is_a_request_error(tmp_path):
+    backend = from_gguf(test_tokenizer.tiny())._backend._backend
+    hard = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
+    backend.pre_tokenizer = pre_tokenizers.Sequence([hard, pre_tokenizers.ByteLevel(False, use_regex=False)])
+    (tmp_path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    tokenizer = from_dir(tmp_path)
+    for parse_special in (True, False):
+        with pytest.raises(InvalidRequest, match="own tokenizer gives up"):
+            tokenizer.encode(HARD, add_special=False, parse_special=parse_special)
+    with pytest.raises(InvalidRequest, match="own tokenizer gives up"):
+        tokenizer.encode_with_offsets(HARD)
+    assert tokenizer.decode(tokenizer.encode("ab", add_special=False)) == "ab"
+
+
+def test_a_file_that_the_package_gives_up_on_is_a_file_error(tmp_path):
+    backend = from_gguf(test_tokenizer.tiny())._backend._backend
+    backend.normalizer = normalizers.Replace(Regex("(a+)+$"), "x")
+    source = json.loads(backend.to_str())
+    # An added token is normalised as the file is read.
+    entry = source["added_tokens"][-1]
+    source["added_tokens"].append(entry | {"id": entry["id"] + 1, "content": HARD, "normalized": True})
+    (tmp_path / "tokenizer.json").write_text(json.dumps(source), encoding="utf-8")
+    with pytest.raises(ModelFileError, match="tokenizer.json cannot be read"):
+        from_dir(tmp_path)
+
+
+def test_a_missing_unknown_token_is_a_request_error(tmp_path):
+    backend = tokenizers.Tokenizer(models.BPE({"a": 0}, [], unk_token="nowhere"))
+    backend.decoder = decoders.ByteLevel()
+    (tmp_path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    with pytest.raises(InvalidRequest, match="nowhere"):
+        from_dir(tmp_path).encode("b", add_special=False)
 
 
 def test_folder_without_tokenizer_and_other_vocabularies(tmp_path):

@@ -302,6 +302,7 @@ def changed(which: str, text: str | None = None, score: float = 0.0, kind: int =
         (metadata([*PIECES, *(("x" * 8000 + str(i), 0.0, NORMAL) for i in range(2200))]), ModelFileError, "characters"),
         (changed("a", text="x" * 10_000), ModelFileError, r"tokens\[259\]"),
         (metadata(PIECES, add_space_prefix="no"), ModelFileError, "add_space_prefix"),
+        (metadata(PIECES, add_space_prefix=np.array([1, 1])), ModelFileError, "add_space_prefix"),
         (metadata(PIECES, remove_extra_whitespaces=True), Unsupported, "remove_extra_whitespaces"),
         (metadata(PIECES, treat_whitespace_as_suffix=True), Unsupported, "treat_whitespace_as_suffix"),
         (metadata(PIECES, precompiled_charsmap=[1, 2]), Unsupported, "precompiled_charsmap"),

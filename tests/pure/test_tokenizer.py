@@ -161,6 +161,8 @@ def test_round_trip(tokenizer, text):
         ("falcon", "a.. it's 1234567", ["a", "..", " it", "'", "s", " ", "123", "456", "7"]),
         ("bloom", "It's 2 (or 3), yes!\n ok", ["It's", " 2", " (", "or", " 3", "),", " yes", "!\n", " ok"]),
         ("gpt-neox", "x 123 don'T", ["x", " 123", " don", "'", "T"]),
+        ("dbrx", "x 12345 don'T\n\n y", ["x", " ", "123", "45", " don", "'T", "\n\n", " y"]),
+        ("gpt-4o", "someCamelCase's 12345/\n", ["some", "Camel", "Case's", " ", "123", "45", "/\n"]),
     ],
 )
 def test_where_text_is_cut(pre, text, pieces):
@@ -295,6 +297,9 @@ def test_lone_surrogates_are_refused(tokenizer, text):
     [
         ({"model": "t5"}, Unsupported, "tokenizer.ggml.model = 't5'"),
         ({"model": None}, Unsupported, "tokenizer.ggml.model = None"),
+        ({"model": np.array([1, 2])}, Unsupported, "tokenizer.ggml.model"),
+        ({"model": np.array(["gpt2", "llama"])}, Unsupported, "tokenizer.ggml.model"),
+        ({"model": ["gpt2"]}, Unsupported, "tokenizer.ggml.model"),
         ({"pre": "no-such"}, Unsupported, "tokenizer.ggml.pre = 'no-such'"),
         ({"pre": None}, Unsupported, "tokenizer.ggml.pre"),
         ({"pre": ["smollm"]}, Unsupported, "tokenizer.ggml.pre"),
@@ -317,6 +322,9 @@ def test_lone_surrogates_are_refused(tokenizer, text):
         ({"eos_token_id": -1}, ModelFileError, "eos_token_id"),
         ({"eos_token_id": "2"}, ModelFileError, "eos_token_id"),
         ({"add_bos_token": "yes"}, ModelFileError, "add_bos_token"),
+        ({"add_bos_token": 1}, ModelFileError, "add_bos_token"),
+        ({"add_bos_token": np.array([1, 0])}, ModelFileError, "add_bos_token"),
+        ({"add_eos_token": np.array([True, False])}, ModelFileError, "add_eos_token"),
     ],
 )
 def test_hostile_metadata_is_refused_by_name(changes, error, says):

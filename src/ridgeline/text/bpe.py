@@ -56,6 +56,10 @@ _LLAMA3 = PreTokenizer(
 )
 _QWEN2 = PreTokenizer(split=_CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}" + _TAIL, normalize_nfc=True)
 _UPPER, _LOWER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_O200K = PreTokenizer(
+    split=rf"[^\r\n\p{{L}}\p{{N}}]?{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|[^\r\n\p{{L}}\p{{N}}]?{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 _NEOX = PreTokenizer(normalize_nfc=True)
 _BLOOM = PreTokenizer(split=r" ?[^(\s|[.,!?…。，、।۔،])]+")
 _TEKKEN = PreTokenizer(
@@ -76,6 +80,8 @@ PRE_TOKENIZERS: dict[str, PreTokenizer] = {
     "llama-bpe": _LLAMA3,
     "llama3": _LLAMA3,
     "llama-v3": _LLAMA3,
+    "dbrx": PreTokenizer(split=_LLAMA3.split),  # Phi-4 is stored under this name
+    "gpt-4o": _O200K,  # and Phi-4-mini under this one
     "qwen2": _QWEN2,
     "tekken": _TEKKEN,
     "falcon": PreTokenizer(falcon=True),

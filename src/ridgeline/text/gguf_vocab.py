@@ -21,15 +21,16 @@ _MAX_TOKENS = 1 << 20
 _MAX_MERGES = 1 << 21
 _MAX_TOKEN_CHARS = 1 << 13
 _MAX_CHARS = 1 << 24  # of a whole list: working memory is some thirty bytes for each
+_PHI3_NAMES = ("phi-3", "phi3")
+_PHI3_PLAIN = ("<unk>", "<s>", "<|endoftext|>")
 
 
 def read(metadata: Mapping[str, Any]) -> tuple[Backend, SpecialTokens]:
     """Backend and special tokens from GGUF key -> value. Errors as `tokenizer.from_gguf` says."""
     model = metadata.get("tokenizer.ggml.model")
-    if model == "gpt2":
-        return _byte_level(metadata)
-    if model == "llama":
-        return _sentencepiece(metadata)
+    readers = {"gpt2": _byte_level, "llama": _sentencepiece}
+    if isinstance(model, str) and model in readers:
+        return readers[model](metadata)
     raise Unsupported(
         f"tokenizer.ggml.model = {model!r:.80} is not built; byte-level BPE ('gpt2') and SentencePiece BPE "
         "('llama') are. For another kind use a Hugging Face folder with a BPE tokenizer.json"
@@ -66,9 +67,21 @@ def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, SpecialTokens]
     vocab = _by_text(texts)
     _check_pieces(vocab, kinds)
     prefix = _flag(metadata, "tokenizer.ggml.add_space_prefix", True)
-    backend = spm.SentencePiece(spm.Pieces(texts, _scores(metadata, len(tokens)), kinds, prefix))
+    pieces = spm.Pieces(texts, _scores(metadata, len(tokens)), kinds, prefix, _right_strip(metadata, tokens, kinds))
+    backend = spm.SentencePiece(pieces)
     control = _of_kind(tokens, kinds, spm.CONTROL) | _of_kind(tokens, kinds, spm.UNKNOWN)
     return backend, _special(metadata, tokens, (control, _of_kind(tokens, kinds, spm.USER_DEFINED)), True)
+
+
+def _right_strip(metadata: Mapping[str, Any], tokens: Sequence[str], kinds: Sequence[int]) -> frozenset[int]:
+    """The tokens that take the whitespace after them. A GGUF file cannot say so; Phi-3, whose tokenizer.json does, is
+    known by its architecture, or by its name, as other readers of these files know it."""
+    name, architecture = metadata.get("general.name"), metadata.get("general.architecture")
+    named_so = isinstance(name, str) and any(part in name.lower() for part in _PHI3_NAMES)
+    if not named_so and not (isinstance(architecture, str) and architecture == "phi3"):
+        return frozenset()
+    named = [token_id for token_id, kind in enumerate(kinds) if kind in (spm.CONTROL, spm.USER_DEFINED)]
+    return frozenset(token_id for token_id in named if tokens[token_id] not in _PHI3_PLAIN)
 
 
 def _check_pieces(vocab: Mapping[str, int], kinds: Sequence[int]) -> None:
@@ -199,6 +212,6 @@ def _token_id(metadata: Mapping[str, Any], key: str, size: int) -> int | None:
 
 def _flag(metadata: Mapping[str, Any], key: str, default: bool) -> bool:
     value = metadata.get(key, default)
-    if value not in (True, False):
+    if not isinstance(value, bool | np.bool_):
         raise ModelFileError(f"{key} is not a boolean")
     return bool(value)

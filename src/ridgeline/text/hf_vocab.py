@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 
 from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.text import spm
-from ridgeline.text.pipeline import BYTE_FALLBACK, BYTE_LEVEL, Pipeline, Spelling
+from ridgeline.text.pipeline import BYTE_FALLBACK, BYTE_LEVEL, Pipeline, Spelling, raising
 from ridgeline.text.vocab import Backend, SpecialTokens, turn_ends
 
 if TYPE_CHECKING:
     import tokenizers
 
-_MAX_FILE_BYTES = 256 << 20
+_MAX_FILE_BYTES = 64 << 20  # the largest real tokenizer.json have some 35 MB
+_MAX_SETTINGS_BYTES = 16 << 20  # of the files beside it; Python objects cost up to 32 bytes per byte of JSON
+_MAX_ID = 1 << 20
 _TO_SPACE = {"type": "Replace", "pattern": {"String": spm.SPACE}, "content": " "}
 _FROM_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": spm.SPACE}
 _PREFIX = {"type": "Prepend", "prepend": spm.SPACE}
@@ -45,18 +47,48 @@ def read(folder: Path) -> tuple[Backend, SpecialTokens]:
     source = _read(folder / "tokenizer.json")
     if source is None:
         raise ModelFileError(f"{folder.name} has no tokenizer.json")
-    try:
+    _check_ids(source)
+    with raising(ModelFileError, "tokenizer.json cannot be read"):
         backend = tokenizers.Tokenizer.from_str(source)
-    except Exception as error:  # the package raises bare Exception
-        raise ModelFileError(f"tokenizer.json cannot be read: {error}") from error
     spelling = _spelling(backend)
     backend.no_truncation()
     backend.no_padding()
     config = _json(folder / "tokenizer_config.json")
-    special = _special(backend, config, _json(folder / "generation_config.json"), _template(folder, config))
+    special = _special(backend, config, _ends(folder, backend.get_vocab_size()), _template(folder, config))
     # BOS is added above this layer and offsets must tile the text, so nothing is left for a post-processor.
     backend.post_processor = tokenizers.processors.ByteLevel(trim_offsets=False)
     return Pipeline(backend, spelling), special
+
+
+def _check_ids(source: str) -> None:
+    """The package allocates a place for each id up to the largest, and cannot copy a vocabulary with an id twice."""
+    try:
+        whole = json.loads(source)
+    except (ValueError, RecursionError) as error:
+        raise ModelFileError(f"tokenizer.json is not JSON: {error}") from error
+    model = whole.get("model") if isinstance(whole, dict) else None
+    vocab = model.get("vocab") if isinstance(model, dict) else None
+    added = whole.get("added_tokens") if isinstance(whole, dict) else None
+    ids = list(vocab.values()) if isinstance(vocab, dict) else []
+    extra = [token.get("id") for token in added if isinstance(token, dict)] if isinstance(added, list) else []
+    if not all(type(i) is int and 0 <= i < _MAX_ID for i in (*ids, *extra)):
+        raise ModelFileError(f"tokenizer.json: an id is not an integer from 0 to {_MAX_ID - 1}")
+    if len(set(ids)) != len(ids):
+        raise ModelFileError("tokenizer.json: two tokens of model.vocab have the same id")
+
+
+def _ends(folder: Path, size: int) -> list[int]:
+    """The ids that generation_config.json says end a text, or config.json where the other file is silent."""
+    declared = _json(folder / "generation_config.json").get("eos_token_id")
+    if declared is not None:
+        ends = declared if isinstance(declared, list) else [declared]
+        if not all(type(token_id) is int and 0 <= token_id < size for token_id in ends):
+            raise ModelFileError(f"generation_config.json: eos_token_id is not in the vocabulary of {size}")
+        return ends
+    declared = _json(folder / "config.json").get("eos_token_id")
+    ends = declared if isinstance(declared, list) else [declared]
+    # Often a default that this vocabulary does not reach: then it cannot come up.
+    return [token_id for token_id in ends if type(token_id) is int and 0 <= token_id < size]
 
 
 def _spelling(backend: tokenizers.Tokenizer) -> Spelling:
@@ -105,16 +137,12 @@ def _shown(part: dict[str, Any] | None) -> str:
 
 
 def _special(
-    backend: tokenizers.Tokenizer, config: dict[str, Any], generation: dict[str, Any], template: str | None
+    backend: tokenizers.Tokenizer, config: dict[str, Any], ends: list[int], template: str | None
 ) -> SpecialTokens:
     bos_token, eos_token = (_content(config.get(name)) for name in ("bos_token", "eos_token"))
     bos_id, eos_id = _declared(backend, "bos_token", bos_token), _declared(backend, "eos_token", eos_token)
-    ends = generation.get("eos_token_id")
-    ends = ends if isinstance(ends, list) else [ends]
-    size = backend.get_vocab_size()
-    if not all(token_id is None or (isinstance(token_id, int) and 0 <= token_id < size) for token_id in ends):
-        raise ModelFileError(f"generation_config.json: eos_token_id is not in the vocabulary of {size}")
-    habit = backend.encode("", add_special_tokens=True).ids
+    with raising(ModelFileError, "tokenizer.json cannot encode even an empty text"):
+        habit = backend.encode("", add_special_tokens=True).ids
     if habit not in ([], [bos_id]):
         raise Unsupported(f"tokenizer.json: post_processor adds tokens {habit[:8]} beyond a BOS")
     add_bos = config.get("add_bos_token", habit != [])
@@ -144,7 +172,8 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
     separate = _read(folder / "chat_template.jinja")
     template = config.get("chat_template") if separate is None else separate
     if isinstance(template, list):
-        named = {entry.get("name"): entry.get("template") for entry in template if isinstance(entry, dict)}
+        entries = [entry for entry in template if isinstance(entry, dict) and isinstance(entry.get("name"), str)]
+        named = {entry["name"]: entry.get("template") for entry in entries}
         template = named.get("default", next(iter(named.values()), None))
     if template is not None and not isinstance(template, str):
         raise ModelFileError("tokenizer_config.json: chat_template is not a string or a list of named strings")
@@ -156,11 +185,11 @@ def _content(token: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _read(path: Path) -> str | None:
+def _read(path: Path, most: int = _MAX_FILE_BYTES) -> str | None:
     if not path.is_file():
         return None
-    if path.stat().st_size > _MAX_FILE_BYTES:
-        raise ModelFileError(f"{path.name} is larger than {_MAX_FILE_BYTES >> 20} MiB")
+    if path.stat().st_size > most:
+        raise ModelFileError(f"{path.name} is larger than {most >> 20} MiB")
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -168,9 +197,12 @@ def _read(path: Path) -> str | None:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    source = _read(path)
+    source = _read(path, _MAX_SETTINGS_BYTES)
     try:
         value = {} if source is None else json.loads(source)
+        json.dumps(value, ensure_ascii=False).encode()  # an escaped lone surrogate passes for a character in JSON
+    except UnicodeEncodeError as error:
+        raise ModelFileError(f"{path.name} holds text that is not valid Unicode (a lone surrogate)") from error
     except (ValueError, RecursionError) as error:
         raise ModelFileError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(value, dict):

@@ -6,12 +6,13 @@ It must not know where the pipeline came from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import InvalidRequest, RidgelineError
 from ridgeline.text import bpe, spm
 from ridgeline.text.vocab import Span
 
@@ -53,9 +54,23 @@ class Pipeline:
         return ids
 
     def spans(self, text: str) -> list[Span]:
-        """(id, start, stop) in characters of `text`; parts of one character share its place."""
+        """(id, start, stop) in characters of `text`; parts of one character share its place.
+
+        The blanks that an added token strips are part of its place; where the package reads them, or another token
+        that begins with them, a second time, they stay with the first.
+        """
         encoding = _run(self._backend, text)
-        return [(token_id, *span) for token_id, span in zip(encoding.ids, encoding.offsets, strict=True)]
+        spans: list[Span] = []
+        at, floor, place = 0, 0, (0, 0)
+        after_added = False
+        for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True):
+            is_added = token_id in self._added
+            if after_added or (is_added and (start, stop) != place):
+                floor = at
+            at = max(stop, floor)
+            spans.append((token_id, max(start, floor), at))
+            place, after_added = (start, stop), is_added
+        return spans
 
     def token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token."""
@@ -88,7 +103,22 @@ class Pipeline:
 
 
 def _run(backend: tokenizers.Tokenizer, text: str) -> tokenizers.Encoding:
+    with raising(InvalidRequest, "the model's own tokenizer gives up on this text"):
+        try:
+            return backend.encode(text, add_special_tokens=False)
+        except (TypeError, UnicodeEncodeError) as error:
+            raise InvalidRequest("the text is not valid Unicode (a lone surrogate); send well-formed text") from error
+
+
+@contextmanager
+def raising(kind: type[RidgelineError], message: str) -> Iterator[None]:
+    """Whatever the `tokenizers` package raises, as `kind`; our own errors as they are."""
     try:
-        return backend.encode(text, add_special_tokens=False)
-    except (TypeError, UnicodeEncodeError) as error:
-        raise InvalidRequest("the text is not valid Unicode (a lone surrogate); send well-formed text") from error
+        yield
+    except BaseException as error:
+        # The package raises bare Exception, and where its native code panics (a pattern that runs into its retry
+        # limit) a class that derives from BaseException alone and cannot be imported: its name is all there is.
+        is_theirs = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if isinstance(error, RidgelineError) or not is_theirs:
+            raise
+        raise kind(f"{message}: {error!s:.200}") from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import heapq
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -24,6 +25,7 @@ NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
 BYTE_PIECES = [f"<0x{byte:02X}>" for byte in range(256)]
 _BYTE_OF = {piece: bytes([byte]) for byte, piece in enumerate(BYTE_PIECES)}
 _END = -1  # no token: the end of the text
+_BLANKS = re.compile(r"[\t-\r \x85\xa0\u1680\u2000-\u200a\u2028\u2029\u202f\u205f\u3000]*")  # Unicode White_Space
 _CACHED_CHUNKS = 1 << 15
 _MAX_CACHED_CHARS = 48
 
@@ -36,12 +38,14 @@ def bytes_of(piece: str) -> bytes:
 @dataclass(frozen=True)
 class Pieces:
     """A vocabulary in id order. `kinds` are SentencePiece's (GGUF's token types); user-defined texts are normalised:
-    U+2581 for each space. All 256 byte pieces are there, and no text twice."""
+    U+2581 for each space. All 256 byte pieces are there, and no text twice. `right_strip`: ids of control and
+    user-defined tokens that take the whitespace after them; they cut the text even where special tokens stay unread."""
 
     texts: Sequence[str]
     scores: np.ndarray  # [vocab] float32, finite
     kinds: Sequence[int]
     space_prefix: bool
+    right_strip: frozenset[int] = frozenset()
 
 
 class SentencePiece:
@@ -59,8 +63,11 @@ class SentencePiece:
         self.size = len(texts)
         special = {text: i for i, text in enumerate(texts) if kinds[i] in (CONTROL, UNKNOWN)}
         self.special = frozenset(special.values())
-        self._find_special = Literals(special)
-        self._find_user = Literals({text: i for i, text in enumerate(texts) if kinds[i] == USER_DEFINED})
+        user = {text: i for i, text in enumerate(texts) if kinds[i] == USER_DEFINED}
+        self._right_strip = pieces.right_strip
+        apart = {text.replace(SPACE, " "): i for text, i in user.items() if i in self._right_strip}
+        self._find_special, self._find_apart = Literals(special | apart), Literals(apart)
+        self._find_user = Literals({text: i for text, i in user.items() if i not in self._right_strip})
         # Control, unknown and byte pieces are beyond the reach of merging, whatever the text says.
         self._ids = {text: i for i, text in enumerate(texts) if kinds[i] not in (CONTROL, UNKNOWN, BYTE)}
         found = {text: i for i, text in enumerate(texts) if kinds[i] == BYTE}
@@ -87,13 +94,16 @@ class SentencePiece:
             raise InvalidRequest("the text is not valid Unicode (a lone surrogate); send well-formed text") from error
         spans: list[Span] = []
         at = 0
-        special = self._find_special(text) if parse_special else []
-        for token_id, start, stop in [*special, (_END, len(text), len(text))]:
+        found = self._find_special(text) if parse_special else self._find_apart(text)
+        for token_id, start, stop in [*found, (_END, len(text), len(text))]:
+            if start < at:  # it begins with blanks that the token before has taken
+                continue
             if start > at:
                 spans += self._plain(text[at:start], at)
+            blanks = _BLANKS.match(text, stop) if token_id in self._right_strip else None
+            at = blanks.end() if blanks else stop
             if token_id != _END:
-                spans.append((token_id, start, stop))
-            at = stop
+                spans.append((token_id, start, at))
         return spans
 
     def token_bytes(self, token_id: int) -> bytes:
