@@ -6,7 +6,8 @@ The tests compare with the stored values and need neither.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,20 @@ LENGTHS = (1, 17, 200)
 POSITIONS = {1: [0], 17: list(range(17)), 200: [23, 64, 130, 199]}  # whose logits are stored, by prompt length
 
 
+def transformers_config(c: Mapping[str, Any]) -> Any:
+    """transformers' config of the keys of a config.json. It gets a copy, for it writes into rope settings."""
+    from transformers import AutoConfig
+
+    return AutoConfig.for_model(**copy.deepcopy({k: x for k, x in c.items() if k != "torch_dtype"}))
+
+
 def transformers_model(c: dict[str, Any], tensors: tiny.Arrays, attention: str = "eager") -> Any:
     """The model of a config.json with the given weights in float32, by plain attention unless told otherwise."""
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    keys = {k: v for k, v in c.items() if k not in ("model_type", "torch_dtype")}
-    config = AutoConfig.for_model(c["model_type"], **keys)
     attention = "sdpa" if c.get("alibi") else attention  # Falcon's plain attention adds the bias twice
-    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=torch.float32)
+    model = AutoModelForCausalLM.from_config(transformers_config(c), attn_implementation=attention, dtype=torch.float32)
     named = {k.replace("embed_out.", "lm_head."): torch.from_numpy(x.copy()) for k, x in tensors.items()}
     missing = model.load_state_dict(named, strict=False)
     assert not missing.unexpected_keys, missing.unexpected_keys

@@ -1,6 +1,7 @@
 """Tiny Falcon models: 7B's multi-query decoder, the new decoder with two norms and with one, and RW with ALiBi.
 
-RW has 4 heads: transformers rounds ALiBi to bfloat16, which is exact for slopes that are powers of two.
+RW has 4 heads: transformers rounds ALiBi to bfloat16, which is exact for slopes that are powers of two. Heads of 80
+come with an untied head: the embedding's rows are of unit variance, so logits of a tied one grow with the width.
 """
 
 from __future__ import annotations
@@ -31,12 +32,17 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "falcon7": _falcon(240, 3, tie_word_embeddings=False),
     "falcon40": _falcon(96, 6, **_NEW),
     "falcon11": _falcon(
-        96, 6, **_NEW, num_ln_in_parallel_attn=1, ffn_hidden_size=136, ff_factor=4, bias=True, rope_theta=500042.0,
-        activation="gelu", tie_word_embeddings=False,
+        480, 6, **_NEW, num_ln_in_parallel_attn=1, bias=True, activation="gelu", tie_word_embeddings=False,
+    ),
+    "falcon11t": _falcon(
+        96, 6, **_NEW, num_ln_in_parallel_attn=1, ffn_hidden_size=136, ff_factor=4, rope_theta=500042.0,
     ),
     "falconrw": _falcon(96, 4, alibi=True, bias=True, multi_query=False, parallel_attn=False),
+    "falconrw80": _falcon(
+        320, 4, alibi=True, bias=True, multi_query=False, parallel_attn=False, tie_word_embeddings=False,
+    ),
 }  # fmt: skip
-NOT_GGUF = ("falconrw",)
+NOT_GGUF = ("falcon11t", "falconrw", "falconrw80")  # a rope base and a width that converters do not write, ALiBi
 
 
 def _kv_heads(c: Mapping[str, Any]) -> int:
@@ -82,16 +88,15 @@ def gguf_name(c: Mapping[str, Any], name: str) -> str:
 
 
 def gguf_metadata(c: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of a GGUF file by name, as converters write them; they name the rope base only where it is not 10000."""
+    """Keys of a GGUF file by name, as converters write them: no rope base, and an MLP four times as wide."""
+    assert c.get("rope_theta", 1e4) == 1e4 and "ffn_hidden_size" not in c
     keys = {
         "context_length": c["max_position_embeddings"], "tensor_data_layout": "jploski",
         "embedding_length": c["hidden_size"], "block_count": c["num_hidden_layers"],
-        "feed_forward_length": c.get("ffn_hidden_size", 4 * c["hidden_size"]),
+        "feed_forward_length": 4 * c["hidden_size"],
         "attention.head_count": c["num_attention_heads"], "attention.head_count_kv": _kv_heads(c),
         "attention.layer_norm_epsilon": c["layer_norm_epsilon"], "vocab_size": c["vocab_size"],
     }  # fmt: skip
-    if "rope_theta" in c:
-        keys["rope.freq_base"] = c["rope_theta"]
     return {"general.architecture": "falcon", **{f"falcon.{k}": v for k, v in keys.items()}}
 
 

@@ -41,6 +41,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
     ),
 }  # fmt: skip
 NOT_GGUF = ()
+# Not among the rest, for it has two sets of values: texts of up to 64 tokens are short for transformers.
+BOTH_FACTORS = _config(96, 6, rope_scaling=_longrope(16), original_max_position_embeddings=64, sliding_window=None)
 
 
 def shapes(c: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

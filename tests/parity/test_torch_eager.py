@@ -1,5 +1,5 @@
-"""The torch backend: each op on its own entry's cases, its gradients against transformers', a whole engine over it,
-and a batch that reaches the device as bytes alone. Each on the CPU, and on a GPU where torch sees one."""
+"""The torch backend: each op on its own entry's cases, a whole engine over it, and a batch that reaches the device as
+bytes alone. Each on the CPU, and on a GPU where torch sees one. Gradients of models are in test_torch_gradients.py."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import make_parity
 import tiny
 import toy
 from ridgeline import LLM, SamplingParams, ops
@@ -203,62 +202,6 @@ def test_gates_far_from_zero_have_gradients():
     silu = torch.autograd.grad(MEANINGS["silu_mul"](gate, torch.ones(1, 5)).sum(), gate)[0]
     gelu = torch.autograd.grad(MEANINGS["gelu"](gate).sum(), gate)[0]
     assert silu.allclose(torch.tensor([0, 0, 0.5, 1, 1])) and gelu.allclose(torch.tensor([0, 0, 0.5, 1, 1]))
-
-
-def nll(logits, ids):
-    """Mean negative log-likelihood of each next id."""
-    return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))
-
-
-def place_in(weights, wanted):
-    """(name, first row) of the weight that holds the rows of a tensor: q, k and v are merged in ours."""
-    for name, w in weights.items():
-        if w.shape[1:] == wanted.shape[1:]:
-            for start in range(len(w) - len(wanted) + 1):
-                if torch.equal(w[start : start + len(wanted)].cpu(), wanted):
-                    return name, start
-    raise AssertionError(f"no weight of ours holds a tensor of shape {tuple(wanted.shape)}")
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("family", ["llama", "qwen3", "mistral"])
-def test_gradients_equal_transformers(tmp_path, family, device):
-    pytest.importorskip("transformers", reason="transformers is not installed (the extra `parity`)")
-    c, ids = tiny.CONFIGS[family], tiny.prompt(100)
-    tensors = tiny.weights(c)
-    theirs = make_parity.transformers_model(c, tensors)
-    nll(theirs(torch.tensor([ids])).logits[0], ids).backward()
-
-    step = tiny.compile_model(open_checkpoint(tiny.write_hf(tmp_path / "m", c, tensors)), Torch(device))
-    trained = {w.name for w in step.program.weights.values() if w.constant is None}
-    for name in trained:
-        step.weights[name].requires_grad_()
-    loss = nll(tiny.Runner(SimpleNamespace(run=step.logits), step.layout).feed(ids), ids)
-    loss.backward()
-    seen = set()
-    for name, p in theirs.named_parameters():
-        ours, start = place_in(step.weights, p.detach())
-        close(step.weights[ours].grad[start : start + len(p)], p.grad, 1e-4)
-        assert p.grad.abs().max() > 0, name
-        seen.add(ours)
-    assert seen == trained
-
-
-def test_a_student_learns(tmp_path):
-    """A few steps of plain torch on two weights: the loss falls, and so does the one that `run` then sees."""
-    c, ids = tiny.CONFIGS["smollm"], tiny.prompt(40)
-    step = tiny.compile_model(open_checkpoint(tiny.write_hf(tmp_path / "m", c, tiny.weights(c))), Torch())
-    student = [step.weights[name].requires_grad_() for name in list(step.weights)[-2:]]
-    descent, losses = torch.optim.SGD(student, lr=0.05), []
-    for _ in range(4):
-        loss = nll(tiny.Runner(SimpleNamespace(run=step.logits), step.layout).feed(ids), ids)
-        descent.zero_grad()
-        loss.backward()
-        descent.step()
-        losses.append(loss.item())
-    assert losses == sorted(losses, reverse=True)
-    result = tiny.Runner(step, step.layout).feed(ids)
-    assert nll(torch.tensor(result.logits), ids) < losses[-1]
 
 
 # --- a step, and an engine over it

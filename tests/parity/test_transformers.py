@@ -1,14 +1,22 @@
-"""Live comparison with transformers on every tiny config: logits of whole and chunked prompts, and greedy text."""
+"""Live comparison with transformers on every tiny config: logits of whole and chunked prompts, and greedy text.
+
+Then LongRoPE on both sides of its original context, and configs as transformers itself writes them.
+"""
 
 from __future__ import annotations
 
 import functools
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 import make_parity
 import tiny
+from families.phi3 import BOTH_FACTORS
+from ridgeline.models.config import for_context
+from ridgeline.models.hf import from_hf
 from ridgeline.weights.load import open_checkpoint
 
 pytestmark = pytest.mark.parity
@@ -76,3 +84,46 @@ def test_stored_values_are_what_transformers_gives(name):
         for length in make_parity.LENGTHS:
             logits = make_parity.transformers_logits(theirs, tiny.prompt(length))[make_parity.POSITIONS[length]]
             assert np.abs(logits - stored[f"{name}/{length}"]).max() <= BOUND / 10
+
+
+@pytest.mark.parametrize("kind", ["hf", "gguf"])
+@pytest.mark.parametrize("context", [tiny.CONTEXT, 64], ids=["long", "short"])
+def test_longrope_by_the_context(tmp_path, backend, context, kind):
+    """A context of at most the original 64 takes the short factors, as transformers does for prompts that short."""
+    pytest.importorskip("transformers")
+    c, tensors = BOTH_FACTORS, tiny.weights(BOTH_FACTORS)
+    assert c["original_max_position_embeddings"] == 64 and c["max_position_embeddings"] == tiny.CONTEXT
+    if kind == "hf":
+        path = tiny.write_hf(tmp_path / "m", c, tensors)
+    else:
+        pytest.importorskip("gguf")
+        path = tiny.write_gguf(tmp_path / "m.gguf", tiny.gguf_metadata(c), tiny.gguf_tensors(c, tensors))
+    checkpoint = open_checkpoint(path)
+    asked = replace(checkpoint, config=for_context(checkpoint.config, context))
+    assert (asked.config == checkpoint.config) == (context > 64)
+    theirs = make_parity.transformers_model(c, tensors)
+    step = tiny.compile_model(asked, backend)
+    for length in (65, 200) if context > 64 else (2, 17, 64):
+        ids = tiny.prompt(length, seed=length)
+        expected = make_parity.transformers_logits(theirs, ids)
+        for chunks in ((), (16, 40)):
+            got = tiny.run_step(step, step.layout, ids, chunks)
+            assert np.abs(got - expected).max() <= BOUND, (length, chunks)
+
+
+def test_the_two_sets_of_factors_differ():
+    """The test above would notice the wrong set: transformers' first rows of a long text are not those of a short."""
+    pytest.importorskip("transformers")
+    theirs = make_parity.transformers_model(BOTH_FACTORS, tiny.weights(BOTH_FACTORS))
+    short, long = (make_parity.transformers_logits(theirs, tiny.prompt(n))[:64] for n in (64, 65))
+    assert np.abs(short - long).max() > 100 * BOUND
+
+
+@pytest.mark.parametrize("name", tiny.CONFIGS)
+def test_configs_that_transformers_writes(tmp_path, name):
+    """What is read from a config.json does not change when transformers reads it and saves it in its own spelling."""
+    pytest.importorskip("transformers")
+    c = tiny.CONFIGS[name]
+    make_parity.transformers_config(c).save_pretrained(tmp_path)
+    saved = json.loads((tmp_path / "config.json").read_text())
+    assert saved != c and from_hf(saved) == from_hf(c)
