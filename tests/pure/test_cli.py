@@ -13,56 +13,12 @@ import pytest
 
 import tiny
 import toy
+from commands import only_json, refused, write
 from ridgeline.analysis import hardware
-from ridgeline.cli import evaluate as cli_evaluate
 from ridgeline.cli import main
 from ridgeline.cli.options import parse_bytes
 from ridgeline.errors import ModelNotFound
 from ridgeline.weights import hub
-
-PEAKS = hardware.Peaks(2, 200.0, 800.0, ((1 << 20, 60.0), (1 << 28, 30.0)), (85.0, 90.0), "measured 2026-01-01")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return str(toy.write(tmp_path_factory.mktemp("m") / "toy"))
-
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(hardware, "measure", lambda threads: PEAKS)
-    monkeypatch.setattr(hardware, "handover", lambda: 85.0)
-    return tmp_path / "cache" / "ridgeline"
-
-
-@pytest.fixture
-def cli(capsys):
-    """Run the command line in this process: exit status, stdout and stderr."""
-
-    def call(*args):
-        with pytest.raises(SystemExit) as end:
-            main([str(a) for a in args])
-        said = capsys.readouterr()
-        return SimpleNamespace(code=end.value.code or 0, out=said.out, err=said.err)
-
-    return call
-
-
-def only_json(done):
-    """The one line of stdout, parsed; nothing may be on stderr after it."""
-    assert done.code == 0, done.err
-    assert done.err == ""
-    assert done.out.count("\n") == 1 and done.out.endswith("\n")
-    return json.loads(done.out)
-
-
-def refused(done, *words):
-    """A typed error: one line on stderr, no trace, status 2."""
-    assert done.code == 2
-    assert done.err.startswith("ridgeline: ") and done.err.count("\n") == 1 and "Traceback" not in done.err
-    for word in words:
-        assert word in done.err
 
 
 def feed(monkeypatch, data):
@@ -147,7 +103,7 @@ def test_run_streams_to_stdout_and_reports_on_stderr(cli, model):
     done = cli("run", model, "hello", "--max-tokens", 5, *toy.REFERENCE)
     assert done.code == 0 and done.out.endswith("\n")
     assert done.err.count("\n") == 1
-    for word in ("prompt tokens", "5 generated", "prefill", "decode", "first token", "load", "attainment", "assumed"):
+    for word in ("prompt tokens", "5 generated", "prefill", "decode", "first token", "load", "attainment"):
         assert word in done.err
 
 
@@ -170,7 +126,15 @@ def test_raw_leaves_the_template_out(cli, model):
 
 def test_a_model_without_a_template_continues_the_text(cli, tmp_path):
     bare = toy.write(tmp_path / "bare", template=None)
-    assert cli("run", bare, "hello", "--max-tokens", 1, *toy.REFERENCE).err.startswith("5 prompt tokens")
+    said = cli("run", bare, "hello", "--max-tokens", 1, *toy.REFERENCE).err.splitlines()
+    assert said[0] == "no chat template: the text is continued as it is" and said[1].startswith("5 prompt tokens")
+    assert "template" not in cli("run", bare, "hello", "--raw", "--max-tokens", 1, *toy.REFERENCE).err
+
+
+def test_a_system_message_needs_a_template_in_use(cli, model, tmp_path):
+    refused(cli("run", "nosuch", "hi", "--raw", "--system", "x", *toy.REFERENCE), "--system", "--raw")
+    bare = toy.write(tmp_path / "bare", template=None)
+    refused(cli("run", bare, "hi", "--system", "x", *toy.REFERENCE), "--system", "template")
 
 
 def test_prompt_from_standard_input(cli, model, monkeypatch):
@@ -192,7 +156,12 @@ def test_the_default_length_is_what_the_context_leaves(cli, model):
 def test_measured_peaks_are_used_and_named(cli, model):
     cli("hardware", "--measure")
     done = cli("run", model, "hello", "--max-tokens", 3, *toy.REFERENCE)
-    assert "measured 2026-01-01" in done.err
+    assert "measured 2026-01-01" in done.err and "%" in done.err
+
+
+def test_no_part_of_assumed_peaks_is_printed(cli, model):
+    done = cli("run", model, "hello", "--max-tokens", 3, *toy.REFERENCE)
+    assert "%" not in done.err and "run `ridgeline hardware --measure` for attainment" in done.err
 
 
 def test_chat_keeps_and_resets_the_conversation(cli, model, monkeypatch):
@@ -212,7 +181,7 @@ def test_chat_ends_with_its_input_and_survives_a_long_message(cli, model, monkey
 
 def test_chat_without_a_template(cli, tmp_path):
     bare = toy.write(tmp_path / "bare", template=None)
-    refused(cli("chat", bare, *toy.REFERENCE), "no chat template", "--raw")
+    refused(cli("chat", bare, *toy.REFERENCE), f"ridgeline: `ridgeline run --raw {bare}", "no chat template")
 
 
 # --- bad input
@@ -255,11 +224,6 @@ def test_unknown_models(cli, command, name):
     refused(done, name.removeprefix("./"))
 
 
-def write(path, data):
-    path.write_bytes(data)
-    return path
-
-
 @pytest.mark.parametrize(
     "data",
     [
@@ -284,6 +248,25 @@ def test_broken_folders(cli, tmp_path):
         refused(cli("run", folder, "hi", *toy.REFERENCE))
     (folder / "config.json").write_text("{")
     refused(cli("run", folder, "hi", *toy.REFERENCE), "config.json")
+
+
+def test_files_that_are_nearly_a_model(cli, tmp_path):
+    folder = toy.write(tmp_path / "m")
+    weights = folder / "model.safetensors"
+    refused(cli("run", weights, "hi", *toy.REFERENCE), "not a .gguf file; give its directory")
+    weights.rename(folder / "pytorch_model.bin")
+    refused(cli("run", folder, "hi", *toy.REFERENCE), "pickle", "convert to safetensors")
+    index = {"weight_map": {"a": "model-1.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    refused(cli("run", folder, "hi", *toy.REFERENCE), "shard model-1.safetensors is missing; fetch the model again")
+    lone = write(tmp_path / "x.gguf", b"")
+    refused(cli("run", tmp_path, "hi", *toy.REFERENCE), f"give the file {lone}")
+
+
+@pytest.mark.parametrize("command", [["run", "", "hi"], ["inspect", ""], ["serve", ""], ["pull", ""]])
+def test_an_empty_name_is_refused(cli, model, monkeypatch, command):
+    monkeypatch.chdir(model)  # whose "" would be the current directory
+    refused(cli(*command), "name is empty")
 
 
 def test_truncated_weights(cli, tmp_path):
@@ -341,7 +324,7 @@ def test_serve_builds_its_settings(cli, model, monkeypatch):
     assert (engine.model, engine.backend, engine.max_requests, engine.kv_memory) == (model, "reference", 3, 2 << 30)
 
 
-# --- roofline, bench, hardware, eval
+# --- roofline, bench, hardware
 
 
 def test_roofline_json(cli, model):
@@ -393,39 +376,6 @@ def test_hardware(cli, cache):
     assert record["peaks"][0]["state"] == "together"
     assert (cache / hardware.FILE).exists()
     assert "measured 2026-01-01" in cli("hardware").out
-
-
-def test_eval_json(cli, model, tmp_path):
-    text = write(tmp_path / "t.txt", b"The quick brown fox jumps over the lazy dog. " * 5)
-    options = ["--text", text, "--window", 50, "--tokens", 120, *toy.REFERENCE]
-    record = only_json(cli("eval", model, "--json", *options))
-    assert record["tokens"] == 49 + 49 + 19 and record["perplexity"] > 1 and "kl" not in record
-    same = only_json(cli("eval", model, "--json", "--against", model, *options))
-    assert (same["kl"], same["top1_agreement"], same["perplexity_ratio"]) == (0, 1, 1)
-    other = only_json(cli("eval", model, "--json", "--against-kv-format", "bf16", *options))
-    assert 0 < other["kl"] < 0.1 and other["against"] == {"kv_format": "bf16"}
-    assert "top-1 agreement" in cli("eval", model, "--against-kv-format", "bf16", *options).out
-
-
-def test_eval_refuses(cli, model, tmp_path):
-    text = write(tmp_path / "t.txt", b"hello")
-    refused(cli("eval", model, "--text", tmp_path / "none", *toy.REFERENCE), "none", "No such file")
-    refused(cli("eval", model, "--text", tmp_path, *toy.REFERENCE), "cannot be read")
-    refused(cli("eval", model, "--text", write(tmp_path / "b", b"a\xff"), *toy.REFERENCE), "UTF-8", "byte 1")
-    refused(cli("eval", model, "--text", write(tmp_path / "e", b""), "--window", 9, *toy.REFERENCE), "0 tokens")
-    refused(cli("eval", model, "--text", text, "--window", 999, *toy.REFERENCE), "--window 999", "256")
-    refused(cli("eval", model, "--text", text, "--against-backend", "gpu", *toy.REFERENCE), "gpu")
-
-
-def test_a_long_text_is_cut_between_characters(tmp_path, monkeypatch):
-    assert cli_evaluate.read_text(write(tmp_path / "t", "aéé".encode()), 4) == "aé"
-
-
-def test_eval_needs_one_vocabulary(cli, model, tmp_path):
-    other = toy.write(tmp_path / "other", tiny.changed(toy.CONFIG, vocab_size=300))
-    text = write(tmp_path / "t.txt", b"hello there")
-    done = cli("eval", model, "--against", other, "--text", text, "--window", 8, *toy.REFERENCE)
-    refused(done, "260", "300")
 
 
 # --- the default model's own file

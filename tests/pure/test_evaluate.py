@@ -99,6 +99,9 @@ def test_windows():
     ids = list(range(11))
     assert evaluate.windows(ids, 4, 100) == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10]]
     assert evaluate.windows(ids, 4, 9) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert evaluate.windows(ids, 4, 7, bos=99) == [[99, 0, 1, 2], [99, 3, 4, 5], [99, 6]]
+    with pytest.raises(InvalidRequest, match="at least 1"):
+        evaluate.windows([], 4, 7, bos=99)
 
 
 @pytest.mark.parametrize(("ids", "window"), [([], 4), ([5], 4), ([1, 2, 3], 1)])

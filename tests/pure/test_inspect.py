@@ -8,11 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 import tiny
-from ridgeline.analysis.inspection import inspect
+import toy
+from ridgeline.analysis.inspection import Inspection, inspect
 from ridgeline.cli.app import app
+from ridgeline.cli.inspect import _heading
 from ridgeline.config import EngineConfig
+from ridgeline.engine import load
 from ridgeline.engine.records import PAGE
-from ridgeline.errors import ModelNotFound
+from ridgeline.errors import ConfigError, ModelNotFound
 
 gguf = pytest.importorskip("gguf")
 
@@ -61,6 +64,8 @@ def test_a_broken_file_says_so_once(tmp_path):
     path.write_bytes(b"GGUF" + b"\xff" * 40)
     seen = look(path)
     assert not seen.tensors and len(seen.problems) == 1
+    said = CliRunner().invoke(app, ["inspect", str(path)]).output
+    assert "template" not in said and "cannot run (config): " in said
 
 
 def test_a_folder_and_its_unknown_tensor(tmp_path):
@@ -76,6 +81,54 @@ def test_a_folder_and_its_unknown_tensor(tmp_path):
 def test_a_missing_model_is_an_error():
     with pytest.raises(ModelNotFound):
         look("./nowhere.gguf")
+
+
+def test_a_pool_without_a_page_is_the_problem_that_a_load_has(model):
+    seen = look(model, kv_memory=1000)
+    with pytest.raises(ConfigError) as refused:
+        load.load(EngineConfig(model, backend="reference", activations="float32", kv_memory=1000))
+    assert [(p.part, p.error, p.why) for p in seen.problems] == [("memory", "ConfigError", str(refused.value))]
+    assert [m.fits for m in seen.memory] == [False]
+
+
+def test_contexts_that_the_pool_does_not_hold_are_marked(model, cli):
+    token = look(model).running["kv_token_bytes"]
+    seen = look(model, at=(PAGE, 2 * PAGE, 2 * PAGE + 1), kv_memory=int(2 * PAGE * token))
+    assert not seen.problems and [m.fits for m in seen.memory] == [True, True, False]
+    done = cli("inspect", model, "--kv-memory", int(2 * PAGE * token), "--at", 64, "--at", 256, *toy.REFERENCE[:4])
+    assert [row.split()[-1] for row in done.out.splitlines() if row.startswith(("64 ", "256 "))] == ["yes", "no"]
+
+
+@pytest.mark.parametrize("name", ["reference", "torch"])
+def test_unpacked_weights_are_counted_as_they_lie_in_memory(tmp_path, monkeypatch, name):
+    if name == "torch":
+        pytest.importorskip("torch", reason="torch is not installed (the extra `torch`)")
+    path = write(tmp_path, "qwen3", "Q8_0")
+    config = EngineConfig(str(path), backend=name, activations="float32", max_requests=1)
+    running = inspect(config).running
+    floats = 4 * running["parameters"]
+    assert running["weight_bytes"] < floats / 3 and floats <= running["resident_bytes"] < floats + 1000  # rope's own
+    program, backend = load.program_of(load.open_checkpoint(path), config)
+    monkeypatch.setattr(load, "available_memory", lambda: running["weight_bytes"] + (1 << 20))
+    limits = load.batch_limits(load.open_checkpoint(path).config, config)
+    with pytest.raises(ConfigError, match=f"weights of {running['resident_bytes']} bytes"):
+        load.page_count(program, backend, limits, config)
+
+
+def test_a_tokenizer_beyond_the_vocabulary_is_warned_of(tmp_path, cli):
+    done = cli("inspect", toy.write(tmp_path / "m", tiny.changed(toy.CONFIG, vocab_size=200)), *toy.REFERENCE)
+    assert done.code == 0 and "warning: the tokenizer has 259 tokens, the model 200" in done.out
+
+
+def test_a_template_that_fails_is_not_called_none(tmp_path, cli):
+    done = cli("inspect", toy.write(tmp_path / "m", template="{{ nosuch.x.y }}"), *toy.REFERENCE)
+    assert done.code == 1 and "chat template: none" not in done.out and "cannot run (template): " in done.out
+    assert "chat template: none" in cli("inspect", toy.write(tmp_path / "n", template=None), *toy.REFERENCE).out
+
+
+def test_the_heading_of_a_random_model_names_no_file():
+    seen = Inspection("random:1b", "/somewhere/x.gguf", "random")
+    assert _heading(seen) == "random:1b (weights random; tokenizer of smollm2-135m)"
 
 
 @pytest.mark.model

@@ -13,8 +13,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ridgeline.backends.base import Backend
 from ridgeline.config import EngineConfig
-from ridgeline.engine.load import Opened, batch_limits, engine_info, find, program_of, tokenizer_of
+from ridgeline.engine.load import (
+    Opened,
+    batch_limits,
+    engine_info,
+    find,
+    page_count,
+    program_of,
+    resident_bytes,
+    tokenizer_of,
+)
 from ridgeline.engine.records import pages_needed
 from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.models.random import random_checkpoint
@@ -56,16 +66,17 @@ class Tensors:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at one context: KV of a single request, and everything together."""
+    """Bytes at one context: KV of a single request, and everything together; whether that KV fits the pool."""
 
     context: int
     kv_bytes: int
     total_bytes: int
+    fits: bool
 
 
 @dataclass
 class Inspection:
-    """All that could be found out. `problems` empty: the model runs with these settings."""
+    """All that could be found out. `problems` empty: the model runs with these settings, as `warnings` say."""
 
     model: str
     path: str
@@ -77,6 +88,7 @@ class Inspection:
     tokenizer: dict[str, Any] | None = None
     template: dict[str, Any] | None = None
     problems: list[Problem] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
 
     def attempt(self, part: str, look: Callable[[], Any]) -> Any:
         """The result of `look`, or None and a problem of `part`. The same reason is told once."""
@@ -104,10 +116,12 @@ def inspect(config: EngineConfig, contexts: Sequence[int] = ()) -> Inspection:
     built = seen.attempt("program", lambda: program_of(checkpoint, config)) if checkpoint else None
     if checkpoint and built:
         program, backend = built
-        seen.running = _running(program, backend.name)
+        seen.running = _running(program, backend)
         if tokenizer:
+            seen.warnings += _spare_tokens(tokenizer, checkpoint)
             opened = Opened(config.model, checkpoint, program, tokenizer, backend)
-            seen.memory = seen.attempt("memory", lambda: _memory(opened, config, contexts)) or []
+            pages = seen.attempt("memory", lambda: _pages(opened, config)) or 0
+            seen.memory = seen.attempt("memory", lambda: _memory(opened, config, contexts, pages)) or []
     return seen
 
 
@@ -147,16 +161,18 @@ def _stored(shape: tuple[int, ...], format: str, layers: Sequence[int]) -> int |
     return len(layers) * math.prod(shape[:-1]) * row_bytes(FORMATS[format], shape[-1])
 
 
-def _running(program: Program, backend: str) -> dict[str, Any]:
+def _running(program: Program, backend: Backend) -> dict[str, Any]:
     """What the program takes on its backend: parameters, held bytes by format, KV of a token."""
     held: dict[str, int] = defaultdict(int)
     for w in program.weights.values():
         held[w.format] += cost.weight_nbytes(w)
     return {
-        "backend": backend,
+        "backend": backend.name,
         "parameters": cost.parameters(program),
         "weight_bytes": cost.weight_bytes(program),
         "held": dict(held),
+        "unpacked_to": backend.unpacks_to,
+        "resident_bytes": resident_bytes(program, backend),
         "kv_token_bytes": cost.kv_token_bytes(program),
         "groups": [
             {"name": s.name, "layers": s.layers, "window": s.window, "format": s.format} for s in program.states
@@ -170,15 +186,28 @@ def _usual_contexts(most: int) -> list[int]:
     return [*steps, most]
 
 
-def _memory(opened: Opened, config: EngineConfig, contexts: Sequence[int]) -> list[Memory]:
+def _spare_tokens(tokenizer: Tokenizer, checkpoint: Checkpoint) -> list[str]:
+    tokens, vocab = tokenizer.vocab_size, checkpoint.config.vocab
+    if tokens <= vocab:
+        return []
+    return [f"the tokenizer has {tokens} tokens, the model {vocab}; a prompt with an id from {vocab} on is refused"]
+
+
+def _pages(opened: Opened, config: EngineConfig) -> int:
+    """Pages of the KV pool a load would make."""
+    return page_count(opened.program, opened.backend, batch_limits(opened.config, config), config)
+
+
+def _memory(opened: Opened, config: EngineConfig, contexts: Sequence[int], pages: int) -> list[Memory]:
     """KV as admission books it: whole pages, and for windows the step's tokens beside the window."""
     limits, most = batch_limits(opened.config, config), config.context or opened.config.context
     if max(contexts, default=0) > most:
         raise ConfigError(f"--at {max(contexts)} is over the context of {most}")
-    info = engine_info(opened, limits, 0, config, 0.0)
-    fixed = info.weight_bytes + sum(plan_memory(e, limits).nbytes for e in opened.program.entries.values())
-    kv = [(c, pages_needed(info, c) * info.page_bytes) for c in contexts or _usual_contexts(most)]
-    return [Memory(c, nbytes, fixed + nbytes) for c, nbytes in kv]
+    info = engine_info(opened, limits, pages, config, 0.0)
+    buffers = sum(plan_memory(e, limits).nbytes for e in opened.program.entries.values())
+    fixed = resident_bytes(opened.program, opened.backend) + buffers
+    needed = [(c, pages_needed(info, c)) for c in contexts or _usual_contexts(most)]
+    return [Memory(c, n * info.page_bytes, fixed + n * info.page_bytes, n <= pages) for c, n in needed]
 
 
 def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
@@ -186,6 +215,7 @@ def _vocabulary(tokenizer: Tokenizer) -> dict[str, Any]:
         "tokens": tokenizer.vocab_size,
         "bos": tokenizer.bos_token,
         "adds_bos": tokenizer.add_bos,
+        "has_template": tokenizer.chat_template is not None,
         "ends": [tokenizer.token_text(i) for i in sorted(tokenizer.eos_ids)],
     }
 

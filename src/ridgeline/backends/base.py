@@ -30,7 +30,8 @@ class Backend(Protocol):
     """A way to run programs.
 
     `held_as` maps each stored weight format the backend takes to the (losslessly equal) format it holds it in, which
-    is the one the cost fold counts; `int8_formats` are held formats whose linears may read int8 rows.
+    is the one the cost fold counts; `int8_formats` are held formats whose linears may read int8 rows. `unpacks_to` is
+    the format in which a compiled program's weights lie in memory where that is not the held one, else "".
     """
 
     @property
@@ -41,6 +42,9 @@ class Backend(Protocol):
 
     @property
     def int8_formats(self) -> Collection[str]: ...
+
+    @property
+    def unpacks_to(self) -> str: ...
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> Step: ...
 

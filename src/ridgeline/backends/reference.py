@@ -22,6 +22,7 @@ class Reference:
     name = "reference"
     held_as: Mapping[str, str] = {name: name for name in FORMATS}
     int8_formats = tuple(FORMATS)
+    unpacks_to = "f32"
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> ReferenceStep:
         weights = {w.name: _array(w, read) for w in program.weights.values()}

@@ -222,6 +222,7 @@ class Torch:
     name = "torch"
     held_as: Mapping[str, str] = {name: name for name in FORMATS}
     int8_formats = tuple(FORMATS)
+    unpacks_to = "f32"
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
         self.device = torch.device(device)

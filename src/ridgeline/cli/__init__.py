@@ -12,11 +12,12 @@ from collections.abc import Sequence
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line on `args` (sys.argv by default). Always ends by SystemExit."""
     from ridgeline.cli.app import app
+    from ridgeline.cli.output import say
     from ridgeline.errors import RidgelineError
 
     try:
         app(args=None if args is None else list(args), prog_name="ridgeline")
     except RidgelineError as wrong:
         sys.stdout.flush()
-        print(f"ridgeline: {wrong}", file=sys.stderr)
+        say(f"ridgeline: {wrong}")
         sys.exit(2)

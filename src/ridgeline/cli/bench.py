@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ridgeline.cli.options import ENGINE, AsJson, takes
-from ridgeline.cli.output import emit_json, percent, say, size
+from ridgeline.cli.output import emit_json, percent, say, size, tell
 from ridgeline.config import EngineConfig, available_cores
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def _print(r: dict[str, Any]) -> None:
     reached, state = r["attainment"], r["machine_state"]
     say(f"{r['cpu']}, {r['threads']} threads; cores {state['cores']}, "
         f"memory {state['dram_gb_s']:.1f} GB/s, float32 {state['fp32_gflops']:.0f} GFLOP/s")  # fmt: skip
-    typer.echo(
+    tell(
         f"{r['model']} {r['format']}, activations {r['activations']}, {size(r['model_bytes'])}, {r['backend']}\n"
         f"prefill {r['prefill']}: {r['prefill_tok_s']:.1f} tok/s, attainment {percent(reached['prefill'])}\n"
         f"decode {r['decode']}: {r['decode_tok_s']:.1f} tok/s, attainment {percent(reached['decode'])}\n"

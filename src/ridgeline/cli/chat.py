@@ -9,11 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ridgeline.cli.options import ENGINE, SAMPLING, takes
-from ridgeline.cli.output import say
-from ridgeline.cli.run import show
+from ridgeline.cli.output import say, show
 from ridgeline.config import EngineConfig
 from ridgeline.engine.params import SamplingParams
-from ridgeline.errors import InvalidRequest, RidgelineError
+from ridgeline.errors import InvalidRequest, RidgelineError, TemplateError
 
 if TYPE_CHECKING:
     from ridgeline.llm import LLM
@@ -30,6 +29,9 @@ def chat(
     from ridgeline.text.template import require_template
 
     llm = session.open_llm(replace(config, max_requests=1))
+    if llm.tokenizer.chat_template is None:
+        name = config.model
+        raise TemplateError(f'`ridgeline run --raw {name} "..."` continues a text; {name} has no chat template')
     require_template(llm.tokenizer)
     start = [{"role": "system", "content": system}] if system else []
     messages = list(start)

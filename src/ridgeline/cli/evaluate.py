@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ridgeline.cli.options import ENGINE, AsJson, Group, takes
-from ridgeline.cli.output import emit_json, token_bar
+from ridgeline.cli.output import emit_json, tell, token_bar
 from ridgeline.config import EngineConfig
 from ridgeline.errors import ConfigError, InvalidRequest
 
@@ -18,7 +19,11 @@ if TYPE_CHECKING:
     from ridgeline.engine.load import Loaded
 
 BYTES_PER_TOKEN = 64  # far above any tokenizer's mean: enough text for the tokens asked for, and no more
+WINDOW = 1024  # where the context allows
 _SAME = "as the model"
+_Window = typer.Option(
+    min=2, help="Tokens per window, BOS included; windows do not overlap.", show_default=f"{WINDOW}, or the context"
+)
 
 
 def _changes(against: str, **settings: str) -> dict[str, str]:
@@ -43,20 +48,32 @@ def evaluate(
     config: EngineConfig,
     text: Annotated[Path, typer.Option(help="A UTF-8 text.", show_default=False)],
     against: dict[str, Any],
-    window: Annotated[int, typer.Option(min=2, help="Tokens per window; windows do not overlap.")] = 1024,
+    window: Annotated[int | None, _Window] = None,
     tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 4096,
     json: AsJson = False,
 ) -> None:
-    """Perplexity on a text; with a reference also KL divergence and top-1 agreement."""
+    """Perplexity on a text; with a reference also KL divergence and top-1 agreement.
+
+    Each window starts with the tokenizer's BOS where the tokenizer adds one; it is given, not predicted.
+    """
     from ridgeline.tools import evaluate as tool
 
-    content, other = read_text(text, tokens * BYTES_PER_TOKEN), replace(config, **against)
-    model = _load(config, window)
-    reference = _load(other, window) if against else None
-    texts = tool.windows(_encode(model, reference, content), window, tokens)
+    content = read_text(text, tokens * BYTES_PER_TOKEN)
+    configs = [config, replace(config, **against)] if against else [config]
+    window = _choose_window(configs, window)
+    model, *others = (_load(c, window) for c in configs)
+    reference = others[0] if others else None
+    tokenizer = model.opened.tokenizer
+    bos = tokenizer.bos_id if tokenizer.add_bos else None
+    texts = tool.windows(_encode(model, reference, content), window, tokens, bos)
     with token_bar("eval", sum(map(len, texts))) as advance:
         done = tool.evaluate(_stepped(model), texts, _stepped(reference) if reference else None, advance)
-    _show({"model": config.model, "text": str(text), "window": window, "against": against or None}, done, json)
+    head = {
+        "model": config.model, "backend": config.backend, "activations": config.activations,
+        "kv_format": config.kv_format, "text": str(text), "window": window,
+        "bos": None if bos is None else tokenizer.bos_token, "against": against or None,
+    }  # fmt: skip
+    _show(head, done, json)
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -71,16 +88,28 @@ def read_text(path: Path, limit: int) -> str:
         raise InvalidRequest(f"{path} is not UTF-8: byte {wrong.start} is invalid", "text") from wrong
 
 
+def _choose_window(configs: Sequence[EngineConfig], asked: int | None) -> int:
+    """The window asked for, else the default one; no model's context may be shorter."""
+    from ridgeline.cli.session import fetch
+    from ridgeline.engine.load import batch_limits, open_model
+
+    contexts = []
+    for config in configs:
+        fetch(config.model)
+        own = open_model(config).config
+        batch_limits(own, config)  # refuses a --context over the model's own
+        contexts.append(config.context or own.context)
+    longest = min(contexts)
+    if (asked or 0) > longest:
+        raise ConfigError(f"--window {asked} is over the context of {longest}")
+    return asked or min(WINDOW, longest)
+
+
 def _load(config: EngineConfig, window: int) -> Loaded:
     """A model with just enough state for one window."""
-    from ridgeline.cli.session import fetch
-    from ridgeline.engine.load import load, open_model
+    from ridgeline.engine.load import load
     from ridgeline.tools.evaluate import ROWS
 
-    fetch(config.model)
-    longest = config.context or open_model(config).config.context
-    if window > longest:
-        raise ConfigError(f"--window {window} is over the context of {longest}")
     return load(replace(config, context=window, max_requests=1, step_tokens=ROWS))
 
 
@@ -95,7 +124,7 @@ def _encode(model: Loaded, reference: Loaded | None, text: str) -> list[int]:
     if reference is not None and reference.opened.config.vocab != model.opened.config.vocab:
         sizes = f"{model.opened.config.vocab} and {reference.opened.config.vocab}"
         raise InvalidRequest(f"the two models have vocabularies of {sizes}; compare models that share one", "against")
-    return model.opened.tokenizer.encode(text, add_special=True, parse_special=False)
+    return model.opened.tokenizer.encode(text, add_special=False, parse_special=False)
 
 
 def _show(head: dict[str, Any], done: Any, as_json: bool) -> None:
@@ -105,9 +134,10 @@ def _show(head: dict[str, Any], done: Any, as_json: bool) -> None:
         record |= {name: getattr(done, name) for name in names}
     if as_json:
         return emit_json(record)
-    typer.echo(f"perplexity {done.perplexity:.4f} over {done.tokens} tokens")
+    first = f", each after {head['bos']}" if head["bos"] else ""
+    tell(f"perplexity {done.perplexity:.4f} over {done.tokens} tokens, in windows of {head['window']}{first}")
     if done.kl is not None:
-        typer.echo(
+        tell(
             f"reference {done.reference_perplexity:.4f} (ratio {done.perplexity_ratio:.5f}), "
             f"KL {done.kl:.3e} nats, top-1 agreement {100 * done.top1_agreement:.2f} %"
         )

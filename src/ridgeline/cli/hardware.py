@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from ridgeline.cli.options import AsJson
-from ridgeline.cli.output import emit_json, size, table
+from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import CacheConfig
 
 
@@ -24,8 +24,8 @@ def hardware(
     peaks = found.peaks if found else (h.peaks(0, cache),)
     if json:
         return emit_json(_record(here, peaks))
-    typer.echo(f"{here.cpu}, {here.cores} cores, {size(here.memory)}; {' '.join(here.isa) or 'no known extensions'}")
-    typer.echo(f"peaks are {peaks[0].source}" + ("" if found else "; `ridgeline hardware --measure` measures them"))
+    tell(f"{here.cpu}, {here.cores} cores, {size(here.memory)}; {' '.join(here.isa) or 'no known extensions'}")
+    tell(f"peaks are {peaks[0].source}" + ("" if found else "; `ridgeline hardware --measure` measures them"))
     rows = [_row(p) for p in peaks]
     table("", ["threads", "float32 GFLOP/s", "int8 Gop/s (derived)", "memory GB/s", "hand-over ns", "cores are"], rows)
 

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ridgeline.cli.options import ENGINE, AsJson, takes
-from ridgeline.cli.output import emit_json, printable, size, table
+from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import EngineConfig
+from ridgeline.weights.aliases import DEFAULT_MODEL
 
 if TYPE_CHECKING:
     from ridgeline.analysis.inspection import Inspection, Tensors
@@ -44,27 +45,40 @@ def inspect(
 
 
 def _print(seen: Inspection) -> None:
-    typer.echo(printable(f"{seen.model} ({seen.kind}): {seen.path}"))
+    tell(_heading(seen))
     if seen.config:
-        typer.echo("\n".join(_architecture(seen.config)))
+        tell("\n".join(_architecture(seen.config)))
     if seen.tensors:
-        table("stored tensors", ["name", "shape", "format", "layers", "parameters", "bytes"], map(_row, seen.tensors))
+        columns = ["name", "shape", "format", "layers", "parameters", "bytes"]
+        table("stored tensors", columns, map(_row, seen.tensors), folds=(0, 3))
         table("formats", ["format", "parameters", "bytes"], _formats(seen.tensors))
     if seen.running:
-        typer.echo("\n".join(_running(seen.running)))
+        tell("\n".join(_running(seen.running)))
     if seen.memory:
-        rows = [[str(m.context), size(m.kv_bytes), size(m.total_bytes)] for m in seen.memory]
-        table("memory of one request", ["context", "KV", "in all"], rows)
+        fits = {True: "yes", False: "no"}
+        rows = [[str(m.context), size(m.kv_bytes), size(m.total_bytes), fits[m.fits]] for m in seen.memory]
+        table("memory of one request", ["context", "KV", "in all", "fits the KV pool"], rows)
     if seen.tokenizer:
         t = seen.tokenizer
         ends = ", ".join(map(repr, t["ends"])) or "nothing"
         bos = f"put before each prompt: {t['bos']!r}" if t["adds_bos"] else "no BOS"
-        typer.echo(f"tokenizer: {t['tokens']} tokens, {bos}; a reply ends at {ends}")
-    typer.echo(_template(seen))
+        tell(f"tokenizer: {t['tokens']} tokens, {bos}; a reply ends at {ends}")
+        if seen.template:
+            tell(_template(seen.template))
+        elif not t["has_template"]:
+            tell("chat template: none; prompts are taken as they are (`ridgeline run --raw`)")
+    for warning in seen.warnings:
+        tell(f"warning: {warning}")
     for problem in seen.problems:
-        typer.echo(printable(f"cannot run ({problem.part}, {problem.error}): {problem.why}"))
+        tell(f"cannot run ({problem.part}): {problem.why}")
     if not seen.problems:
-        typer.echo("runs with these settings")
+        tell("runs with these settings")
+
+
+def _heading(seen: Inspection) -> str:
+    if seen.kind == "random":
+        return f"{seen.model} (weights random; tokenizer of {DEFAULT_MODEL})"
+    return f"{seen.model} ({seen.kind}): {seen.path}"
 
 
 def _architecture(c: dict[str, Any]) -> Iterable[str]:
@@ -86,7 +100,8 @@ def _architecture(c: dict[str, Any]) -> Iterable[str]:
 def _running(r: dict[str, Any]) -> Iterable[str]:
     held = ", ".join(f"{size(n)} {name}" for name, n in sorted(r["held"].items(), key=lambda x: -x[1]))
     parameters, whole = f"{r['parameters'] / 1e6:.1f} M parameters", size(r["weight_bytes"])
-    yield f"on backend {r['backend']}: {parameters} held in {whole} ({held})"
+    unpacked = f", unpacked to {size(r['resident_bytes'])} of {r['unpacked_to']}" if r["unpacked_to"] else ""
+    yield f"on backend {r['backend']}: {parameters} held in {whole} ({held}){unpacked}"
     windows: dict[int, list[int]] = defaultdict(list)
     for group in r["groups"]:
         windows[group["window"]].append(group["layers"])
@@ -94,11 +109,9 @@ def _running(r: dict[str, Any]) -> Iterable[str]:
     yield f"KV: {r['kv_token_bytes']:.0f} bytes a token in {r['groups'][0]['format']}; {', '.join(kinds)}"
 
 
-def _template(seen: Inspection) -> str:
-    if seen.template is None:
-        return "chat template: none; prompts are taken as they are (`ridgeline run --raw`)"
-    parts = [name if has else f"no {name}" for name, has in seen.template["takes"].items()]
-    return f"chat template: {seen.template['characters']} characters, takes {', '.join(parts)}"
+def _template(found: dict[str, Any]) -> str:
+    parts = [name if has else f"no {name}" for name, has in found["takes"].items()]
+    return f"chat template: {found['characters']} characters, takes {', '.join(parts)}"
 
 
 def _row(t: Tensors) -> list[str]:

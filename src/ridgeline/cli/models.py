@@ -18,16 +18,17 @@ def models(json: AsJson = False) -> None:
     shown = [
         [row["name"], row["kind"], size(row["bytes"]) if row["cached"] else "-", row["path"] or "-"] for row in rows
     ]
-    table(f"models, cached in {cache}", ["name", "kind", "size", "path"], shown)
+    table(f"models, cached in {cache}", ["name", "kind", "size", "path"], shown, folds=(0, 3))
 
 
 def listing(cache: Any) -> list[dict[str, Any]]:
     """One row per alias, random model and further cached model."""
     from ridgeline.models.random import SHAPES
     from ridgeline.weights import hub
+    from ridgeline.weights.aliases import ALIASES
 
     cached = {m.name: m for m in hub.cached(cache)}
-    kinds = {**dict.fromkeys(hub.ALIASES, "alias"), **dict.fromkeys(SHAPES, "random")}
+    kinds = {**dict.fromkeys(ALIASES, "alias"), **dict.fromkeys(SHAPES, "random")}
     rows = []
     for name in [*kinds, *(n for n in cached if n not in kinds)]:
         found = cached.get(name)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     from ridgeline.weights.fetch import Progress
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+_FOLDED = 10  # least width of a column that folds
+_PIPED = 1000  # columns where no terminal limits them
 
 
 def emit_json(value: Any) -> None:
@@ -20,44 +26,76 @@ def emit_json(value: Any) -> None:
 
 def say(text: str) -> None:
     """A line for people on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    print(printable(text), file=sys.stderr, flush=True)
 
 
-def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
-    """A table on stdout; all columns but the first are right-aligned."""
+def tell(text: str) -> None:
+    """Lines for people on stdout."""
+    print("\n".join(map(printable, text.split("\n"))), flush=True)
+
+
+def printable(text: str) -> str:
+    """One line of `text` without what could steer a terminal: names in files are anybody's."""
+    return "".join(c if c.isprintable() else " " if c.isspace() else "\ufffd" for c in text)
+
+
+def show(text: str) -> None:
+    """A piece of an answer on stdout: as it is, but for control characters on a terminal."""
+    print(_CONTROL.sub("\ufffd", text) if sys.stdout.isatty() else text, end="", flush=True)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[str]], folds: Collection[int] = (0,)) -> None:
+    """A table on stdout; all columns but the first are right-aligned.
+
+    Columns in `folds` break into lines where a terminal is narrow; the others always stay whole.
+    """
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    made = Table(title=title, title_justify="left", box=SIMPLE_HEAD)
+    cells = [[Text(printable(cell)) for cell in row] for row in rows]
+    head = Text(printable(title)) if title else None
+    made = Table(title=head, title_justify="left", box=SIMPLE_HEAD, show_edge=False, padding=0)
+    least = -1  # no gap before the first column
     for i, column in enumerate(columns):
-        made.add_column(column, justify="right" if i else "left", no_wrap=True)
-    for row in rows:
-        made.add_row(*(Text(printable(cell)) for cell in row))
-    console = Console()
-    Console(width=console.width if console.is_terminal else 200).print(made)
-
-
-def printable(text: str) -> str:
-    """`text` without what could steer a terminal: names in files are anybody's."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+        widest = max(len(column), *(row[i].cell_len for row in cells)) if cells else len(column)
+        kept = min(widest, _FOLDED) if i in folds else widest
+        least += kept + 1
+        justify: Literal["left", "right"] = "right" if i else "left"
+        made.add_column(column, justify=justify, min_width=kept, overflow="fold", no_wrap=i not in folds)
+    for row in cells:
+        made.add_row(*row)
+    terminal = Console()
+    limit = terminal.width if terminal.is_terminal else _PIPED
+    Console(width=max(limit, least)).print(made, "")
 
 
 @contextmanager
 def download_bar(label: str) -> Iterator[Progress | None]:
-    """A callback for downloads that draws a bar on stderr, or None where stderr is no terminal."""
+    """A callback for downloads that draws a bar on stderr from the first bytes on; None where that is no terminal."""
     if not sys.stderr.isatty():
         yield None
         return
+    with ExitStack() as until:
+        bar = functools.cache(lambda: _bar(label, until))
+
+        def advance(done: int, total: int | None) -> None:
+            bar()(done, total)
+
+        yield advance
+
+
+def _bar(label: str, until: ExitStack) -> Progress:
+    """Draw a bar that stays until `until` ends."""
     from rich import progress
     from rich.console import Console
 
-    words = progress.TextColumn("{task.description}")
+    words = progress.TextColumn("{task.description}", markup=False)
     columns = (words, progress.BarColumn(), progress.DownloadColumn(), progress.TransferSpeedColumn())
-    with progress.Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(label, total=None)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = until.enter_context(progress.Progress(*columns, console=Console(stderr=True), transient=True))
+    task = bar.add_task(printable(label), total=None)
+    return lambda done, total: bar.update(task, completed=done, total=total)
 
 
 @contextmanager

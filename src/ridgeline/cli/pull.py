@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from ridgeline.cli.output import download_bar, size
+from ridgeline.cli.output import download_bar, size, tell
 from ridgeline.config import CacheConfig
 
 
@@ -18,6 +18,6 @@ def pull(model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias or
     with download_bar(model) as progress:
         path = hub.resolve(model, cache=CacheConfig.from_env().path, progress=progress).path
     files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
-    typer.echo(f"{path} ({size(sum(p.stat().st_size for p in files))})")
+    tell(f"{path} ({size(sum(p.stat().st_size for p in files))})")
     if model in ALIASES:
-        typer.echo(f"licence: {ALIASES[model].license}")
+        tell(f"licence: {ALIASES[model].license}")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ridgeline.cli.options import ENGINE, AsJson, takes
-from ridgeline.cli.output import emit_json, size, table
+from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import CacheConfig, EngineConfig
 from ridgeline.errors import ConfigError
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from ridgeline.engine.load import Opened
     from ridgeline.ops.spec import Load
 
-_COLUMNS = ["", "count", "GFLOP", "weights", "KV", "activations", "FLOP/byte", "bound", "time", "share"]
+_COLUMNS = ["", "count", "GFLOP", "weights", "KV", "acts", "FLOP/B", "bound", "ms", "%"]
 
 
 @takes(config=ENGINE)
@@ -99,7 +99,7 @@ def _print(
     from ridgeline.program import cost
 
     program, p = opened.program, roof.peaks
-    typer.echo(
+    tell(
         f"{opened.name}: {cost.parameters(program) / 1e6:.1f} M parameters in {size(cost.weight_bytes(program))}, "
         f"{cost.kv_token_bytes(program):.0f} bytes of KV per token ({config.kv_format}), "
         f"activations {config.activations}, backend {opened.backend.name}\n"
@@ -117,5 +117,5 @@ def _print(
 def _row(x: Line, whole: float) -> list[str]:
     c = x.cost
     traffic = [size(c.weight_bytes), size(c.kv_bytes), size(c.act_bytes)]
-    rest = [f"{x.intensity:.1f}", x.bound, f"{1e3 * x.seconds:.3f} ms", f"{100 * x.seconds / whole:.1f} %"]
-    return [x.name, str(x.count), f"{c.flops / 1e9:.3f}", *traffic, *rest]
+    rest = [f"{x.intensity:.1f}", x.bound, f"{1e3 * x.seconds:.2f}", f"{100 * x.seconds / whole:.1f}"]
+    return [x.name, str(x.count), f"{c.flops / 1e9:.2f}", *traffic, *rest]

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ridgeline.cli.options import ENGINE, SAMPLING, takes
+from ridgeline.cli.output import say, show
 from ridgeline.config import EngineConfig
 from ridgeline.engine.params import SamplingParams
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
     from ridgeline.llm import LLM
@@ -30,6 +31,8 @@ def run(
     from ridgeline.cli import session
     from ridgeline.tools.timing import timed
 
+    if raw and system:
+        raise ConfigError("--system is for the chat template, which --raw leaves out; give only one of them")
     text = read_stdin() if prompt == "-" else prompt
     begin = time.perf_counter()
     llm = session.open_llm(replace(config, max_requests=1))
@@ -50,12 +53,11 @@ def read_stdin() -> str:
 
 def prompt_ids(llm: LLM, text: str, raw: bool, system: str) -> list[int]:
     """Ids of a user's message in the model's template, or of the bare text where it has none."""
+    if llm.tokenizer.chat_template is None and system:
+        raise ConfigError(f"--system needs a chat template, which {llm.config.model} has not; leave it out")
+    if llm.tokenizer.chat_template is None and not raw:
+        say("no chat template: the text is continued as it is")
     if raw or llm.tokenizer.chat_template is None:
         return llm.tokenizer.encode(text, add_special=True)
     messages = [{"role": "system", "content": system}] if system else []
     return llm.chat_prompt([*messages, {"role": "user", "content": text}])
-
-
-def show(text: str) -> None:
-    """Text as it comes."""
-    print(text, end="", flush=True)

@@ -55,15 +55,15 @@ def fitted(llm: LLM, prompt_tokens: int, params: SamplingParams) -> SamplingPara
 
 
 def report(llm: LLM, timing: Timing, load_s: float) -> None:
-    """One line on stderr: tokens, speed, waiting times, attainment."""
+    """One line on stderr: tokens, speed, waiting times, and attainment of measured peaks."""
     from ridgeline.tools.timing import attainment
 
     roofline = roofline_of(llm)
-    reached = attainment(roofline, timing)
-    source = roofline.peaks.source
-    hint = " peaks; `ridgeline hardware --measure` measures them" if source == "assumed" else ""
+    reached, source = attainment(roofline, timing), roofline.peaks.source
+    near = f"attainment: prefill {percent(reached['prefill'])}, decode {percent(reached['decode'])} ({source})"
+    if source == "assumed":  # a part of a guess says nothing
+        near = "run `ridgeline hardware --measure` for attainment"
     say(
         f"{timing.prompt_tokens} prompt tokens, {timing.tokens} generated | prefill {timing.prefill_tok_s:.1f} tok/s, "
-        f"decode {timing.decode_tok_s:.1f} tok/s | first token {timing.prefill_s:.2f} s, load {load_s:.2f} s | "
-        f"attainment: prefill {percent(reached['prefill'])}, decode {percent(reached['decode'])} ({source}{hint})"
+        f"decode {timing.decode_tok_s:.1f} tok/s | first token {timing.prefill_s:.2f} s, load {load_s:.2f} s | {near}"
     )

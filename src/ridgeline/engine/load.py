@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
@@ -106,15 +106,26 @@ def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
     )
 
 
-def page_count(program: Program, limits: Limits, config: EngineConfig) -> int:
+def resident_bytes(program: Program, backend: Backend) -> int:
+    """Bytes of memory that the backend's compiled weights take."""
+    if not backend.unpacks_to:
+        return cost.weight_bytes(program)
+    return sum(cost.weight_nbytes(replace(w, format=backend.unpacks_to)) for w in program.weights.values())
+
+
+def page_count(program: Program, backend: Backend, limits: Limits, config: EngineConfig) -> int:
     """KV pages: --kv-memory, or a quarter of what is available beside the weights; never more than can be used."""
     page = program.states[0].page_bytes
     usable = limits.requests * limits.pages * len(program.states)
-    room = config.kv_memory or max(available_memory() - cost.weight_bytes(program), 0) // 4
+    held = resident_bytes(program, backend)
+    room = config.kv_memory or max(available_memory() - held, 0) // 4
     pages = min(room // page, usable)
     if pages < len(program.states):
         need = page * len(program.states)
-        raise ConfigError(f"KV memory of {room} bytes holds no page of {page} bytes per group; give at least {need}")
+        source = "" if config.kv_memory else f" (a quarter of what weights of {held} bytes leave)"
+        raise ConfigError(
+            f"KV memory of {room} bytes{source} holds no page of {page} bytes per group; give at least {need}"
+        )
     return int(pages)
 
 
@@ -124,7 +135,7 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
     opened = open_model(config, progress)
     limits = batch_limits(opened.config, config)
     layout = BatchLayout.of(limits, opened.program.states)
-    pages = page_count(opened.program, limits, config)
+    pages = page_count(opened.program, opened.backend, limits, config)
     step = opened.backend.compile(opened.program, opened.checkpoint.read, layout, pages)
     info = engine_info(opened, limits, pages, config, time.perf_counter() - begin)
     tokenizer = opened.tokenizer

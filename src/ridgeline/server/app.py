@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 from collections.abc import AsyncIterator
 from functools import partial
@@ -34,6 +35,7 @@ from ridgeline.server.hub import Hub
 from ridgeline.server.service import Service
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
+from ridgeline.weights.hub import ResolvedModel
 
 GRACE_S = 10  # how long a shutdown lets running answers go on
 
@@ -164,9 +166,15 @@ def _url(listener: socket.socket) -> str:
 def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
     """The model's public name (never a path of this machine) and its tokenizer."""
     found = find(config.engine.model, progress)
-    local = Path(found.alias).expanduser().exists()
-    name = found.path.name.removesuffix(".gguf") if local else found.alias
-    return name, tokenizer_of(found)
+    return public_name(found), tokenizer_of(found)
+
+
+def public_name(found: ResolvedModel) -> str:
+    """A local path's last part, without .gguf; other models are called what they were asked for as."""
+    if found.path != Path(found.alias).expanduser():
+        return found.alias
+    path = Path(os.path.abspath(found.path))  # links keep their own name
+    return (path.stem if found.kind == "gguf" else path.name) or "model"
 
 
 def _stop_gently(server: uvicorn.Server, hub: Hub) -> None:

@@ -1,7 +1,8 @@
 """Accuracy of a loaded model on a text: perplexity, and against a reference KL divergence and top-1 agreement.
 
 Drives a compiled Step directly, one sequence on pages of its own, so that whole rows of logits can be compared.
-Windows do not overlap; the first token of each is given, every other is predicted from those before it.
+Windows do not overlap; the first token of each is given (BOS where the model wants one), every other is predicted from
+those before it.
 """
 
 from __future__ import annotations
@@ -58,15 +59,20 @@ class Evaluation:
         return None if self.agreed is None else self.agreed / self.tokens
 
 
-def windows(ids: Sequence[int], window: int, tokens: int) -> list[Sequence[int]]:
-    """The first `tokens` ids cut into windows; a last one that predicts nothing is left out."""
+def windows(ids: Sequence[int], window: int, tokens: int, bos: int | None = None) -> list[Sequence[int]]:
+    """The first `tokens` ids cut into windows of `window` tokens, each with `bos` in front if there is one.
+
+    `ids` are the text's own. A last window that predicts nothing is left out.
+    """
     if window < 2:
         raise InvalidRequest(f"the window must be at least 2 tokens, is {window}", "window")
-    kept = ids[:tokens]
-    cut = [kept[i : i + window] for i in range(0, len(kept), window)]
+    kept, start = ids[:tokens], [] if bos is None else [bos]
+    size = window - len(start)
+    cut: list[Sequence[int]] = [[*start, *kept[i : i + size]] for i in range(0, len(kept), size)]
     found = [w for w in cut if len(w) > 1]
     if not found:
-        raise InvalidRequest(f"the text has {len(ids)} tokens of which {tokens} are used; give at least 2", "text")
+        used = f"the text has {len(ids)} tokens of which {tokens} are used"
+        raise InvalidRequest(f"{used}; give at least {2 - len(start)}", "text")
     return found
 
 

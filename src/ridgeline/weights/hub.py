@@ -102,6 +102,8 @@ def resolve(
     Fetches what the cache lacks unless `offline`. ModelNotFound when nothing of that name can be had (with
     what was tried), ModelFileError when a transfer breaks or a sum differs.
     """
+    if not name:
+        raise ModelNotFound(f"the model's name is empty; give one such as {DEFAULT_MODEL}, or a path")
     fetch = _Fetch(cache or CacheConfig.from_env().path, offline, progress, sources)
     if name.startswith("random:"):
         return replace(fetch.alias(ALIASES[DEFAULT_MODEL]), alias=name, kind="random")
@@ -139,14 +141,21 @@ def _local(name: str) -> ResolvedModel | None:
         if (path / "config.json").is_file():
             return ResolvedModel(path, name, "dir")
         if path.is_dir():
-            raise ModelNotFound(f"{path} is a directory without config.json")
+            raise ModelNotFound(f"{path} is a directory without config.json{_instead(path)}")
         if path.is_file():
-            raise ModelNotFound(f"{path} is a file but not a .gguf file")
+            instead = "; give its directory" if path.suffix == ".safetensors" else ""
+            raise ModelNotFound(f"{path} is a file but not a .gguf file{instead}")
     except (OSError, ValueError, RuntimeError) as e:  # a name no file can have, or an unknown ~user
         raise ModelNotFound(f"unknown model {name!r}: {e}") from e
     if name.startswith(("/", "./", "../", "~")) or (name.endswith(".gguf") and ":" not in name):
         raise ModelNotFound(f"{path} does not exist")
     return None
+
+
+def _instead(folder: Path) -> str:
+    """Which file of a directory to give in its place, if there is one."""
+    found = sorted(folder.glob("*.gguf"))
+    return f"; give the file {found[0]}" if found else ""
 
 
 @dataclass(frozen=True)
@@ -230,8 +239,11 @@ class _Fetch:
         if self._hub_optional(repo, INDEX_FILE, folder):
             files.append(INDEX_FILE)
             weights = sorted(set(read_index(folder / INDEX_FILE).values()))
-        for file in weights:
-            self._hub(repo, file, folder / file)
+        try:
+            for file in weights:
+                self._hub(repo, file, folder / file)
+        except ModelNotFound as e:
+            raise ModelNotFound(f"{e}; of other weight files pickle is not read: convert to safetensors") from e
         return files + weights
 
     def _hub_optional(self, repo: str, file: str, folder: Path) -> bool:

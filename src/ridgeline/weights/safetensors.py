@@ -106,8 +106,13 @@ def open_sharded(directory: Path | str) -> dict[str, SafetensorsFile]:
         return dict.fromkeys(single.tensors, single)
     index = folder / INDEX_FILE
     if not index.is_file():
-        raise ModelNotFound(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+        pickled = any(folder.glob("pytorch_model*.bin"))
+        instead = "; its pytorch_model.bin is not read, as pickle runs code: convert to safetensors" if pickled else ""
+        raise ModelNotFound(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}{instead}")
     weight_map = read_index(index)
+    for shard in sorted(set(weight_map.values())):
+        if not (folder / shard).is_file():
+            raise ModelNotFound(f"{folder}: shard {shard} is missing; fetch the model again")
     shards = {shard: SafetensorsFile(folder / shard) for shard in sorted(set(weight_map.values()))}
     for name, shard in weight_map.items():
         if name not in shards[shard].tensors:

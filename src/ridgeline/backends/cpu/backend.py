@@ -46,6 +46,7 @@ class CPU:
         "q8_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
     }  # fmt: skip
     int8_formats: Collection[str] = ("q8_0", "q4_1")
+    unpacks_to = ""
 
     def __init__(self, threads: int, isa: str = "") -> None:
         self.isa = _level(isa)
