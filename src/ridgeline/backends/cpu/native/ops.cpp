@@ -142,8 +142,8 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true, run_embedding,
-     check_embedding},
+    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true,
+     run_embedding, check_embedding},
     {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, run_take_rows, check_take_rows},
     {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, run_rotary, check_rotary},
     {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
