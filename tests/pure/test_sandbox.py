@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 import tracemalloc
 
@@ -103,7 +104,11 @@ def test_bombs_are_defused(name):
             render(BOMBS[name])
         return time.process_time() - start
 
-    assert any(spent() < 0.1 for _ in range(3))
+    gc.freeze()  # or the collector walks what all earlier tests have left, within the time measured
+    try:
+        assert any(spent() < 0.1 for _ in range(10))  # the best of some: a busy machine slows down any one
+    finally:
+        gc.unfreeze()
     tracemalloc.start()  # measured apart, for it slows everything down
     try:
         spent()
