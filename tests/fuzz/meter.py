@@ -8,6 +8,9 @@ from pathlib import Path
 from random import Random
 from typing import Any, Protocol
 
+from ridgeline.models import build
+from ridgeline.weights.load import Checkpoint
+
 MIB = 1 << 20
 Check = Callable[[str, int], None]  # (phase, bytes that may have been allocated since the start)
 
@@ -31,6 +34,15 @@ class Target(Protocol):
         """Bytes that `parse` makes valid cases of."""
 
     def run(self, case: Any, check: Check) -> None: ...
+
+
+def declare(checkpoint: Checkpoint) -> None:
+    """What loading does before weights are read: the program, and each weight's place, format and shape."""
+    program = build(checkpoint.config)
+    checkpoint.check_all_used(program.weights.values())
+    for weight in program.weights.values():
+        if weight.constant is None:
+            checkpoint.format_of(weight)
 
 
 def unchecked(phase: str, bound: int) -> None:

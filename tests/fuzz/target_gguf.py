@@ -12,11 +12,10 @@ from pathlib import Path
 from random import Random
 
 from gguf_bytes import SCALARS, STRING, Header, Key, Tensor, keys_of, write
-from meter import MIB, Check
+from meter import MIB, Check, declare
 from mutate import ODD, blob, edge_bytes, text
 
 import tiny
-from ridgeline.models import build
 from ridgeline.quant.format import FORMATS
 from ridgeline.weights.gguf import GGUFFile
 from ridgeline.weights.load import open_checkpoint
@@ -90,11 +89,7 @@ class Fuzz:
             check("reading", reading)
         checkpoint = open_checkpoint(self.path)
         check("opening", reading)
-        program = build(checkpoint.config)
-        checkpoint.check_all_used(program.weights.values())
-        for weight in program.weights.values():
-            if weight.constant is None:
-                checkpoint.format_of(weight)
+        declare(checkpoint)
         check("building", reading + 64 * MIB)
 
 

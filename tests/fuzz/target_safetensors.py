@@ -13,11 +13,10 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from meter import MIB, Check
+from meter import MIB, Check, declare
 from mutate import EDGES, blob, chain, document, dump, edge_bytes, value
 
 import tiny
-from ridgeline.models import build
 from ridgeline.quant.format import FORMATS
 from ridgeline.weights.load import open_checkpoint
 from ridgeline.weights.source import SafetensorsSource
@@ -121,11 +120,7 @@ def _open(folder: Path, check: Check, room: int) -> None:
         checkpoint = open_checkpoint(folder)
     finally:
         check("reading", reading)
-    program = build(checkpoint.config)
-    checkpoint.check_all_used(program.weights.values())
-    for weight in program.weights.values():
-        if weight.constant is None:
-            checkpoint.format_of(weight)
+    declare(checkpoint)
     check("building", reading + 64 * MIB)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import time
 import tracemalloc
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from test_formats import same_bits
 
 from ridgeline.errors import ModelFileError, ModelNotFound, RidgelineError, Unsupported
 from ridgeline.quant.format import FORMATS, row_bytes
@@ -145,8 +147,7 @@ def test_tensors_of_a_written_file_match_the_reference_reader(written):
         if fmt_name == "q8_k":  # the package cannot unpack it
             continue
         values = gguf.quants.dequantize(expected.data, expected.tensor_type)
-        assert got.float32().shape == shape
-        np.testing.assert_array_equal(got.float32(), values)
+        assert got.float32().shape == shape and same_bits(got.float32(), values)
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -338,33 +339,30 @@ def test_a_header_past_the_limit_is_refused(tmp_path, monkeypatch):
         kv("k", ARR, array(STR, 200_000, string("ab") * 200_000)),
         kv("k", ARR, array(STR, 200_000, string("") * 200_000)),
         kv("k", ARR, array(ARR, 100_000, array(U8, 0) * 100_000)),
-        kv("k", ARR, array(ARR, 100_000, array(U8, 1, b"x") * 100_000)),
-        kv("k", ARR, array(ARR, 2, array(U8, 1_000_000, bytes(range(250)) * 4000) * 2)),
+        *(kv("k", ARR, array(ARR, 100_000, array(I8, n, bytes([129, 128][:n])) * 100_000)) for n in (1, 2)),
+        kv("k", ARR, array(ARR, 2, array(I8, 1_000_000, bytes(range(250)) * 4000) * 2)),
         kv("k", ARR, array(U8, 2_000_000, bytes(2_000_000))),
         kv("k", ARR, array(STR, (1 << 64) // 8 - 1)),
     ],
-    ids=["short strings", "empty strings", "empty arrays", "arrays of one", "arrays of many", "bytes", "count alone"],
+    ids=["short strings", "empty strings", "empty arrays", "ones", "pairs", "arrays of many", "bytes", "count alone"],
 )
 def test_parsing_costs_a_small_multiple_of_the_header(tmp_path, entry):
     path = write(tmp_path, valid(kvs=[entry]))
     tracemalloc.start()
     try:
-        GGUFFile(path)
-    except ModelFileError:
-        pass
+        with contextlib.suppress(ModelFileError):
+            GGUFFile(path)
     finally:
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-    assert peak < 12 * path.stat().st_size + 100_000
+    assert peak < 9 * path.stat().st_size + 100_000
 
 
 def read_everything(path):
     source = GGUFSource(GGUFFile(path))
     for name in source.names():
-        try:
+        with contextlib.suppress(Unsupported):
             source.read(name).float32()
-        except Unsupported:
-            continue
 
 
 @settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -1,7 +1,7 @@
-"""What a model's files hold and what running them would take, read from headers alone.
+"""What a model's files hold and what running them would take, read from headers.
 
 Each part is looked at by itself, so that a file that cannot be run is still described, with every reason why. It
-must not read weights, nor print.
+must not load weights, nor print.
 """
 
 from __future__ import annotations

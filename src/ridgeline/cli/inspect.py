@@ -29,7 +29,7 @@ def inspect(
 ) -> None:
     """Describe a model: architecture, sizes, formats by layer, memory, template, and what is unsupported and why.
 
-    No weight is read. The exit status is 1 if the model cannot run with these settings.
+    Headers only: no weight is loaded. The exit status is 1 if the model cannot run with these settings.
     """
     from ridgeline.analysis.inspection import inspect as look
     from ridgeline.cli.session import fetch

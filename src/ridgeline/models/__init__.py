@@ -16,10 +16,11 @@ class Family(Protocol):
     """A module that knows a family, or several kin. `name` is the one of FAMILIES it was found by."""
 
     def from_hf(self, k: Keys, name: str) -> ModelConfig:
-        """The config that config.json describes."""
+        """The config that config.json describes. Unsupported names a key or value that is not built, ModelFileError
+        one that is wrong."""
 
     def from_gguf(self, h: Header, name: str) -> ModelConfig:
-        """The config that a GGUF header describes."""
+        """The config that a GGUF header describes; errors as from_hf."""
 
     def forward(self, m: Context, c: ModelConfig) -> tuple[Any, Any]:
         """(kept rows, final hidden), both [L, hidden]."""

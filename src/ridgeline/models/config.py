@@ -7,19 +7,19 @@ families share there.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from ridgeline.errors import ModelFileError
 from ridgeline.program.ir import State
 
 NORMS = ("rms", "layer")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
-_MOST = 1e12  # settings of rope beyond it, or below its inverse, are no model's and overflow
-_WIDEST = {"n_heads": 1 << 14, "n_kv_heads": 1 << 14, "head_dim": 1 << 14}  # lists as long are made of them
 RESIDUALS = ("sequential", "parallel", "sandwich")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 GELUS = {  # Hugging Face's names of an activation -> ours
     "gelu": "gelu", "gelu_new": "gelu_tanh", "gelu_fast": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh",
 }  # fmt: skip
+_MOST = 1e12  # settings of rope beyond it, or below its inverse, are no model's and overflow
+_WIDEST = {"n_heads": 1 << 14, "n_kv_heads": 1 << 14, "head_dim": 1 << 14}  # lists as long are made of them
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ModelConfig:
     o_bias: bool = False
     mlp_bias: bool = False
     qk_norm: bool = False
-    windows: tuple[int, ...] = field(default=())  # of each layer, in keys; 0 = full attention
+    windows: tuple[int, ...] = ()  # of each layer, in keys; 0 = full attention
     local_rope: Rope | None = None  # of the layers with a window; None: as the others
     learned_positions: bool = False
     alibi: float = 0.0  # factor on ALiBi's slopes; 0 = none

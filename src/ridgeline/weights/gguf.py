@@ -23,7 +23,7 @@ from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import U8
 from ridgeline.weights.mapped import map_file
 
-MAX_HEADER = 64 << 20  # real ones stay below 20 MB; Python objects for tiny arrays cost up to 12 bytes per byte
+MAX_HEADER = 64 << 20  # real ones stay below 20 MB; tiny strings and arrays cost up to 9 bytes per byte
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 18
 MAX_DIMS = 4
@@ -201,7 +201,7 @@ def _read_value(cur: _Cursor, value_type: int, what: str) -> Any:
 
 
 def _read_array(cur: _Cursor, what: str, depth: int) -> Any:
-    """A list of strings or of arrays, or a numpy array of numbers or bools (numpy again inside a list)."""
+    """A list of strings or of arrays, or a numpy array of numbers or bools; inside another, lists of none or one."""
     element, count = cur.unpack(_U32, what), cur.unpack(_U64, what)
     if element == _STRING:
         return cur.strings(count, what)
@@ -220,7 +220,7 @@ def _read_array(cur: _Cursor, what: str, depth: int) -> Any:
         if count and values.max() > 1:
             raise cur.error(f"{what} holds a bool stored as {values.max()}")
         values = values.astype(np.bool_)
-    return values
+    return values.tolist() if depth > 1 and count < 2 else values  # whichever object is the smaller
 
 
 def _read_records(cur: _Cursor, n_tensors: int) -> list[_Record]:

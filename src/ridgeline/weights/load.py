@@ -82,13 +82,14 @@ class Checkpoint:
         """The file's name of a weight, with or without the prefix that files of the bare model leave out."""
         if self.kind == "random":
             return part
-        names = names_of(self.config)
-        stored = names.stored(part, _KINDS[self.kind])
-        bare = stored.removeprefix(names.hf_prefix)
-        return bare if bare != stored and stored not in self._names and bare in self._names else stored
+        known = names_of(self.config)
+        stored = known.stored(part, _KINDS[self.kind])
+        bare = stored.removeprefix(known.hf_prefix)
+        return bare if bare != stored and stored not in self.names and bare in self.names else stored
 
     @cached_property
-    def _names(self) -> frozenset[str]:
+    def names(self) -> frozenset[str]:
+        """What the file calls its tensors."""
         return frozenset(self.source.names())
 
     def _stored_shape(self, w: Weight) -> tuple[int, ...]:
@@ -141,8 +142,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
 def _untied(checkpoint: Checkpoint) -> Checkpoint:
     """A config that ties the head counts only if no other head is stored, as in transformers."""
     head, table = (checkpoint.stored(name) for name in ("head.weight", "embed.weight"))
-    stored = set(checkpoint.source.names())
-    if not checkpoint.config.tied or head not in stored or table not in stored:
+    if not checkpoint.config.tied or not {head, table} <= checkpoint.names:
         return checkpoint
     one, other = (checkpoint.source.info(name) for name in (head, table))
     if one == other and _same_rows(checkpoint.source, head, table, one.shape[0]):
