@@ -51,12 +51,10 @@ def unpacked(w: _native.PackedWeight, rows: int, k: int) -> np.ndarray:
 @pytest.mark.parametrize("fmt", HELD)
 @pytest.mark.parametrize("rows", [1, 31, 33, 64])
 def test_held_values_are_exact(fmt: str, rows: int) -> None:
-    """Any bit pattern, inf and NaN too; only a q4_0 scale must leave room for its minimum, -8 times as large."""
+    """Any bit pattern, inf and NaN too."""
     f = FORMATS[fmt]
     for k in {1: (1, 7, 96), 32: (32, 96), 256: (256, 768)}[f.block]:
         raw = np.random.default_rng(rows * k).integers(0, 256, (rows, k // f.block * f.block_bytes), np.uint8)
-        if fmt == "q4_0":
-            raw = small(fmt, rows, k).data
         raw = Raw(fmt, (rows, k), raw)
         np.testing.assert_array_equal(unpacked(hold(raw), rows, k), raw.float32())
 
@@ -73,9 +71,6 @@ def test_bad_weights_are_refused() -> None:
     for fmt, rows, k in (("q4_0", 4, 33), ("q4_0", 4, 64), ("q4_0", 0, 32), ("q4_0", -4, -32), ("iq1_s", 4, 32)):
         with pytest.raises(ValueError, match="fit|format"):
             pack(fmt, raw, rows, k)
-    raw[:2] = np.frombuffer(np.float16(9000).tobytes(), np.uint8)
-    with pytest.raises(ValueError, match="scale"):
-        pack("q4_0", raw, 4, 32)
 
 
 @pytest.mark.parametrize("fmt", HELD)

@@ -20,6 +20,7 @@ Shape = tuple[Size, ...]
 
 GROUP = 32  # activations of type i8g32 carry one scale per 32 columns
 
+_ROWS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0, "bf16": 1}
 _ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
 
 
@@ -125,7 +126,7 @@ class Call:
 
 def nbytes(t: TensorType, load: Load) -> int:
     """Bytes of a tensor of type `t` in a step."""
-    if t.dtype == "i8g32":
+    if t.dtype in _ROWS:
         return elements(t, load) // t.columns * row_bytes(t)
     return elements(t, load) * _ELEMENT_BYTES[t.dtype]
 
@@ -133,9 +134,12 @@ def nbytes(t: TensorType, load: Load) -> int:
 def row_bytes(t: TensorType) -> int:
     """Bytes of one row of a [rows, columns] activation, or of one element of a vector."""
     columns = t.columns if len(t.shape) > 1 else 1
-    if t.dtype == "i8g32":
-        groups = -(-columns // GROUP)
-        return groups * GROUP + groups * 8  # values, then a scale and a sum per group
+    if t.dtype == "bf16":
+        return (columns + columns % 2) * 2 + 64
+    if t.dtype in _ROWS:
+        group = _ROWS[t.dtype] or -(-columns // 32) * 32
+        groups = -(-columns // group)
+        return groups * group + groups * 8  # values, then a scale and a sum per group
     return columns * _ELEMENT_BYTES[t.dtype]
 
 

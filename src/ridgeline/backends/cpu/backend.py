@@ -42,10 +42,10 @@ class CPU:
 
     name = "cpu"
     held_as: Mapping[str, str] = {
-        "f32": "f32", "f16": "f32", "bf16": "bf16", "q4_0": "q4_1", "q4_1": "q4_1",
+        "f32": "f32", "f16": "f32", "bf16": "bf16", "q4_0": "q4_0", "q4_1": "q4_1",
         "q8_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
     }  # fmt: skip
-    int8_formats: Collection[str] = ("q8_0", "q4_1")
+    int8_formats: Collection[str] = ("q8_0", "q4_0", "q4_1")
     unpacks_to = ""
 
     def __init__(self, threads: int, isa: str = "") -> None:

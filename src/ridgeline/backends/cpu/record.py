@@ -23,9 +23,14 @@ from ridgeline.program.ir import Buffer, Entry, Field, Instr, Operand, StateRef,
 from ridgeline.program.memory import MemoryPlan
 
 _NONE, _BUFFER, _WEIGHT, _VECTOR, _FIELD, _STATE, _HELD = range(7)
-_TYPES = {"f32": 0, "i8g32": 1, "i32": 2}
+_TYPES = {"f32": 0, "i8g32": 1, "i32": 2, "bf16": 3, "i8": 4, "i8g64": 5, "i8g128": 6}
 _KV_FORMATS = {"f32": 0, "bf16": 1}
-INT8_FORMATS = ("q8_0", "q4_0", "q4_1")  # of weights whose linears may read int8 rows
+# Which rows a linear over weights of a held format may read, besides float32 ones; the default first.
+MULTIPLIES: dict[str, tuple[str, ...]] = {
+    "bf16": ("bf16",), "int8": ("i8", "i8g32"), "int8_g128": ("i8g128",),
+    "q8_0": ("i8g32",), "q4_0": ("i8g32",), "q4_1": ("i8g32",),
+    "int4_g64": ("i8g64",), "uint4_g64": ("i8g64",), "int4_g128": ("i8g128",), "uint4_g128": ("i8g128",),
+}  # fmt: skip
 _SIZED = HEADER[4:]  # header slots that hold sizes: T, R, L, ...
 
 
@@ -115,12 +120,7 @@ class _Encoder:
         return _KV_FORMATS[s.state.format], s.state.n_kv_heads, s.state.head_dim, group, s.layer
 
     def _instr(self, instr: Instr) -> list[int]:
-        x = instr.operands.get("x")
-        int8 = instr.op == "linear" and isinstance(x, View) and x.buffer.type.dtype == "i8g32"
-        name = "linear_i8" if int8 else instr.op
-        w = instr.operands.get("w")
-        if int8 and isinstance(w, Weight) and w.format not in INT8_FORMATS:
-            raise Unsupported(f"the cpu backend cannot multiply int8 rows by {w.format} weights ({w.name})")
+        name = _native_name(instr)
         if name not in SIGNATURES:
             raise Unsupported(f"the cpu backend has no op {instr.op} ({instr.scope}, {instr.where})")
         signature = SIGNATURES[name]
@@ -148,7 +148,7 @@ class _Encoder:
         match x:
             case None:
                 return _NONE, 0, 0, 0
-            case View(buffer, start, stop) if kind in "aq":
+            case View(buffer, start, stop) if kind in "aqb":
                 return _BUFFER, self.buffer_index[buffer.id], start, stop
             case Weight() if kind == "v":
                 return _VECTOR, self.vectors.setdefault(x, len(self.vectors)), 0, 0
@@ -161,10 +161,23 @@ class _Encoder:
         raise Unsupported(f"the cpu backend's {instr.op} does not take {type(x).__name__} as {label} ({instr.where})")
 
 
+def _native_name(instr: Instr) -> str:
+    """The native op: linear and quantize_act have one for each kind of row."""
+    if instr.op == "quantize_act":
+        return "round_bf16" if instr.outputs[0].type.dtype == "bf16" else instr.op
+    x, w = instr.operands.get("x"), instr.operands.get("w")
+    if instr.op != "linear" or not isinstance(x, View) or x.buffer.type.dtype == "f32":
+        return instr.op
+    rows = x.buffer.type.dtype
+    if isinstance(w, Weight) and rows not in MULTIPLIES.get(w.format, ()):
+        raise Unsupported(f"the cpu backend cannot multiply {rows} rows by {w.format} weights ({w.name})")
+    return "linear_bf16" if rows == "bf16" else "linear_i8"
+
+
 def _attributes(instr: Instr, signature: Signature) -> dict[str, Any]:
     """Attributes with the op's defaults; one that the native op lacks must have its default value."""
     defaults = OPS[instr.op].meaning.__kwdefaults__ or {}
-    for name in instr.attrs.keys() - {*signature.ints, *signature.floats}:
+    for name in instr.attrs.keys() - {*signature.ints, *signature.floats, "dtype"}:  # the output's type says it
         if instr.attrs[name] != defaults.get(name):
             value = instr.attrs[name]
             raise Unsupported(f"the cpu backend's {instr.op} has no attribute {name}={value!r} ({instr.where})")

@@ -35,13 +35,23 @@ struct Frame {
 
   QuantizedView quantized(const Operand& x) const {
     const Buffer& b = program.buffers[x.index];
-    return {arena + b.offset, b.row_bytes(), rows_of(b), (b.cols + GROUP - 1) / GROUP};
+    const int64_t group = group_of(b.type), padded = b.padded_cols();
+    return {arena + b.offset, b.row_bytes(), rows_of(b), padded, group ? padded / group : 1, group};
+  }
+
+  Bf16View bf16(const Operand& x) const {
+    const Buffer& b = program.buffers[x.index];
+    return {(uint16_t*)(arena + b.offset), b.row_bytes() / 2, rows_of(b), b.cols};
   }
 
   View output(const Instr& i, int at) const { return view({Kind::buffer, i.outputs[at], 0, columns(i, at)}); }
 
   QuantizedView quantized_output(const Instr& i, int at) const {
     return quantized({Kind::buffer, i.outputs[at], 0, columns(i, at)});
+  }
+
+  Bf16View bf16_output(const Instr& i, int at) const {
+    return bf16({Kind::buffer, i.outputs[at], 0, columns(i, at)});
   }
 
   int64_t columns(const Instr& i, int at) const { return program.buffers[i.outputs[at]].cols; }
@@ -71,14 +81,14 @@ struct Frame {
 
 // An op of the loop: its record signature and its functions.
 struct OpEntry {
-  const char* name;      // of the op set; "linear_i8" is linear over i8g32 rows
+  const char* name;      // of the op set; "linear_i8" is linear over int8 rows
   const char* names;     // of the operands, separated by spaces; what is not named the loop does not have
-  const char* operands;  // a float rows, q i8g32 rows, w packed weight, v vector, f field, s state, h held
-                         // rows; upper case: may be missing
+  const char* operands;  // a float rows, q int8 rows, b bf16 rows, w packed weight, v vector, f field, s
+                         // state, h held rows; upper case: may be missing
   const char* fields;  // what each field operand must hold: r 4 bytes a row, s a Sampler a row, x as r but at
                        // row `axis` of [axes][rows], E H M 4 bytes per unit of that axis, . 4-byte items of
                        // any extent, which `check` looks at
-  const char* outputs;  // a, q as above, i int32
+  const char* outputs;  // a, q, b as above, i int32
   const char* ints;     // attribute names, separated by spaces
   const char* floats;
   bool rows_in, rows_out;  // a thread reads / writes only its share of the rows before any barrier of its own

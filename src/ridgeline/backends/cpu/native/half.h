@@ -31,21 +31,10 @@ static inline float bf16_at(const uint8_t* p) {
   return float_of_bits((uint32_t)h << 16);
 }
 
-// *out = -8 * the half at p, and whether that is exact (it is unless it overflows; inf and NaN
-// stay what they are).
-static inline bool times_minus_8(const uint8_t* p, uint16_t* out) {
-  uint16_t h;
-  memcpy(&h, p, sizeof h);
-  const uint16_t sign = (uint16_t)(~h & 0x8000u), magnitude = h & 0x7fffu;
-  uint32_t m = magnitude;
-  bool exact = true;
-  if (magnitude < 0x7c00u) {
-    for (int i = 0; i < 3; i++)
-      m = m < 0x400u ? m * 2 : m + 0x400u;  // a subnormal doubles its bits into the normals
-    exact = m < 0x7c00u;
-  }
-  *out = (uint16_t)(sign | (exact ? m : 0x7c00u));
-  return exact;
+static inline float float_at(const uint8_t* p) {
+  float x;
+  memcpy(&x, p, sizeof x);
+  return x;
 }
 
 }  // namespace ridgeline

@@ -28,15 +28,23 @@ struct View {
   float* row(int64_t r) const { return data + r * stride; }
 };
 
-// Activations of type i8g32. A row is [q int8 x K'][scale f32 x K'/32][sum i32 x K'/32], K' = K padded to 32,
-// and sum[g] the sum of group g's q.
+// int8 activations. A row is [q int8 x K'][scale f32 x groups][sum i32 x groups], K' = K padded to whole
+// groups (one group: to 32), and sum[g] the sum of group g's q.
 struct QuantizedView {
   uint8_t* data;
   int64_t stride;  // bytes from row to row
-  int64_t rows, groups;
+  int64_t rows, padded, groups;
+  int64_t group;  // columns that share a scale; 0: all
   int8_t* q(int64_t r) const { return (int8_t*)(data + r * stride); }
-  float* scale(int64_t r) const { return (float*)(data + r * stride + groups * GROUP); }
-  int32_t* sum(int64_t r) const { return (int32_t*)(data + r * stride + groups * (GROUP + 4)); }
+  float* scale(int64_t r) const { return (float*)(data + r * stride + padded); }
+  int32_t* sum(int64_t r) const { return (int32_t*)(data + r * stride + padded + groups * 4); }
+};
+
+// bfloat16 activations; a row of odd length has a zero behind it.
+struct Bf16View {
+  uint16_t* data;
+  int64_t stride, rows, cols;  // stride in elements
+  uint16_t* row(int64_t r) const { return data + r * stride; }
 };
 
 enum class KVFormat : int64_t { f32 = 0, bf16 = 1 };
@@ -76,7 +84,9 @@ struct Kernels {
   const char* isa;
   void (*linear)(const View& x, const Weight& w, const float* bias, const View& y, Span panels);
   void (*linear_i8)(const QuantizedView& x, const Weight& w, const float* bias, const View& y, Span panels);
+  void (*linear_bf16)(const Bf16View& x, const Weight& w, const float* bias, const View& y, Span panels);
   void (*quantize)(const View& x, const QuantizedView& out, Span rows);
+  void (*round_bf16)(const View& x, const Bf16View& out, Span rows);
   void (*rms_norm)(const View& x, const float* w, const View& out, float eps, int64_t width, Span rows);
   void (*add_rms_norm)(const View& x, const View& y, const float* w, const View& total, const View& out,
                        float eps, Span rows);

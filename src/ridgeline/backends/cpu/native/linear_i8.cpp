@@ -1,8 +1,11 @@
-// y = x W^T for activations in groups of 32 int8 over q8 and q4 weights.
+// y = x W^T for int8 activations over int8 and int4 weights.
 //
 // Dot products within a group are exact in int32, so only groups have an order: ascending,
 //   sum = fma(float(dot) * x_scale, w_scale, sum)
-//   sum = fma(x_scale * float(x_sum), w_minimum, sum)   for q4
+//   sum = fma(x_scale * float(x_sum), w_minimum, sum)   where the format has minima
+// A format with one scale per row takes it last; if the activations have one per row too, all is exact but
+// the last two products.
+#include "formats.h"
 #include "kernels.h"
 #include "simd.h"
 #include "tiles.h"
@@ -10,85 +13,170 @@
 namespace ridgeline::RL_ISA {
 namespace {
 
-struct Rows {  // one group of M consecutive activation rows
-  const int8_t* q;
-  const float* scale;
-  const int32_t* sum;
-  int64_t stride;  // bytes
-  int32_t step(int m, int j) const {
-    int32_t four;
-    memcpy(&four, q + m * stride + 4 * j, 4);
-    return four;
-  }
-  float scale_of(int m) const { return *(const float*)((const uint8_t*)scale + m * stride); }
-  int32_t sum_of(int m) const { return *(const int32_t*)((const uint8_t*)sum + m * stride); }
-};
+constexpr int GROUP_ROWS = TILE_ROWS;        // rows of a tile that also holds float sums
+constexpr int CHANNEL_ROWS = 2 * TILE_ROWS;  // of one that does not
 
-// Integer dot products of M rows with the 32 weight rows of one unit.
-template <Format F, int M>
-RL_INLINE void dot(i32x16 (&dots)[M][2], const uint8_t* unit, const Rows& x) {
-  if constexpr (F == Format::q8) {
-    // Stored bytes are q + 128: start from -128 * (sum of the activations).
-    RL_FOR (m, M)
-      RL_FOR (v, 2) dots[m][v] = splat(x.sum_of(m) * -128);
-    RL_FOR (j, 8) {
+template <int M>
+using Dots = i32x16[M][2];
+
+// dots += codes of `steps` times 4 k, against the rows of x from byte 0 on.
+template <int BITS, int M>
+RL_INLINE void multiply(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
+  if constexpr (BITS == 8) {
+    RL_UNROLL_4 for (int j = 0; j < steps; j++) {
       u32x16 w[2];
-      RL_FOR (v, 2) w[v] = load_bits(unit + (2 * j + v) * 64);
-      RL_FOR (m, M)
-        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], w[v], x.step(m, j));
+      RL_FOR (v, 2) w[v] = load_bits(codes + (2 * j + v) * 64);
+      RL_FOR (m, M) {
+        const int32_t four = RowPointers<M>::template read<int32_t>(x, m, j);
+        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], w[v], four);
+      }
     }
   } else {
-    RL_FOR (m, M)
-      RL_FOR (v, 2) dots[m][v] = i32x16{};
-    RL_FOR (j, 4) {
+    RL_UNROLL_4 for (int j = 0; j < steps / 2; j++) {
       u32x16 low[2], high[2];
       RL_FOR (v, 2) {
-        const u32x16 w = load_bits(unit + (2 * j + v) * 64);
+        const u32x16 w = load_bits(codes + (2 * j + v) * 64);
         low[v] = w & 0x0f0f0f0fu;
         high[v] = (w >> 4u) & 0x0f0f0f0fu;
       }
-      RL_FOR (m, M)
-        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], low[v], x.step(m, 2 * j));
-      RL_FOR (m, M)
-        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], high[v], x.step(m, 2 * j + 1));
+      RL_FOR (m, M) {
+        const int32_t four = RowPointers<M>::template read<int32_t>(x, m, 2 * j);
+        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], low[v], four);
+      }
+      RL_FOR (m, M) {
+        const int32_t four = RowPointers<M>::template read<int32_t>(x, m, 2 * j + 1);
+        RL_FOR (v, 2) dots[m][v] = dot4(dots[m][v], high[v], four);
+      }
     }
   }
 }
 
-template <Format F>
-struct Tile {
-  // M rows of x from `row` against one panel.
-  template <int M>
-  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
-                  int64_t row) {
-    constexpr int64_t scales = F == Format::q8 ? 1024 : 512, unit_bytes = layout(F).unit_bytes;
-    const int64_t groups = w.units();
-    const uint8_t* unit = w.panel(panel);
-    Rows in{x.q(row), x.scale(row), x.sum(row), x.stride};
-    f32x16 sums[M][2] = {};
-    for (int64_t g = 0; g < groups; g++, unit += unit_bytes, in.q += GROUP, in.scale++, in.sum++) {
-      i32x16 dots[M][2];
-      dot<F>(dots, unit, in);
+// One row has too few sums to hide the latency of a dot product: it keeps odd steps apart. Codes are read
+// strictly in the order of their addresses, or the memory's prefetchers lose them.
+template <int BITS>
+RL_INLINE void multiply_one(Dots<1>& dots, const uint8_t* codes, const RowPointers<1>& x, int steps) {
+  i32x16 odd[2] = {};
+  RL_UNROLL_4 for (int j = 0; j < steps / 2; j++) {
+    const int32_t even_x = RowPointers<1>::read<int32_t>(x, 0, 2 * j);
+    const int32_t odd_x = RowPointers<1>::read<int32_t>(x, 0, 2 * j + 1);
+    if constexpr (BITS == 8) {
+      RL_FOR (v, 2) dots[0][v] = dot4(dots[0][v], load_bits(codes + (4 * j + v) * 64), even_x);
+      RL_FOR (v, 2) odd[v] = dot4(odd[v], load_bits(codes + (4 * j + 2 + v) * 64), odd_x);
+    } else {
       RL_FOR (v, 2) {
-        const f32x16 scale = load_f16(unit + scales + v * 32);
-        RL_FOR (m, M) sums[m][v] = fma(to_f32(dots[m][v]) * in.scale_of(m), scale, sums[m][v]);
-        if constexpr (F == Format::q4) {
-          const f32x16 minimum = load_f16(unit + scales + 64 + v * 32);
-          RL_FOR (m, M) sums[m][v] = fma(splat(in.scale_of(m) * (float)in.sum_of(m)), minimum, sums[m][v]);
-        }
+        const u32x16 w = load_bits(codes + (2 * j + v) * 64);
+        dots[0][v] = dot4(dots[0][v], w & 0x0f0f0f0fu, even_x);
+        odd[v] = dot4(odd[v], (w >> 4u) & 0x0f0f0f0fu, odd_x);
       }
     }
+  }
+  RL_FOR (v, 2) dots[0][v] = dots[0][v] + odd[v];
+}
+
+template <int BITS, int M>
+RL_INLINE void dot_unit(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
+  if constexpr (M == 1)
+    multiply_one<BITS>(dots, codes, x, steps);
+  else
+    multiply<BITS, M>(dots, codes, x, steps);
+}
+
+// Activations with a scale for each unit of the weight.
+template <Format F>
+struct GroupTile {
+  template <int M>
+  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
+                  int64_t row, const Ahead& ahead) {
+    constexpr Layout l = layout(F);
+    constexpr int64_t unit = l.unit();
+    typedef RowPointers<M> Rows;
+    const int64_t units = w.units();
+    const uint8_t* at = w.panel(panel);
+    Rows q = Rows::at(x.q(row), x.stride), scales = Rows::at(x.scale(row), x.stride),
+         totals = Rows::at(x.sum(row), x.stride);
+    f32x16 sums[M][2] = {};
+    for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
+      Ahead::fetch(ahead, at, u, l.unit_bytes());
+      Dots<M> dots;
+      RL_FOR (m, M) {
+        const i32x16 start =
+            l.zero ? splat(Rows::template read<int32_t>(totals, m, u) * -(int32_t)l.zero) : i32x16{};
+        RL_FOR (v, 2) dots[m][v] = start;
+      }
+      dot_unit<l.bits, M>(dots, at, q, unit / 4);
+      const uint8_t* behind = at + l.code_bytes();
+      RL_FOR (v, 2) {
+        const f32x16 scale = l.scales == Scales::channel ? splat(1.0f) : load_f16(behind + v * 32);
+        RL_FOR (m, M) {
+          const f32x16 dot = to_f32(dots[m][v]);
+          const f32x16 x_scale = splat(Rows::template read<float>(scales, m, u));
+          sums[m][v] = l.scales == Scales::channel ? fma(dot, x_scale, sums[m][v])
+                                                   : fma(dot * x_scale, scale, sums[m][v]);
+        }
+        if constexpr (l.scales == Scales::half_min) {
+          const f32x16 minimum = load_f16(behind + 64 + v * 32);
+          RL_FOR (m, M) {
+            const float total =
+                Rows::template read<float>(scales, m, u) * (float)Rows::template read<int32_t>(totals, m, u);
+            sums[m][v] = fma(splat(total), minimum, sums[m][v]);
+          }
+        }
+      }
+      Rows::advance(q, unit);
+    }
+    if constexpr (l.scales == Scales::channel)
+      RL_FOR (v, 2)
+        RL_FOR (m, M) sums[m][v] = sums[m][v] * load((const float*)(at + v * 64));
     store_tile(sums, bias, y, panel, row);
+  }
+};
+
+// Activations with one scale per row over weights with one scale per row: integers to the end.
+template <Format F>
+struct ChannelTile {
+  template <int M>
+  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
+                  int64_t row, const Ahead& ahead) {
+    constexpr Layout l = layout(F);
+    typedef RowPointers<M> Rows;
+    const int64_t units = w.units();
+    const uint8_t* at = w.panel(panel);
+    Rows q = Rows::at(x.q(row), x.stride);
+    Dots<M> dots;
+    RL_FOR (m, M)
+      RL_FOR (v, 2) dots[m][v] = splat(x.sum(row + m)[0] * -(int32_t)l.zero);
+    for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
+      Ahead::fetch(ahead, at, u, l.unit_bytes());
+      dot_unit<l.bits, M>(dots, at, q, l.unit() / 4);
+      Rows::advance(q, l.unit());
+    }
+    f32x16 sums[M][2];
+    RL_FOR (v, 2) {
+      const f32x16 scale = load((const float*)(at + v * 64));
+      RL_FOR (m, M) sums[m][v] = to_f32(dots[m][v]) * splat(x.scale(row + m)[0]) * scale;
+    }
+    store_tile(sums, bias, y, panel, row);
+  }
+};
+
+template <Format F>
+struct Linear {
+  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, Span panels) {
+    constexpr Layout l = layout(F);
+    if constexpr (!l.is_float()) {
+      constexpr int64_t ahead_from = l.bits == 4 ? 4 : 8;
+      if constexpr (l.scales == Scales::channel)
+        if (x.group == 0)
+          return for_tiles<ChannelTile<F>, CHANNEL_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
+      for_tiles<GroupTile<F>, GROUP_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
+    }
   }
 };
 
 }  // namespace
 
 void linear_i8(const QuantizedView& x, const Weight& w, const float* bias, const View& y, Span panels) {
-  if (w.format == Format::q8)
-    for_tiles<Tile<Format::q8>>(x, w, bias, y, panels);
-  else
-    for_tiles<Tile<Format::q4>>(x, w, bias, y, panels);
+  with_format<Linear>(w.format, x, w, bias, y, panels);
 }
 
 }  // namespace ridgeline::RL_ISA

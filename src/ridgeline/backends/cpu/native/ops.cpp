@@ -47,6 +47,17 @@ void run_linear_i8(const Instr& i, const Frame& f) {
                       f.mine(w.panels()));
 }
 
+void run_linear_bf16(const Instr& i, const Frame& f) {
+  const Weight& w = f.weight(i.operands[1]);
+  f.kernels.linear_bf16(f.bf16(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0),
+                        f.mine(w.panels()));
+}
+
+void run_round_bf16(const Instr& i, const Frame& f) {
+  const View x = f.view(i.operands[0]);
+  f.kernels.round_bf16(x, f.bf16_output(i, 0), f.mine(x.rows));
+}
+
 void run_quantize(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
   f.kernels.quantize(x, f.quantized_output(i, 0), f.mine(x.rows));
@@ -149,6 +160,8 @@ const OpEntry OPS[] = {
     {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
     {"linear", "x w bias", "awV", "", "a", "", "", false, false, run_linear, nullptr},
     {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, run_linear_i8, nullptr},
+    {"linear_bf16", "x w bias", "bwV", "", "a", "", "", false, false, run_linear_bf16, nullptr},
+    {"round_bf16", "x", "a", "", "b", "", "", true, true, run_round_bf16, nullptr},
     {"quantize_act", "x", "a", "", "q", "", "", true, true, run_quantize, nullptr},
     {"rms_norm", "x w", "av", "", "a", "width", "eps", true, true, run_rms_norm, nullptr},
     {"add_rms_norm", "x y w", "aav", "", "aa", "", "eps", true, true, run_add_rms_norm, nullptr},

@@ -12,15 +12,16 @@
 namespace ridgeline {
 namespace {
 
-// How a file stores a row: blocks of `block` weights in `bytes` bytes, and the panel format that holds them.
+// How a file stores a row: a header, then blocks of `block` weights in `bytes` bytes; and the panel format
+// that holds them.
 struct Source {
   const char* name;
-  int64_t block, bytes;
+  int64_t header, block, bytes;
   Format format;
-  bool (*pack_block)(const uint8_t* block, uint8_t* unit, int64_t row);  // false: not representable
+  void (*pack_block)(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t row);
 };
 
-constexpr uint32_t LOW = 0x0f0f0f0fu, HIGH = 0xf0f0f0f0u;
+constexpr uint32_t LOW = 0x0f0f0f0fu;
 
 uint32_t word(const uint8_t* p) {
   uint32_t w;
@@ -32,99 +33,117 @@ void put(uint8_t* p, uint32_t w) {
   memcpy(p, &w, 4);
 }
 
-// Place of 4 consecutive k of row r (0..31) in byte vector `step` of a quantised unit.
+// Place of 4 consecutive k of row r (0..31) in byte vector `step` of a unit of codes.
 uint8_t* quad(uint8_t* unit, int64_t step, int64_t r) {
   return unit + step * 128 + r * 4;
 }
 
-bool pack_f32(const uint8_t* block, uint8_t* unit, int64_t r) {
-  memcpy(unit + r * 4, block, 4);
-  return true;
+// A row's scale and, behind those of all rows, its minimum.
+void put_scale(const Layout& l, const uint8_t* scale, uint8_t* unit, int64_t r) {
+  memcpy(unit + l.code_bytes() + r * 2, scale, 2);
 }
 
-bool pack_f16(const uint8_t* block, uint8_t* unit, int64_t r) {
+void put_minimum(const Layout& l, const uint8_t* minimum, uint8_t* unit, int64_t r) {
+  memcpy(unit + l.code_bytes() + PANEL * 2 + r * 2, minimum, 2);
+}
+
+void pack_f32(const Layout&, const uint8_t* block, uint8_t* unit, int64_t r) {
+  memcpy(unit + r * 4, block, 4);
+}
+
+void pack_f16(const Layout&, const uint8_t* block, uint8_t* unit, int64_t r) {
   const float x = half_at(block);
   memcpy(unit + r * 4, &x, 4);
-  return true;
-}
-
-bool pack_q8_0(const uint8_t* block, uint8_t* unit, int64_t r) {
-  for (int64_t j = 0; j < 8; j++) put(quad(unit, j, r), word(block + 2 + 4 * j) ^ 0x80808080u);
-  memcpy(unit + 1024 + r * 2, block, 2);
-  return true;
-}
-
-// The 32 bytes of row r in a q8 unit, k by k; q is stored as q + 128.
-void pack_bytes(const uint8_t (&bytes)[GROUP], const uint8_t* scale, uint8_t* unit, int64_t r) {
-  for (int64_t j = 0; j < 8; j++) memcpy(quad(unit, j, r), bytes + 4 * j, 4);
-  memcpy(unit + 1024 + r * 2, scale, 2);
-}
-
-bool pack_q5_0(const uint8_t* block, uint8_t* unit, int64_t r) {
-  const uint32_t fifth = word(block + 2);
-  uint8_t bytes[GROUP];
-  for (int64_t k = 0; k < GROUP; k++) {
-    const uint32_t pair = block[6 + k % 16], low = k < 16 ? pair & 15 : pair >> 4;
-    bytes[k] = (uint8_t)((low | (fifth >> k & 1) << 4) + (128 - 16));
-  }
-  pack_bytes(bytes, block, unit, r);
-  return true;
-}
-
-bool pack_iq4_nl(const uint8_t* block, uint8_t* unit, int64_t r) {
-  // The format's values + 128.
-  static const uint8_t values[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
-  uint8_t bytes[GROUP];
-  for (int64_t k = 0; k < 16; k++) {
-    bytes[k] = values[block[2 + k] & 15];
-    bytes[k + 16] = values[block[2 + k] >> 4];
-  }
-  pack_bytes(bytes, block, unit, r);
-  return true;
-}
-
-// A file's nibbles are k = 0..15 low, 16..31 high; a unit's are k = 8j..8j+3 low, 8j+4..8j+7 high.
-void pack_nibbles(const uint8_t* q, uint8_t* unit, int64_t r) {
-  const uint32_t a = word(q), b = word(q + 4), c = word(q + 8), d = word(q + 12);
-  put(quad(unit, 0, r), (a & LOW) | (b & LOW) << 4);
-  put(quad(unit, 1, r), (c & LOW) | (d & LOW) << 4);
-  put(quad(unit, 2, r), (a & HIGH) >> 4 | (b & HIGH));
-  put(quad(unit, 3, r), (c & HIGH) >> 4 | (d & HIGH));
-}
-
-bool pack_q4_0(const uint8_t* block, uint8_t* unit, int64_t r) {
-  pack_nibbles(block + 2, unit, r);
-  uint16_t minimum;
-  const bool exact = times_minus_8(block, &minimum);
-  memcpy(unit + 512 + r * 2, block, 2);
-  memcpy(unit + 576 + r * 2, &minimum, 2);
-  return exact;
-}
-
-bool pack_q4_1(const uint8_t* block, uint8_t* unit, int64_t r) {
-  pack_nibbles(block + 4, unit, r);
-  memcpy(unit + 512 + r * 2, block, 2);
-  memcpy(unit + 576 + r * 2, block + 2, 2);
-  return true;
 }
 
 // bf16 is packed by pairs of k; a lone last k has zero beside it, which the memory already holds.
-bool pack_bf16(const uint8_t* block, uint8_t* half_unit, int64_t r) {
+void pack_bf16(const Layout&, const uint8_t* block, uint8_t* half_unit, int64_t r) {
   memcpy(half_unit + r * 4, block, 2);
-  return true;
+}
+
+// n signed bytes; a code is the value + 128.
+void pack_signed(const uint8_t* q, int64_t n, uint8_t* unit, int64_t r) {
+  for (int64_t j = 0; j < n / 4; j++) put(quad(unit, j, r), word(q + 4 * j) ^ 0x80808080u);
+}
+
+void pack_int8(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
+  pack_signed(block + 2, l.group, unit, r);
+  put_scale(l, block, unit, r);
+}
+
+// Four weights at a time of a row whose header holds its scale.
+void pack_channel(const Layout&, const uint8_t* block, uint8_t* quarter, int64_t r) {
+  pack_signed(block, 4, quarter, r);
+}
+
+void pack_q5_0(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
+  const uint32_t fifth = word(block + 2);
+  uint8_t values[GROUP];
+  for (int64_t k = 0; k < GROUP; k++) {
+    const uint32_t pair = block[6 + k % 16], low = k < 16 ? pair & 15 : pair >> 4;
+    values[k] = (uint8_t)((low | (fifth >> k & 1) << 4) - 16);
+  }
+  pack_signed(values, GROUP, unit, r);
+  put_scale(l, block, unit, r);
+}
+
+void pack_iq4_nl(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
+  static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+  uint8_t values[GROUP];
+  for (int64_t k = 0; k < 16; k++) {
+    values[k] = (uint8_t)table[block[2 + k] & 15];
+    values[k + 16] = (uint8_t)table[block[2 + k] >> 4];
+  }
+  pack_signed(values, GROUP, unit, r);
+  put_scale(l, block, unit, r);
+}
+
+// A file's low nibbles are the first half of a group, its high ones the second; a unit's are alternating
+// steps of 4 k.
+void pack_nibbles(const Layout& l, const uint8_t* q, uint8_t* unit, int64_t r) {
+  const int64_t half = l.group / 8;  // steps in half a group
+  const auto step = [&](int64_t s) {
+    return s < half ? word(q + 4 * s) & LOW : word(q + 4 * (s - half)) >> 4 & LOW;
+  };
+  for (int64_t j = 0; j < half; j++) put(quad(unit, j, r), step(2 * j) | step(2 * j + 1) << 4);
+}
+
+void pack_int4(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
+  pack_nibbles(l, block + 2, unit, r);
+  put_scale(l, block, unit, r);
+}
+
+void pack_uint4(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
+  pack_nibbles(l, block + 4, unit, r);
+  put_scale(l, block, unit, r);
+  put_minimum(l, block + 2, unit, r);
 }
 
 const Source SOURCES[] = {
-    {"f32", 1, 4, Format::f32, pack_f32},    {"f16", 1, 2, Format::f32, pack_f16},
-    {"bf16", 1, 2, Format::bf16, pack_bf16}, {"q4_0", 32, 18, Format::q4, pack_q4_0},
-    {"q4_1", 32, 20, Format::q4, pack_q4_1}, {"q5_0", 32, 22, Format::q8, pack_q5_0},
-    {"q8_0", 32, 34, Format::q8, pack_q8_0}, {"iq4_nl", 32, 18, Format::q8, pack_iq4_nl},
+    {"f32", 0, 1, 4, Format::f32, pack_f32},
+    {"f16", 0, 1, 2, Format::f32, pack_f16},
+    {"bf16", 0, 1, 2, Format::bf16, pack_bf16},
+    {"int8", 4, 4, 4, Format::int8, pack_channel},
+    {"q8_0", 0, 32, 34, Format::int8_g32, pack_int8},
+    {"int8_g128", 0, 128, 130, Format::int8_g128, pack_int8},
+    {"q5_0", 0, 32, 22, Format::int8_g32, pack_q5_0},
+    {"iq4_nl", 0, 32, 18, Format::int8_g32, pack_iq4_nl},
+    {"q4_0", 0, 32, 18, Format::int4_g32, pack_int4},
+    {"int4_g64", 0, 64, 34, Format::int4_g64, pack_int4},
+    {"int4_g128", 0, 128, 66, Format::int4_g128, pack_int4},
+    {"q4_1", 0, 32, 20, Format::uint4_g32, pack_uint4},
+    {"uint4_g64", 0, 64, 36, Format::uint4_g64, pack_uint4},
+    {"uint4_g128", 0, 128, 68, Format::uint4_g128, pack_uint4},
 };
 
 const Source& source(const std::string& name) {
   for (const Source& s : SOURCES)
     if (name == s.name) return s;
   throw std::invalid_argument("the cpu backend has no weight format " + name);
+}
+
+int64_t row_bytes(const Source& s, int64_t cols) {
+  return s.header + cols / s.block * s.bytes;
 }
 
 Weight shape(const Source& s, int64_t rows, int64_t cols) {
@@ -134,19 +153,32 @@ Weight shape(const Source& s, int64_t rows, int64_t cols) {
   return {nullptr, s.format, rows, cols};
 }
 
-bool pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t panel, uint8_t* out) {
+// Where block b of a panel starts: blocks are units, or a part of one.
+uint8_t* block_at(const Source& s, uint8_t* panel, int64_t b) {
+  const Layout& l = layout(s.format);
+  const int64_t per_unit = l.unit() / s.block, part = b % per_unit;
+  return panel + b / per_unit * l.unit_bytes() + part * (l.is_float() ? 2 : PANEL * s.block * l.bits / 8);
+}
+
+void pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t panel, uint8_t* out) {
   const int64_t blocks = w.cols / s.block, rows = std::min(PANEL, w.rows - panel * PANEL);
-  const Layout unit = layout(w.format);
-  bool exact = true;
+  const Layout& l = layout(w.format);
   for (int64_t r = 0; r < rows; r++) {
-    const uint8_t* row = raw + (panel * PANEL + r) * blocks * s.bytes;
-    for (int64_t b = 0; b < blocks; b++) {
-      uint8_t* at =
-          w.format == Format::bf16 ? out + b / 2 * unit.unit_bytes + b % 2 * 2 : out + b * unit.unit_bytes;
-      exact &= s.pack_block(row + b * s.bytes, at, r);
-    }
+    const uint8_t* row = raw + (panel * PANEL + r) * row_bytes(s, w.cols);
+    for (int64_t b = 0; b < blocks; b++)
+      s.pack_block(l, row + s.header + b * s.bytes, block_at(s, out, b), r);
+    if (l.scales == Scales::channel) memcpy(out + w.panel_bytes() - l.tail_bytes() + r * 4, row, 4);
   }
-  return exact;
+}
+
+float weight_at(const Layout& l, const uint8_t* unit, const uint8_t* tail, int64_t r, int64_t k) {
+  const uint8_t* behind = unit + l.code_bytes() + r * 2;
+  const int64_t per_byte = 8 / l.bits, step = k / 4;
+  const uint8_t byte = unit[step / per_byte * 128 + r * 4 + k % 4];
+  const int code = l.bits == 8 ? byte : step % 2 ? byte >> 4 : byte & 15;
+  if (l.scales == Scales::half_min) return (float)code * half_at(behind) + half_at(behind + PANEL * 2);
+  const float scale = l.scales == Scales::channel ? float_at(tail + r * 4) : half_at(behind);
+  return (float)(code - (int)l.zero) * scale;
 }
 
 }  // namespace
@@ -159,49 +191,32 @@ Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes
             uint8_t* out) {
   const Source& s = source(format);
   Weight w = shape(s, rows, cols);
-  if ((uint64_t)raw_bytes != (uint64_t)(cols / s.block * s.bytes) * (uint64_t)rows)
+  if ((uint64_t)raw_bytes != (uint64_t)row_bytes(s, cols) * (uint64_t)rows)
     throw std::invalid_argument(std::string(s.name) + " weight does not fit its " +
                                 std::to_string(raw_bytes) + " bytes");
-  std::atomic<bool> exact{true};
   // The same halves as in a step, so that the thread that will read a panel also touches it first.
   pool.run([&](int thread) {
     const int64_t panels = w.panels(), threads = pool.threads();
     for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
-      if (!pack_panel(s, w, raw, p, out + p * w.panel_bytes())) exact = false;
+      pack_panel(s, w, raw, p, out + p * w.panel_bytes());
   });
-  if (!exact)
-    throw std::invalid_argument("a q4_0 scale is too large for a half-precision minimum of -8 * scale");
   w.data = out;
   return w;
 }
 
 void unpack_row(const Weight& w, int64_t row, float* out) {
-  const int64_t r = row % PANEL, unit_bytes = layout(w.format).unit_bytes;
-  const uint8_t* unit = w.panel(row / PANEL);
-  switch (w.format) {
-    case Format::f32:
-      for (int64_t k = 0; k < w.cols; k++, unit += unit_bytes) memcpy(out + k, unit + r * 4, 4);
-      return;
-    case Format::bf16:
-      for (int64_t k = 0; k < w.cols; k++) out[k] = bf16_at(unit + k / 2 * unit_bytes + r * 4 + k % 2 * 2);
-      return;
-    case Format::q8:
-      for (int64_t k = 0; k < w.cols; k += GROUP, unit += unit_bytes) {
-        const float scale = half_at(unit + 1024 + r * 2);
-        for (int64_t i = 0; i < GROUP; i++)
-          out[k + i] = (float)((int)unit[i / 4 * 128 + r * 4 + i % 4] - 128) * scale;
-      }
-      return;
-    case Format::q4:
-      for (int64_t k = 0; k < w.cols; k += GROUP, unit += unit_bytes) {
-        const float scale = half_at(unit + 512 + r * 2), minimum = half_at(unit + 576 + r * 2);
-        for (int64_t i = 0; i < GROUP; i++) {
-          const uint8_t pair = unit[i / 8 * 128 + r * 4 + i % 4];
-          out[k + i] = scale * (float)(i & 4 ? pair >> 4 : pair & 15) + minimum;
-        }
-      }
-      return;
-  }
+  const Layout& l = layout(w.format);
+  const int64_t r = row % PANEL;
+  const uint8_t *unit = w.panel(row / PANEL), *tail = unit + w.units() * l.unit_bytes();
+  for (int64_t k = 0; k < w.cols; k += l.unit(), unit += l.unit_bytes())
+    for (int64_t i = 0; i < std::min(l.unit(), w.cols - k); i++) {
+      if (w.format == Format::f32)
+        out[k + i] = float_at(unit + r * 4);
+      else if (w.format == Format::bf16)
+        out[k + i] = bf16_at(unit + r * 4 + i * 2);
+      else
+        out[k + i] = weight_at(l, unit, tail, r, i);
+    }
 }
 
 }  // namespace ridgeline

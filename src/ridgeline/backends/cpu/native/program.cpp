@@ -58,7 +58,7 @@ Buffer read_buffer(Reader& in, const Program& p) {
   b.axis = in.between(0, BATCH_HEADER - 1, "a buffer's axis");
   b.rows = in.between(0, SIZE_MAX_ROWS, "a buffer's rows");
   b.cols = in.between(1, SIZE_MAX_ROWS, "a buffer's columns");
-  b.type = (Type)in.between(0, 2, "a buffer's type");
+  b.type = (Type)in.between(0, 6, "a buffer's type");
   if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis]))
     refuse("a buffer is too short");
   if (b.offset % 64 != 0 || b.rows > (p.arena_bytes - b.offset) / b.row_bytes())
@@ -90,6 +90,11 @@ State read_state(Reader& in, const Program& p) {
   return s;
 }
 
+// Whether a buffer of this type is what a signature calls a, b, q or i.
+bool is_kind(Type t, int kind) {
+  return kind == 'q' ? is_int8(t) : t == (kind == 'b' ? Type::bf16 : kind == 'i' ? Type::i32 : Type::f32);
+}
+
 bool fits(const Program& p, char wanted, const Operand& x, size_t n_weights, size_t n_vectors) {
   const bool optional = wanted >= 'A' && wanted <= 'Z';
   const int64_t i = x.index;
@@ -97,12 +102,13 @@ bool fits(const Program& p, char wanted, const Operand& x, size_t n_weights, siz
   if (i < 0) return false;
   switch (wanted | 0x20) {
     case 'a':
+    case 'b':
     case 'q': {
       if (x.kind != Kind::buffer || i >= (int64_t)p.buffers.size()) return false;
       const Buffer& b = p.buffers[i];
       const bool within = x.start >= 0 && x.start < x.stop && x.stop <= b.cols;
-      if ((wanted | 0x20) == 'a') return within && b.type == Type::f32;
-      return b.type == Type::i8g32 && x.start == 0 && x.stop == b.cols;
+      return within && (b.type == Type::f32 ? true : x.start == 0 && x.stop == b.cols) &&
+             is_kind(b.type, wanted | 0x20);
     }
     case 'w':
       return x.kind == Kind::weight && i < (int64_t)n_weights;
@@ -131,9 +137,8 @@ void check_form(const Program& p, const Instr& i, size_t n_weights, size_t n_vec
   for (size_t k = 0; good && k < i.operands.size(); k++)
     good = fits(p, op.operands[k], i.operands[k], n_weights, n_vectors);
   for (size_t k = 0; good && k < i.outputs.size(); k++) {
-    const Type type = op.outputs[k] == 'q' ? Type::i8g32 : op.outputs[k] == 'i' ? Type::i32 : Type::f32;
-    good =
-        i.outputs[k] >= 0 && i.outputs[k] < (int64_t)p.buffers.size() && p.buffers[i.outputs[k]].type == type;
+    good = i.outputs[k] >= 0 && i.outputs[k] < (int64_t)p.buffers.size() &&
+           is_kind(p.buffers[i.outputs[k]].type, op.outputs[k]);
   }
   if (!good) refuse(std::string("an instruction does not have the form of ") + op.name);
 }
@@ -244,9 +249,15 @@ void read_end(Reader& in, Program& p) {
 
 }  // namespace
 
+int64_t Buffer::padded_cols() const {
+  const int64_t group = group_of(type) ? group_of(type) : GROUP;
+  return (cols + group - 1) / group * group;
+}
+
 int64_t Buffer::row_bytes() const {
-  const int64_t groups = (cols + GROUP - 1) / GROUP;
-  return type == Type::i8g32 ? groups * (GROUP + 8) : cols * 4;
+  if (type == Type::bf16) return (cols + 1) / 2 * 4 + 64;  // rows 4 KiB apart would share cache sets
+  if (!is_int8(type)) return cols * 4;
+  return padded_cols() + (group_of(type) ? padded_cols() / group_of(type) : 1) * 8;
 }
 
 Program decode(const int64_t* words, int64_t count, const std::vector<const Weight*>& weights,

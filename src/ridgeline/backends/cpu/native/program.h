@@ -33,7 +33,16 @@ enum Axis : int64_t {
 
 enum class Kind : int64_t { none, buffer, weight, vector, field, state, held };
 
-enum class Type : int64_t { f32, i8g32, i32 };
+enum class Type : int64_t { f32, i8g32, i32, bf16, i8, i8g64, i8g128 };
+
+static constexpr bool is_int8(Type t) {
+  return t == Type::i8g32 || t == Type::i8 || t == Type::i8g64 || t == Type::i8g128;
+}
+
+// Columns that share a scale; 0 where a row has one.
+static constexpr int64_t group_of(Type t) {
+  return t == Type::i8g32 ? 32 : t == Type::i8g64 ? 64 : t == Type::i8g128 ? 128 : 0;
+}
 
 struct Operand {
   Kind kind;
@@ -43,6 +52,7 @@ struct Operand {
 struct Buffer {
   int64_t offset, axis, rows, cols;  // rows at capacity
   Type type;
+  int64_t padded_cols() const;  // of int8 rows: to whole groups, or to 32
   int64_t row_bytes() const;
   int64_t end() const { return offset + rows * row_bytes(); }
 };

@@ -1,43 +1,66 @@
-// Float rows to int8 in groups of 32: scale = max|x| / 127, q = x * (1 / scale) rounded half to even.
+// Float rows to int8, with a scale for each group of columns or one for the row: scale = max|x| / 127,
+// q = x * (1 / scale) rounded half to even. And float rows to bfloat16.
+#include "half.h"
 #include "kernels.h"
+#include "rowwise.h"
 #include "simd.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-// Largest |a|, |b|. Magnitudes compare as integers, in which NaN is above all numbers: it must
-// not be rounded away.
-RL_INLINE float largest_magnitude(f32x16 a, f32x16 b) {
-  const i32x16 x = as_i32(absolute(a)), y = as_i32(absolute(b));
-  const int32_t top = largest_of(largest(x), largest(y));
-  float out;
-  memcpy(&out, &top, sizeof out);
-  return out;
+// Magnitudes compare as integers, in which NaN is above all numbers: it must not be rounded away.
+RL_INLINE i32x16 magnitude(f32x16 x) {
+  return as_i32(absolute(x));
+}
+
+RL_INLINE float largest_magnitude(const float* x, int64_t n) {
+  i32x16 top = {};
+  for_vectors(n, [&](int64_t c, int64_t left) {
+    const i32x16 m = magnitude(read(x + c, left));
+    top = select(m > top, m, top);
+  });
+  return float_of_bits((uint32_t)largest(top));
+}
+
+// n values and zeros up to `padded`, a multiple of 32.
+RL_INLINE void quantize_group(const float* x, int64_t n, int64_t padded, int8_t* q, float* scale,
+                              int32_t* total) {
+  *scale = largest_magnitude(x, n) / 127.0f;
+  // 0, inf, NaN and scales too small to invert all store zeros; an inf or NaN scale then makes the products
+  // NaN.
+  const float reciprocal = 1.0f / *scale;
+  const bool usable = *scale > 0 && reciprocal > 0 && reciprocal <= __FLT_MAX__;
+  const f32x16 inverse = splat(usable ? reciprocal : 0.0f), zero = {};
+  i32x16 sums = {};
+  for (int64_t c = 0; c < padded; c += LANES) {
+    const f32x16 part = n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : zero;
+    sums = store_int8(q + c, usable ? part * inverse : zero, sums);
+  }
+  *total = sum(sums);
 }
 
 }  // namespace
 
 void quantize(const View& x, const QuantizedView& out, Span rows) {
-  for (int64_t r = rows.begin; r < rows.end; r++) {
+  const int64_t group = out.group ? out.group : out.padded;
+  for (int64_t r = rows.begin; r < rows.end; r++)
     for (int64_t g = 0; g < out.groups; g++) {
-      const float* in = x.row(r) + g * GROUP;
-      const int64_t left = x.cols - g * GROUP;
-      const f32x16 a = left >= LANES ? load(in) : load_part(in, left);
-      const f32x16 b = left >= 2 * LANES ? load(in + LANES)
-                       : left > LANES    ? load_part(in + LANES, left - LANES)
-                                         : f32x16{};
-      const float scale = largest_magnitude(a, b) / 127.0f;
-      // 0, inf, NaN and scales too small to invert all store zeros; an inf or NaN scale then
-      // makes the products NaN.
-      const float reciprocal = 1.0f / scale;
-      const bool usable = scale > 0 && reciprocal > 0 && reciprocal <= __FLT_MAX__;
-      const f32x16 inverse = splat(usable ? reciprocal : 0.0f), zero = {};
-      int8_t* q = out.q(r) + g * GROUP;
-      const i32x16 first = store_int8(q, usable ? a * inverse : zero, i32x16{});
-      const i32x16 total = store_int8(q + LANES, usable ? b * inverse : zero, first);
-      out.scale(r)[g] = scale;
-      out.sum(r)[g] = sum(total);
+      const int64_t at = g * group, left = x.cols - at < group ? x.cols - at : group;
+      quantize_group(x.row(r) + at, left, group, out.q(r) + at, out.scale(r) + g, out.sum(r) + g);
     }
+}
+
+void round_bf16(const View& x, const Bf16View& out, Span rows) {
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    uint16_t* to = out.row(r);
+    for_vectors(x.cols, [&](int64_t c, int64_t n) {
+      const f32x16 v = read(x.row(r) + c, n);
+      if (n == LANES) return store_bf16(to + c, v);
+      uint16_t part[LANES];
+      store_bf16(part, v);
+      memcpy(to + c, part, (size_t)n * sizeof *part);
+    });
+    if (x.cols % 2) to[x.cols] = 0;
   }
 }
 

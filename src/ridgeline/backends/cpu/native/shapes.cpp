@@ -47,9 +47,15 @@ struct Shapes {
 
   bool linear() const {
     const Weight& w = weight(1);
-    const bool int8 = is("linear_i8");
-    const bool quantized = w.format == Format::q8 || w.format == Format::q4;
-    return (!int8 || quantized) && w.cols == width(0) && w.rows == out(0).cols && vector_is(2, w.rows);
+    if (w.cols != width(0) || w.rows != out(0).cols || !vector_is(2, w.rows)) return false;
+    if (is("linear_bf16")) return w.format == Format::bf16;
+    return !is("linear_i8") || multiplies(layout(w.format), p.buffers[i.operands[0].index].type);
+  }
+
+  // Activations have a scale for each unit of the weight; or, where the weight has one per row, also one per
+  // row.
+  static bool multiplies(const Layout& l, Type x) {
+    return !l.is_float() && (group_of(x) == l.unit() || (l.scales == Scales::channel && group_of(x) == 0));
   }
 
   bool rope() const {
@@ -129,7 +135,7 @@ bool shapes_agree(const Program& p, const Instr& i, const std::vector<const Weig
     return s.weight(1).cols == s.out(0).cols &&
            (!s.has(3) || p.fields[i.operands[3].index].inner == s.out(0).cols);
   if (s.is("rotary")) return s.out(0).cols % 2 == 0 && s.vector_is(1, s.out(0).cols / 2);
-  if (s.is("linear") || s.is("linear_i8")) return s.linear();
+  if (s.is("linear") || s.is("linear_i8") || s.is("linear_bf16")) return s.linear();
   if (s.is("rope")) return s.rope();
   if (s.is("rms_norm") || s.is("add_rms_norm") || s.is("layer_norm")) return s.norm();
   if (s.is("attention")) return s.attention();

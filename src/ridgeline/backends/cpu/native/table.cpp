@@ -8,7 +8,9 @@ namespace ridgeline::RL_ISA {
 
 void linear(const View&, const Weight&, const float*, const View&, Span);
 void linear_i8(const QuantizedView&, const Weight&, const float*, const View&, Span);
+void linear_bf16(const Bf16View&, const Weight&, const float*, const View&, Span);
 void quantize(const View&, const QuantizedView&, Span);
+void round_bf16(const View&, const Bf16View&, Span);
 void rms_norm(const View&, const float*, const View&, float, int64_t, Span);
 void add_rms_norm(const View&, const View&, const float*, const View&, const View&, float, Span);
 void layer_norm(const View&, const float*, const float*, const View&, float, Span);
@@ -27,9 +29,27 @@ double sum_exp(const float*, int64_t, float);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {RL_STRING(RL_ISA), linear,     linear_i8, quantize, rms_norm,
-                         add_rms_norm,      layer_norm, add,       mul,      silu_mul,
-                         gelu_mul,          gelu,       relu2,     softcap,  rope,
-                         append_kv,         attend,     argmax,    sum_exp,  pick_noisy};
+const Kernels kernels = {RL_STRING(RL_ISA),
+                         linear,
+                         linear_i8,
+                         linear_bf16,
+                         quantize,
+                         round_bf16,
+                         rms_norm,
+                         add_rms_norm,
+                         layer_norm,
+                         add,
+                         mul,
+                         silu_mul,
+                         gelu_mul,
+                         gelu,
+                         relu2,
+                         softcap,
+                         rope,
+                         append_kv,
+                         attend,
+                         argmax,
+                         sum_exp,
+                         pick_noisy};
 
 }  // namespace ridgeline::RL_ISA

@@ -1,11 +1,47 @@
-// How a linear is cut into register tiles, and how a tile is stored. Shared by the float and
-// the int8 kernels.
+// How a linear is cut into register tiles, and how a tile is stored. Shared by the kernels of all
+// activations.
 #pragma once
 
 #include "kernels.h"
 #include "simd.h"
 
 namespace ridgeline::RL_ISA {
+
+// Where a tile looks ahead while it computes: it fetches its share of the next panel into L2.
+struct Ahead {
+  int64_t bytes;  // from a unit to the same unit of the next panel; 0: no look ahead
+  int64_t turn, turns;
+
+  // Fetches `count` bytes of the next panel at unit `u`, when it is this tile's turn.
+  RL_INLINE void fetch(const Ahead& a, const uint8_t* unit, int64_t u, int64_t count) {
+    if (a.bytes == 0 || u % a.turns != a.turn) return;
+    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(unit + a.bytes + i, 0, 2);
+  }
+};
+
+// M rows of activations, `stride` bytes apart. Every third row has a pointer of its own: with the index
+// scales of x86 addresses all rows are reached from few registers.
+template <int M>
+struct RowPointers {
+  const uint8_t* base[(M + 2) / 3];
+  int64_t stride;
+
+  RL_INLINE RowPointers at(const void* first, int64_t stride) {
+    RowPointers p;
+    RL_FOR (i, (M + 2) / 3) p.base[i] = (const uint8_t*)first + 3 * i * stride;
+    p.stride = stride;
+    return p;
+  }
+  RL_INLINE void advance(RowPointers& p, int64_t bytes) {
+    RL_FOR (i, (M + 2) / 3) p.base[i] += bytes;
+  }
+  template <class T>
+  RL_INLINE T read(const RowPointers& p, int m, int64_t i) {
+    T x;
+    memcpy(&x, p.base[m / 3] + (m % 3) * p.stride + i * (int64_t)sizeof(T), sizeof x);
+    return x;
+  }
+};
 
 // Writes M rows of sums (plus bias) to y from column panel * 32, cutting off padded rows of W.
 template <int M>
@@ -28,21 +64,32 @@ RL_INLINE void store_tile(const f32x16 (&sums)[M][2], const float* bias, const V
 // Runs the tile of m rows (1 <= m <= M).
 template <class Tile, int M, class X>
 RL_INLINE void run_tile(int64_t m, const X& x, const Weight& w, const float* bias, const View& y,
-                        int64_t panel, int64_t row) {
-  if (m == M) return Tile::template run<M>(x, w, bias, y, panel, row);
-  if constexpr (M > 1) run_tile<Tile, M - 1>(m, x, w, bias, y, panel, row);
+                        int64_t panel, int64_t row, const Ahead& ahead) {
+  if (m == M) return Tile::template run<M>(x, w, bias, y, panel, row, ahead);
+  if constexpr (M > 1) run_tile<Tile, M - 1>(m, x, w, bias, y, panel, row, ahead);
 }
 
-// All rows of x against the panels of one thread. Row blocks are balanced (16 = 5 + 5 + 6), and run inside a
-// panel, which stays in cache meanwhile.
-template <class Tile, class X>
-RL_INLINE void for_tiles(const X& x, const Weight& w, const float* bias, const View& y, Span panels) {
-  const int64_t blocks = (x.rows + TILE_ROWS - 1) / TILE_ROWS;
-  for (int64_t p = panels.begin; p < panels.end; p++)
-    for (int64_t b = 0; b < blocks; b++) {
-      const int64_t row = x.rows * b / blocks, end = x.rows * (b + 1) / blocks;
-      run_tile<Tile, TILE_ROWS>(end - row, x, w, bias, y, p, row);
-    }
+constexpr int64_t PASS_BYTES = 384 << 10;  // of activations, which stay in L2 while all panels pass by
+
+// All rows of x against the panels of one thread, in tiles of up to ROWS rows; `row_bytes` is what a tile
+// reads of a row. Row blocks are balanced (16 = 5 + 5 + 6), and run inside a panel, which stays in cache
+// meanwhile. From `ahead_from` rows on, arithmetic takes longer than memory, and the next panel is fetched
+// meanwhile.
+template <class Tile, int ROWS, class X>
+RL_INLINE void for_tiles(const X& x, const Weight& w, const float* bias, const View& y, Span panels,
+                         int64_t row_bytes, int64_t ahead_from) {
+  const int64_t blocks = (x.rows + ROWS - 1) / ROWS, fit = PASS_BYTES / (row_bytes * ROWS) + 1,
+                passes = (blocks + fit - 1) / fit;
+  for (int64_t pass = 0; pass < passes; pass++) {
+    const int64_t first = blocks * pass / passes, end = blocks * (pass + 1) / passes;
+    for (int64_t p = panels.begin; p < panels.end; p++)
+      for (int64_t b = first; b < end; b++) {
+        const int64_t row = x.rows * b / blocks, next = x.rows * (b + 1) / blocks;
+        const bool look = x.rows >= ahead_from && p + 1 < panels.end;
+        const Ahead ahead{look ? w.panel_bytes() : 0, b - first, end - first};
+        run_tile<Tile, ROWS>(next - row, x, w, bias, y, p, row, ahead);
+      }
+  }
 }
 
 }  // namespace ridgeline::RL_ISA

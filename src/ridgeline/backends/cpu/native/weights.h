@@ -1,40 +1,76 @@
-// Packed weights: panels of 32 output rows, K outermost, so that a panel is one contiguous stream.
+// Packed weights: panels of 32 output rows, K outermost, so that a panel is one contiguous stream of units
+// and, for some formats, a tail. docs/kernels.md shows each layout as a picture.
 //
-//   f32   per k:           32 floats
-//   bf16  per pair of k:   2 vectors of [16 rows][2 k]
-//   q8    per 32 k:        8 x 2 vectors of [16 rows][4 k] bytes (q + 128), then 32 half scales
-//   q4    per 32 k:        4 x 2 vectors of [16 rows][4 k] nibbles (low: k step 2j, high: 2j + 1),
-//                          then 32 half scales and 32 half minima; value = scale * nibble + minimum
+//   f32   unit = 1 k:  32 floats
+//   bf16  unit = 2 k:  2 vectors of [16 rows][2 k]
+//   8 bit unit = max(32, group) k: for each 4 k, 2 vectors of [16 rows][4 k] codes
+//   4 bit the same for each 8 k: in a byte the low nibble is k step 2j, the high one step 2j + 1
 //
-// Rows are padded to 32 with zeros, K to 2 for bf16. Packing is lossless.
+// After the codes of a unit come its scales, by `Scales`. A weight is (code - zero) * scale [+ minimum].
+// Rows are padded to 32 with zeros, K to whole units. Packing is lossless.
 #pragma once
 
 #include <stdint.h>
 
 namespace ridgeline {
 
-constexpr int64_t GROUP = 32;  // weights that share a scale
+constexpr int64_t GROUP = 32;  // of int8 activations where nothing else is said, and the least unit of codes
 constexpr int64_t PANEL = 32;  // output rows of a panel
 
-enum class Format : int64_t { f32 = 0, bf16 = 1, q8 = 2, q4 = 3 };
-
-struct Layout {
-  int64_t step;        // k covered by one unit
-  int64_t unit_bytes;  // bytes of one unit of a panel
+enum class Scales {
+  none,      // floats
+  half,      // per group: 32 halfs
+  half_min,  // per group: 32 halfs, then 32 half minima
+  channel    // one for each row: 32 floats at the panel's end
 };
 
-static constexpr Layout layout(Format f) {
-  switch (f) {
-    case Format::f32:
-      return {1, PANEL * 4};
-    case Format::bf16:
-      return {2, PANEL * 4};
-    case Format::q8:
-      return {GROUP, PANEL * (GROUP + 2)};
-    case Format::q4:
-      return {GROUP, PANEL * (GROUP / 2 + 4)};
+struct Layout {
+  int64_t bits, group, zero;
+  Scales scales;
+
+  constexpr int64_t unit() const { return bits > 8 ? 32 / bits : group < GROUP ? GROUP : group; }  // k
+  constexpr int64_t code_bytes() const { return PANEL * unit() * bits / 8; }
+  constexpr int64_t group_scale_bytes() const {
+    return scales == Scales::half ? PANEL * 2 : scales == Scales::half_min ? PANEL * 4 : 0;
   }
-  __builtin_unreachable();
+  constexpr int64_t unit_bytes() const {
+    return code_bytes() + (bits > 8 ? 0 : unit() / group * group_scale_bytes());
+  }
+  constexpr int64_t tail_bytes() const { return scales == Scales::channel ? PANEL * 4 : 0; }
+  constexpr bool is_float() const { return bits > 8; }
+};
+
+enum class Format : int64_t {
+  f32,
+  bf16,
+  int8,
+  int8_g32,
+  int8_g128,
+  int4_g32,
+  int4_g64,
+  int4_g128,
+  uint4_g32,
+  uint4_g64,
+  uint4_g128
+};
+
+constexpr Layout LAYOUTS[] = {
+    {32, 1, 0, Scales::none},       // f32
+    {16, 1, 0, Scales::none},       // bf16
+    {8, 32, 128, Scales::channel},  // int8
+    {8, 32, 128, Scales::half},     // int8_g32
+    {8, 128, 128, Scales::half},    // int8_g128
+    {4, 32, 8, Scales::half},       // int4_g32
+    {4, 64, 8, Scales::half},       // int4_g64
+    {4, 128, 8, Scales::half},      // int4_g128
+    {4, 32, 0, Scales::half_min},   // uint4_g32
+    {4, 64, 0, Scales::half_min},   // uint4_g64
+    {4, 128, 0, Scales::half_min},  // uint4_g128
+};
+constexpr int64_t FORMAT_COUNT = sizeof LAYOUTS / sizeof LAYOUTS[0];
+
+static constexpr const Layout& layout(Format f) {
+  return LAYOUTS[(int64_t)f];
 }
 
 struct Weight {
@@ -42,8 +78,8 @@ struct Weight {
   Format format;
   int64_t rows, cols;
   int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
-  int64_t units() const { return (cols + layout(format).step - 1) / layout(format).step; }
-  int64_t panel_bytes() const { return units() * layout(format).unit_bytes; }
+  int64_t units() const { return (cols + layout(format).unit() - 1) / layout(format).unit(); }
+  int64_t panel_bytes() const { return units() * layout(format).unit_bytes() + layout(format).tail_bytes(); }
   int64_t bytes() const { return panels() * panel_bytes(); }
   const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
 };

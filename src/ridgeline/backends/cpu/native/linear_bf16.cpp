@@ -1,0 +1,50 @@
+// y = x W^T for bfloat16 activations over bfloat16 weights: one sum per output, pairs of k ascending.
+#include "kernels.h"
+#include "simd.h"
+#include "tiles.h"
+
+namespace ridgeline::RL_ISA {
+namespace {
+
+constexpr int ROWS = 2 * TILE_ROWS;
+constexpr int64_t AHEAD_FROM = 8;
+constexpr int STEPS = 8;  // pairs of k between two looks ahead
+
+struct Tile {
+  template <int M>
+  RL_INLINE void step(f32x16 (&sums)[M][2], const uint8_t* unit, const RowPointers<M>& x, int j) {
+    u32x16 w[2];
+    RL_FOR (v, 2) w[v] = load_bits(unit + (2 * j + v) * 64);
+    RL_FOR (m, M) {
+      const int32_t pair = RowPointers<M>::template read<int32_t>(x, m, j);
+      RL_FOR (v, 2) sums[m][v] = dot2(sums[m][v], w[v], pair);
+    }
+  }
+
+  // M rows of x from `row` against one panel.
+  template <int M>
+  static void run(const Bf16View& x, const Weight& w, const float* bias, const View& y, int64_t panel,
+                  int64_t row, const Ahead& ahead) {
+    constexpr int64_t unit_bytes = layout(Format::bf16).unit_bytes();
+    const int64_t units = w.units();
+    const uint8_t* at = w.panel(panel);
+    RowPointers<M> in = RowPointers<M>::at(x.row(row), x.stride * (int64_t)sizeof(uint16_t));
+    f32x16 sums[M][2] = {};
+    int64_t u = 0;
+    for (; u + STEPS <= units; u += STEPS, at += STEPS * unit_bytes) {
+      Ahead::fetch(ahead, at, u / STEPS, STEPS * unit_bytes);
+      RL_FOR (j, STEPS) step(sums, at, in, j);
+      RowPointers<M>::advance(in, STEPS * 4);
+    }
+    for (int j = 0; u < units; u++, j++) step(sums, at, in, j);
+    store_tile(sums, bias, y, panel, row);
+  }
+};
+
+}  // namespace
+
+void linear_bf16(const Bf16View& x, const Weight& w, const float* bias, const View& y, Span panels) {
+  for_tiles<Tile, ROWS>(x, w, bias, y, panels, x.cols * 2, AHEAD_FROM);
+}
+
+}  // namespace ridgeline::RL_ISA
