@@ -5,6 +5,7 @@ Sizes are taken at the capacities of the batch (max T, R, L), once, at compile; 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from ridgeline.ops.spec import row_bytes
@@ -29,8 +30,11 @@ def buffer_bytes(buffer: Buffer, limits: Limits) -> int:
     return -(-rows * row_bytes(buffer.type) // ALIGN) * ALIGN
 
 
-def live_ranges(entry: Entry) -> dict[int, tuple[int, int]]:
-    """Buffer id -> (first, last) instruction index at which it must exist; parameters and results live throughout."""
+def live_ranges(entry: Entry, linger: Collection[str] = ()) -> dict[int, tuple[int, int]]:
+    """Buffer id -> (first, last) instruction index at which it must exist; parameters and results live throughout.
+
+    After its last use a buffer lives on until the next of the ops in `linger`, as if that op read it too.
+    """
     end = len(entry.instrs)
     ranges = {b.id: (-1, end) for b in entry.params}
     for i, instr in enumerate(entry.instrs):
@@ -40,15 +44,18 @@ def live_ranges(entry: Entry) -> dict[int, tuple[int, int]]:
                 ranges[x.buffer.id] = (first, max(last, i))
         for out in instr.outputs:
             ranges[out.id] = (i, i)
+    stops = [i for i, instr in enumerate(entry.instrs) if instr.op in linger]
+    for id, (first, last) in ranges.items():
+        ranges[id] = (first, next((i for i in stops if i >= last), last))
     for result in entry.results:
         ranges[result.buffer.id] = (ranges[result.buffer.id][0], end)
     return ranges
 
 
-def plan_memory(entry: Entry, limits: Limits) -> MemoryPlan:
-    """Place each buffer at the lowest offset free over its whole live range."""
+def plan_memory(entry: Entry, limits: Limits, linger: Collection[str] = ()) -> MemoryPlan:
+    """Place each buffer at the lowest offset free over its whole live range; `linger` as in `live_ranges`."""
     buffers = {b.id: b for b in (*entry.params, *(b for i in entry.instrs for b in i.outputs))}
-    ranges = live_ranges(entry)
+    ranges = live_ranges(entry, linger)
     placed: list[tuple[int, int, tuple[int, int]]] = []  # offset, size, range
     offsets: dict[int, int] = {}
     for id in sorted(buffers, key=lambda b: ranges[b]):

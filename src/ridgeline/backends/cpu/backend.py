@@ -55,7 +55,7 @@ class CPU:
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
         limits, entry = layout.limits, join(program)
-        plan = plan_memory(entry, limits)
+        plan = plan_memory(entry, limits, linger=("linear", "attention"))
         capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
         held = (limits.held, limits.hidden)
         extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)

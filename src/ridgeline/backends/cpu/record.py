@@ -100,6 +100,8 @@ class _Encoder:
         words += [len(x.slots), *(w for s in x.slots.values() for w in _field(s))]
         words += [len(self.states), *(w for s in self.states for w in self._state(s))]
         words += [len(self.entry.instrs), *instrs]
+        results = dict.fromkeys(self.buffer_index[r.buffer.id] for r in self.entry.results)
+        words += [len(results), *results]
         holds = kept is not None and x.held[0] > 0
         words.append(self.buffer_index[kept.id] if kept is not None and holds else -1)
         words += [self.fields[name] if holds else -1 for name in ("hold_slot", "want")]

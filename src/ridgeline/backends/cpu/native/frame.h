@@ -13,6 +13,7 @@ struct Frame {
   const std::vector<const Weight*>& weights;
   const std::vector<Vector>& vectors;
   uint8_t *arena, *kv;
+  uint8_t* own;  // in a step of one row, this thread's own arena; else null
   float* held;
   const uint8_t* batch;
   uint8_t* scratch;  // this thread's own
@@ -23,25 +24,33 @@ struct Frame {
 
   int64_t rows_of(const Buffer& b) const { return b.axis == AXIS_CONSTANT ? b.rows : size(b.axis); }
 
-  // This thread's share of n rows, panels or layers.
+  // This thread's share of n panels, layers or the like.
   Span mine(int64_t n) const { return share(n, thread, threads); }
+
+  // The rows of an instruction's outputs that this thread computes: its share, or all if it keeps them to itself.
+  Span rows(const Instr& i) const {
+    const Buffer& out = program.buffers[i.outputs[0]];
+    return own && out.own ? Span{0, rows_of(out)} : mine(rows_of(out));
+  }
+
+  uint8_t* at(const Buffer& b) const { return (own && b.own ? own : arena) + b.offset; }
 
   bool has(const Operand& x) const { return x.kind != Kind::none; }
 
   View view(const Operand& x) const {
     const Buffer& b = program.buffers[x.index];
-    return {(float*)(arena + b.offset) + x.start, b.cols, rows_of(b), x.stop - x.start};
+    return {(float*)at(b) + x.start, b.cols, rows_of(b), x.stop - x.start};
   }
 
   QuantizedView quantized(const Operand& x) const {
     const Buffer& b = program.buffers[x.index];
     const int64_t group = group_of(b.type), padded = b.padded_cols();
-    return {arena + b.offset, b.row_bytes(), rows_of(b), padded, group ? padded / group : 1, group};
+    return {at(b), b.row_bytes(), rows_of(b), padded, group ? padded / group : 1, group};
   }
 
   Bf16View bf16(const Operand& x) const {
     const Buffer& b = program.buffers[x.index];
-    return {(uint16_t*)(arena + b.offset), b.row_bytes() / 2, rows_of(b), b.cols};
+    return {(uint16_t*)at(b), b.row_bytes() / 2, rows_of(b), b.cols};
   }
 
   View output(const Instr& i, int at) const { return view({Kind::buffer, i.outputs[at], 0, columns(i, at)}); }
@@ -92,6 +101,7 @@ struct OpEntry {
   const char* ints;     // attribute names, separated by spaces
   const char* floats;
   bool rows_in, rows_out;  // a thread reads / writes only its share of the rows before any barrier of its own
+  bool light;              // cheap enough for every thread to do by itself what a single row needs
   void (*run)(const Instr&, const Frame&);
   void (*check)(const Instr&, const Frame&);  // of batch values; throws std::invalid_argument; may be null
 };

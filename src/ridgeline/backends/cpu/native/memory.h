@@ -8,8 +8,9 @@ namespace ridgeline {
 
 class HugeMemory {
  public:
-  // Throws std::bad_alloc when the system has no such memory.
-  explicit HugeMemory(size_t bytes);
+  // Throws std::bad_alloc when the system has no such memory. Without `huge`, what is touched here and there takes
+  // no more than it needs.
+  explicit HugeMemory(size_t bytes, bool huge = true);
   ~HugeMemory();
   HugeMemory(const HugeMemory&) = delete;
   HugeMemory& operator=(const HugeMemory&) = delete;

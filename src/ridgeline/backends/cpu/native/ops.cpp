@@ -18,22 +18,22 @@ void run_embedding(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
   embedding({row_of(i, f), f.weight(i.operands[1]), f.field<int32_t>(i.operands[2]),
              f.field<float>(i.operands[3]), (float)i.floats[0]},
-            out, f.mine(out.rows));
+            out, f.rows(i));
 }
 
 void run_take_rows(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
-  take_rows(f.view(i.operands[0]), f.field<int32_t>(i.operands[1]), f.held, out, f.mine(out.rows));
+  take_rows(f.view(i.operands[0]), f.field<int32_t>(i.operands[1]), f.held, out, f.rows(i));
 }
 
 void run_rotary(const Instr& i, const Frame& f) {
   const View out = f.output(i, 0);
-  rotary(row_of(i, f), f.vector(i.operands[1]), (float)i.floats[0], out, f.mine(out.rows));
+  rotary(row_of(i, f), f.vector(i.operands[1]), (float)i.floats[0], out, f.rows(i));
 }
 
 void run_rope(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.rope(x, f.view(i.operands[1]), f.output(i, 0), {i.ints[0], i.ints[1] != 0}, f.mine(x.rows));
+  f.kernels.rope(x, f.view(i.operands[1]), f.output(i, 0), {i.ints[0], i.ints[1] != 0}, f.rows(i));
 }
 
 void run_linear(const Instr& i, const Frame& f) {
@@ -55,51 +55,51 @@ void run_linear_bf16(const Instr& i, const Frame& f) {
 
 void run_round_bf16(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.round_bf16(x, f.bf16_output(i, 0), f.mine(x.rows));
+  f.kernels.round_bf16(x, f.bf16_output(i, 0), f.rows(i));
 }
 
 void run_quantize(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.quantize(x, f.quantized_output(i, 0), f.mine(x.rows));
+  f.kernels.quantize(x, f.quantized_output(i, 0), f.rows(i));
 }
 
 void run_rms_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
   f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0],
-                     f.mine(x.rows));
+                     f.rows(i));
 }
 
 void run_add_rms_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
   f.kernels.add_rms_norm(x, f.view(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0), f.output(i, 1),
-                         (float)i.floats[0], f.mine(x.rows));
+                         (float)i.floats[0], f.rows(i));
 }
 
 void run_layer_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
   f.kernels.layer_norm(x, f.vector(i.operands[1]), f.vector(i.operands[2]), f.output(i, 0),
-                       (float)i.floats[0], f.mine(x.rows));
+                       (float)i.floats[0], f.rows(i));
 }
 
 template <auto Kernel>
 void run_binary(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  (f.kernels.*Kernel)(x, f.view(i.operands[1]), f.output(i, 0), f.mine(x.rows));
+  (f.kernels.*Kernel)(x, f.view(i.operands[1]), f.output(i, 0), f.rows(i));
 }
 
 void run_gelu(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.gelu(x, f.output(i, 0), i.ints[0] != 0, f.mine(x.rows));
+  f.kernels.gelu(x, f.output(i, 0), i.ints[0] != 0, f.rows(i));
 }
 
 void run_relu2(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.relu2(x, f.output(i, 0), f.mine(x.rows));
+  f.kernels.relu2(x, f.output(i, 0), f.rows(i));
 }
 
 void run_softcap(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.softcap(x, f.output(i, 0), (float)i.floats[0], f.mine(x.rows));
+  f.kernels.softcap(x, f.output(i, 0), (float)i.floats[0], f.rows(i));
 }
 
 void run_attention(const Instr& i, const Frame& f) {
@@ -140,7 +140,7 @@ void run_sample(const Instr& i, const Frame& f) {
                           f.has(x[7]) ? f.program.fields[x[7].index].inner : 0};
   const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2),
              top_logprobs = f.output(i, 3);
-  const Span rows = f.mine(logits.rows);
+  const Span rows = f.rows(i);
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const Sampled s = sample(f.kernels, logits.row(r), logits.cols, samplers[r], lists, f.scratch,
                              (int32_t*)top_ids.row(r), top_logprobs.row(r));
@@ -153,30 +153,30 @@ void run_sample(const Instr& i, const Frame& f) {
 
 // Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
 const OpEntry OPS[] = {
-    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true,
+    {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true, true,
      run_embedding, check_embedding},
-    {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, run_take_rows, check_take_rows},
-    {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, run_rotary, check_rotary},
-    {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, run_rope, nullptr},
-    {"linear", "x w bias", "awV", "", "a", "", "", false, false, run_linear, nullptr},
-    {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, run_linear_i8, nullptr},
-    {"linear_bf16", "x w bias", "bwV", "", "a", "", "", false, false, run_linear_bf16, nullptr},
-    {"round_bf16", "x", "a", "", "b", "", "", true, true, run_round_bf16, nullptr},
-    {"quantize_act", "x", "a", "", "q", "", "", true, true, run_quantize, nullptr},
-    {"rms_norm", "x w", "av", "", "a", "width", "eps", true, true, run_rms_norm, nullptr},
-    {"add_rms_norm", "x y w", "aav", "", "aa", "", "eps", true, true, run_add_rms_norm, nullptr},
-    {"layer_norm", "x w b", "avV", "", "a", "", "eps", true, true, run_layer_norm, nullptr},
-    {"add", "x y", "aa", "", "a", "", "", true, true, run_binary<&Kernels::add>, nullptr},
-    {"mul", "x y", "aa", "", "a", "", "", true, true, run_binary<&Kernels::mul>, nullptr},
-    {"silu_mul", "gate up", "aa", "", "a", "", "", true, true, run_binary<&Kernels::silu_mul>, nullptr},
-    {"gelu_mul", "gate up", "aa", "", "a", "", "", true, true, run_binary<&Kernels::gelu_mul>, nullptr},
-    {"gelu", "x", "a", "", "a", "exact", "", true, true, run_gelu, nullptr},
-    {"relu2", "x", "a", "", "a", "", "", true, true, run_relu2, nullptr},
-    {"softcap", "x", "a", "", "a", "", "cap", true, true, run_softcap, nullptr},
+    {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, true, run_take_rows, check_take_rows},
+    {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, true, run_rotary, check_rotary},
+    {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, true, run_rope, nullptr},
+    {"linear", "x w bias", "awV", "", "a", "", "", false, false, false, run_linear, nullptr},
+    {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, false, run_linear_i8, nullptr},
+    {"linear_bf16", "x w bias", "bwV", "", "a", "", "", false, false, false, run_linear_bf16, nullptr},
+    {"round_bf16", "x", "a", "", "b", "", "", true, true, true, run_round_bf16, nullptr},
+    {"quantize_act", "x", "a", "", "q", "", "", true, true, true, run_quantize, nullptr},
+    {"rms_norm", "x w", "av", "", "a", "width", "eps", true, true, true, run_rms_norm, nullptr},
+    {"add_rms_norm", "x y w", "aav", "", "aa", "", "eps", true, true, true, run_add_rms_norm, nullptr},
+    {"layer_norm", "x w b", "avV", "", "a", "", "eps", true, true, true, run_layer_norm, nullptr},
+    {"add", "x y", "aa", "", "a", "", "", true, true, true, run_binary<&Kernels::add>, nullptr},
+    {"mul", "x y", "aa", "", "a", "", "", true, true, true, run_binary<&Kernels::mul>, nullptr},
+    {"silu_mul", "gate up", "aa", "", "a", "", "", true, true, true, run_binary<&Kernels::silu_mul>, nullptr},
+    {"gelu_mul", "gate up", "aa", "", "a", "", "", true, true, true, run_binary<&Kernels::gelu_mul>, nullptr},
+    {"gelu", "x", "a", "", "a", "exact", "", true, true, true, run_gelu, nullptr},
+    {"relu2", "x", "a", "", "a", "", "", true, true, true, run_relu2, nullptr},
+    {"softcap", "x", "a", "", "a", "", "cap", true, true, false, run_softcap, nullptr},
     {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", ".rrrr", "a",
-     "n_heads window", "scale softcap", true, false, run_attention, check_attention},
+     "n_heads window", "scale softcap", true, false, false, run_attention, check_attention},
     {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks",
-     "affffffF", "sEEHHHM", "iaia", "", "", true, true, run_sample, check_sample},
+     "affffffF", "sEEHHHM", "iaia", "", "", true, true, false, run_sample, check_sample},
 };
 const int OP_COUNT = sizeof OPS / sizeof OPS[0];
 

@@ -193,6 +193,13 @@ struct Section {
   std::vector<int64_t> read, written;
 };
 
+// Outputs of light ops that are no results stay with the thread that computes them.
+void place_own(Program& p, const std::vector<int64_t>& results) {
+  for (const Instr& i : p.instrs)
+    for (int64_t o : i.outputs) p.buffers[o].own = i.op->light;
+  for (int64_t r : results) p.buffers[r].own = false;
+}
+
 bool overlap(const Buffer& a, const Buffer& b) {
   return a.offset < b.end() && b.offset < a.end();
 }
@@ -224,6 +231,31 @@ void place_barriers(Program& p) {
   }
 }
 
+bool meets(const Program& p, const std::vector<int64_t>& earlier, int64_t now) {
+  for (int64_t e : earlier)
+    if (overlap(p.buffers[e], p.buffers[now])) return true;
+  return false;
+}
+
+// In a step of one row threads share only what heavy ops and results write: they meet before such a buffer is read,
+// and before its memory is written again.
+void place_single_barriers(Program& p) {
+  std::vector<int64_t> read, written;  // shared buffers touched since the last barrier
+  for (Instr& i : p.instrs) {
+    std::vector<int64_t> reads, writes;
+    for (const Operand& x : i.operands)
+      if (x.kind == Kind::buffer && !p.buffers[x.index].own) reads.push_back(x.index);
+    for (int64_t o : i.outputs)
+      if (!p.buffers[o].own) writes.push_back(o);
+    i.barrier_single = false;
+    for (int64_t b : reads) i.barrier_single |= meets(p, written, b);
+    for (int64_t b : writes) i.barrier_single |= meets(p, written, b) || meets(p, read, b);
+    if (i.barrier_single) read.clear(), written.clear();
+    read.insert(read.end(), reads.begin(), reads.end());
+    written.insert(written.end(), writes.begin(), writes.end());
+  }
+}
+
 // Whether a field holds `items` int32 in each of the rows that an axis may have.
 bool holds(const Program& p, int64_t field, Axis axis, int64_t items) {
   if (field < 0) return false;
@@ -232,14 +264,19 @@ bool holds(const Program& p, int64_t field, Axis axis, int64_t items) {
 }
 
 void read_end(Reader& in, Program& p) {
+  std::vector<int64_t> results;
+  for (int64_t n = in.count("the result count"); n > 0; n--)
+    results.push_back(in.between(0, (int64_t)p.buffers.size() - 1, "a result"));
   const int64_t last_field = (int64_t)p.fields.size() - 1;
   p.kept = in.between(-1, (int64_t)p.buffers.size() - 1, "the kept buffer");
   p.hold_slot = in.between(-1, last_field, "the hold_slot field");
   p.want = in.between(-1, last_field, "the want field");
   p.copies = in.between(-1, last_field, "the copies field");
   if (!in.done()) refuse("words are left over");
+  place_own(p, results);
   if (p.copies >= 0 && !holds(p, p.copies, AXIS_C, 4)) refuse("another field than copies");
   if (p.kept < 0) return;
+  p.buffers[p.kept].own = false;
   const Buffer& b = p.buffers[p.kept];
   if (b.type != Type::f32 || b.axis != AXIS_L || b.cols != p.held_cols)
     refuse("kept rows are not as wide as held rows");
@@ -285,6 +322,7 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
   read_end(in, p);
   place_checks(p);
   place_barriers(p);
+  place_single_barriers(p);
   return p;
 }
 

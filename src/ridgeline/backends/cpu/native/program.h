@@ -15,7 +15,7 @@
 namespace ridgeline {
 
 constexpr int64_t RECORD_MAGIC = 0x4352'4c52;  // "RLRC"
-constexpr int64_t RECORD_VERSION = 1;
+constexpr int64_t RECORD_VERSION = 2;
 constexpr int32_t WANT_HOLD = 16;  // of a row's `want`: keep it for a later step
 constexpr int64_t BATCH_MAGIC = 0x4742'4c52, BATCH_VERSION = 1, BATCH_HEADER = 16;
 
@@ -52,6 +52,7 @@ struct Operand {
 struct Buffer {
   int64_t offset, axis, rows, cols;  // rows at capacity
   Type type;
+  bool own;  // in a step of one row every thread computes it for itself
   int64_t padded_cols() const;  // of int8 rows: to whole groups, or to 32
   int64_t row_bytes() const;
   int64_t end() const { return offset + rows * row_bytes(); }
@@ -74,7 +75,7 @@ struct Instr {
   std::vector<int64_t> outputs;  // buffers
   std::vector<int64_t> ints;
   std::vector<double> floats;
-  bool barrier;  // threads meet before it
+  bool barrier, barrier_single;  // threads meet before it; the same in a step of one row
   bool check;    // has batch values of its own to check, which no earlier instruction's check covers
 };
 

@@ -54,7 +54,8 @@ Step::Step(Pool& pool, const Kernels& kernels, Program program, std::vector<cons
       arena_(arena),
       scratch_bytes_(scratch_needed(program_)),
       scratch_((size_t)(scratch_bytes_ * pool.threads())),
-      held_((size_t)(program_.held_rows * program_.held_cols) * sizeof(float)) {}
+      held_((size_t)(program_.held_rows * program_.held_cols) * sizeof(float)),
+      own_((size_t)(program_.arena_bytes * pool.threads()), false) {}
 
 int64_t Step::kv_bytes(const Program& p) {
   int64_t layer_bytes = 0;
@@ -72,12 +73,19 @@ Frame Step::frame(const uint8_t* batch, int thread) {
           vectors_,
           arena_,
           kv_,
+          single(batch) ? own_.data() + thread * program_.arena_bytes : nullptr,
           (float*)held_.data(),
           batch,
           scratch_.data() + thread * scratch_bytes_,
           pool_.barrier(),
           thread,
           pool_.threads()};
+}
+
+// With one token and one row to sample from, threads cannot share rows.
+bool Step::single(const uint8_t* batch) const {
+  const int64_t* sizes = (const int64_t*)batch;
+  return pool_.threads() > 1 && sizes[AXIS_T] == 1 && sizes[AXIS_L] <= 1;
 }
 
 void Step::run(const uint8_t* batch, int64_t bytes) {
@@ -96,7 +104,7 @@ void Step::run_thread(const Frame& f) const {
     f.barrier.wait(f.thread);
   }
   for (const Instr& i : program_.instrs) {
-    if (i.barrier) f.barrier.wait(f.thread);
+    if (f.own ? i.barrier_single : i.barrier) f.barrier.wait(f.thread);
     i.op->run(i, f);
   }
   if (program_.kept >= 0) {

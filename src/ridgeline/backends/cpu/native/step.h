@@ -19,6 +19,7 @@ class Step {
  private:
   Frame frame(const uint8_t* batch, int thread);
   void run_thread(const Frame& f) const;
+  bool single(const uint8_t* batch) const;
 
   Pool& pool_;
   const Kernels& kernels_;
@@ -28,6 +29,7 @@ class Step {
   uint8_t *kv_, *arena_;
   int64_t scratch_bytes_;
   HugeMemory scratch_, held_;
+  HugeMemory own_;  // an arena for each thread, of which steps of one row touch little
 };
 
 }  // namespace ridgeline
