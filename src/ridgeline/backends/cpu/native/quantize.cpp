@@ -22,31 +22,43 @@ RL_INLINE float largest_magnitude(const float* x, int64_t n) {
   return float_of_bits((uint32_t)largest(top));
 }
 
-// n values and zeros up to `padded`, a multiple of 32.
-RL_INLINE void quantize_group(const float* x, int64_t n, int64_t padded, int8_t* q, float* scale,
-                              int32_t* total) {
-  *scale = largest_magnitude(x, n) / 127.0f;
-  // 0, inf, NaN and scales too small to invert all store zeros; an inf or NaN scale then makes the products
-  // NaN.
-  const float reciprocal = 1.0f / *scale;
-  const bool usable = *scale > 0 && reciprocal > 0 && reciprocal <= __FLT_MAX__;
-  const f32x16 inverse = splat(usable ? reciprocal : 0.0f), zero = {};
+// 1 / scale; or 0 for 0, inf, NaN and scales too small to invert, so that they store zeros: an inf or NaN scale then
+// makes the products NaN.
+RL_INLINE f32x16 inverse_of(f32x16 scale) {
+  const f32x16 reciprocal = 1.0f / scale;
+  const auto usable = (scale > 0.0f) & (reciprocal > 0.0f) & (as_i32(reciprocal) < 0x7f800000);
+  return select(usable, reciprocal, f32x16{});
+}
+
+// n values and zeros up to `padded`, a multiple of 32; returns their sum.
+RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, float inverse, int8_t* q) {
   i32x16 sums = {};
   for (int64_t c = 0; c < padded; c += LANES) {
-    const f32x16 part = n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : zero;
-    sums = store_int8(q + c, usable ? part * inverse : zero, sums);
+    const f32x16 part = n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : f32x16{};
+    // 0 times inf or NaN would be NaN
+    sums = store_int8(q + c, inverse != 0 ? part * inverse : f32x16{}, sums);
   }
-  *total = sum(sums);
+  return sum(sums);
 }
 
 }  // namespace
 
 void quantize(const View& x, const QuantizedView& out, Span rows) {
   const int64_t group = out.group ? out.group : out.padded;
+  const auto left = [&](int64_t g) { return x.cols - g * group < group ? x.cols - g * group : group; };
   for (int64_t r = rows.begin; r < rows.end; r++)
-    for (int64_t g = 0; g < out.groups; g++) {
-      const int64_t at = g * group, left = x.cols - at < group ? x.cols - at : group;
-      quantize_group(x.row(r) + at, left, group, out.q(r) + at, out.scale(r) + g, out.sum(r) + g);
+    for (int64_t at = 0; at < out.groups; at += LANES) {  // divisions side by side
+      const int64_t count = out.groups - at < LANES ? out.groups - at : LANES;
+      float top[LANES] = {}, inverse[LANES];
+      for (int64_t i = 0; i < count; i++)
+        top[i] = largest_magnitude(x.row(r) + (at + i) * group, left(at + i));
+      const f32x16 scale = load(top) / 127.0f;
+      store(inverse, inverse_of(scale));
+      write(out.scale(r) + at, scale, count);
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t first = (at + i) * group;
+        out.sum(r)[at + i] = quantize_group(x.row(r) + first, left(at + i), group, inverse[i], out.q(r) + first);
+      }
     }
 }
 

@@ -253,9 +253,13 @@ RL_INLINE float sum(f32r x) {
 }
 
 RL_INLINE int32_t sum(i32r x) {
+#if defined(__AVX512F__)
+  return _mm512_reduce_add_epi32((__m512i)x);
+#else
   int32_t total = 0;
   RL_FOR (i, REGISTER_LANES) total += x[i];
   return total;
+#endif
 }
 
 RL_INLINE float largest(f32r x) {
