@@ -17,6 +17,7 @@ struct Frame {
   float* held;
   const uint8_t* batch;
   uint8_t* scratch;  // this thread's own
+  Piece* pieces;     // of all rows of logits
   Barrier& barrier;
   int thread, threads;
 

@@ -80,6 +80,16 @@ struct Rotation {
   bool interleaved;
 };
 
+// A row of logits is weighed in pieces of fixed length, by any number of threads: each one's largest value,
+// and the sum of its exponentials relative to that.
+constexpr int64_t PIECE = 1024;
+struct Piece {
+  float top, mass;
+};
+static inline int64_t pieces_of(int64_t n) {
+  return (n + PIECE - 1) / PIECE;
+}
+
 struct Kernels {
   const char* isa;
   void (*linear)(const View& x, const Weight& w, const float* bias, const View& y, Span panels);
@@ -102,7 +112,7 @@ struct Kernels {
   void (*append_kv)(const AttentionArgs& a, Span rows);
   void (*attend)(const AttentionArgs& a, uint8_t* scratch, int part, int parts);
   int64_t (*argmax)(const float* x, int64_t n);
-  double (*sum_exp)(const float* x, int64_t n, float top);
+  void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);
 };
 

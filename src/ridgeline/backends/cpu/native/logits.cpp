@@ -1,18 +1,10 @@
-// Passes over a row of n logits: argmax, the sum of exponentials, the noisy pick.
+// Passes over a row of n logits: what its pieces amount to, argmax, the noisy pick.
 #include "kernels.h"
 #include "noise.h"
 #include "rowwise.h"
 #include "vmath.h"
 
 namespace ridgeline::RL_ISA {
-
-// Rows are walked in pieces of fixed length: a maximum is then searched for in one piece only, and
-// sums have one order.
-constexpr int64_t PIECE = 1024;
-
-RL_INLINE int64_t piece_length(int64_t n, int64_t start) {
-  return n - start < PIECE ? n - start : PIECE;
-}
 
 RL_INLINE float largest_of(const float* x, int64_t n) {
   f32x16 top = splat(-__builtin_inff());
@@ -25,30 +17,25 @@ RL_INLINE float largest_of(const float* x, int64_t n) {
 
 // The first index of the largest value; 0 if there is none above -inf.
 int64_t argmax(const float* x, int64_t n) {
-  float best = -__builtin_inff();
-  int64_t where = 0;
-  for (int64_t start = 0; start < n; start += PIECE) {
-    const float top = largest_of(x + start, piece_length(n, start));
-    where = top > best ? start : where;
-    best = top > best ? top : best;
-  }
-  for (int64_t i = where; i < n; i++)
+  const float best = largest_of(x, n);
+  if (best == -__builtin_inff()) return 0;
+  for (int64_t i = 0; i < n; i++)
     if (x[i] == best) return i;
   return 0;
 }
 
-// Sum of exp(x - top), in double over pieces of fixed length.
-double sum_exp(const float* x, int64_t n, float top) {
-  double total = 0;
-  for (int64_t start = 0; start < n; start += PIECE) {
-    f32x16 part = {};
-    for_vectors(piece_length(n, start), [&](int64_t c, int64_t left) {
-      const f32x16 e = exp(read(x + start + c, left) - top);
-      part += select(lane_index() < (int32_t)left, e, f32x16{});
+void weigh_pieces(const float* x, int64_t n, Span which, Piece* out) {
+  for (int64_t p = which.begin; p < which.end; p++) {
+    const float* at = x + p * PIECE;
+    const int64_t count = n - p * PIECE < PIECE ? n - p * PIECE : PIECE;
+    const float top = largest_of(at, count), base = top < -__FLT_MAX__ ? -__FLT_MAX__ : top;
+    f32x16 mass = {};
+    for_vectors(count, [&](int64_t c, int64_t left) {
+      const f32x16 e = exp(read(at + c, left) - base);
+      mass += select(lane_index() < (int32_t)left, e, f32x16{});
     });
-    total += (double)sum(part);
+    out[p] = {top, sum(mass)};
   }
-  return total;
 }
 
 // Argmax of x - log(noise), for logits of which x[top] is the largest. A token whose noise cannot

@@ -65,8 +65,7 @@ void run_quantize(const Instr& i, const Frame& f) {
 
 void run_rms_norm(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0],
-                     f.rows(i));
+  f.kernels.rms_norm(x, f.vector(i.operands[1]), f.output(i, 0), (float)i.floats[0], i.ints[0], f.rows(i));
 }
 
 void run_add_rms_norm(const Instr& i, const Frame& f) {
@@ -140,10 +139,17 @@ void run_sample(const Instr& i, const Frame& f) {
                           f.has(x[7]) ? f.program.fields[x[7].index].inner : 0};
   const View ids = f.output(i, 0), logprobs = f.output(i, 1), top_ids = f.output(i, 2),
              top_logprobs = f.output(i, 3);
-  const Span rows = f.rows(i);
+  const int64_t each = pieces_of(logits.cols);
+  const Span pieces = f.mine(logits.rows * each), rows = f.rows(i);
+  for (int64_t p = pieces.begin; p < pieces.end;) {
+    const int64_t r = p / each, end = std::min(pieces.end, (r + 1) * each);
+    f.kernels.weigh_pieces(logits.row(r), logits.cols, {p - r * each, end - r * each}, f.pieces + r * each);
+    p = end;
+  }
+  f.barrier.wait(f.thread);
   for (int64_t r = rows.begin; r < rows.end; r++) {
-    const Sampled s = sample(f.kernels, logits.row(r), logits.cols, samplers[r], lists, f.scratch,
-                             (int32_t*)top_ids.row(r), top_logprobs.row(r));
+    const Sampled s = sample(f.kernels, logits.row(r), f.pieces + r * each, logits.cols, samplers[r], lists,
+                             f.scratch, (int32_t*)top_ids.row(r), top_logprobs.row(r));
     *(int32_t*)ids.row(r) = s.id;
     *logprobs.row(r) = s.logprob;
   }
@@ -155,8 +161,10 @@ void run_sample(const Instr& i, const Frame& f) {
 const OpEntry OPS[] = {
     {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true, true,
      run_embedding, check_embedding},
-    {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, true, run_take_rows, check_take_rows},
-    {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, true, run_rotary, check_rotary},
+    {"take_rows", "x out_rows held", "afH", "r", "a", "", "", false, true, true, run_take_rows,
+     check_take_rows},
+    {"rotary", "positions inv_freq", "fv", "x", "a", "axis", "scale", true, true, true, run_rotary,
+     check_rotary},
     {"rope", "x angles", "aa", "", "a", "head_dim interleaved", "", true, true, true, run_rope, nullptr},
     {"linear", "x w bias", "awV", "", "a", "", "", false, false, false, run_linear, nullptr},
     {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, false, run_linear_i8, nullptr},
@@ -176,7 +184,7 @@ const OpEntry OPS[] = {
     {"attention", "q k v kv page_table kv_slot kv_len request span sinks slopes", "aaasffffFVV", ".rrrr", "a",
      "n_heads window", "scale softcap", true, false, false, run_attention, check_attention},
     {"sample", "logits sampler bias_ids bias_values history_ids history_prompt history_output masks",
-     "affffffF", "sEEHHHM", "iaia", "", "", true, true, false, run_sample, check_sample},
+     "affffffF", "sEEHHHM", "iaia", "", "", false, true, false, run_sample, check_sample},
 };
 const int OP_COUNT = sizeof OPS / sizeof OPS[0];
 

@@ -237,8 +237,8 @@ bool meets(const Program& p, const std::vector<int64_t>& earlier, int64_t now) {
   return false;
 }
 
-// In a step of one row threads share only what heavy ops and results write: they meet before such a buffer is read,
-// and before its memory is written again.
+// In a step of one row threads share only what heavy ops and results write: they meet before such a buffer is
+// read, and before its memory is written again.
 void place_single_barriers(Program& p) {
   std::vector<int64_t> read, written;  // shared buffers touched since the last barrier
   for (Instr& i : p.instrs) {

@@ -22,8 +22,8 @@ RL_INLINE float largest_magnitude(const float* x, int64_t n) {
   return float_of_bits((uint32_t)largest(top));
 }
 
-// 1 / scale; or 0 for 0, inf, NaN and scales too small to invert, so that they store zeros: an inf or NaN scale then
-// makes the products NaN.
+// 1 / scale; or 0 for 0, inf, NaN and scales too small to invert, so that they store zeros: an inf or NaN
+// scale then makes the products NaN.
 RL_INLINE f32x16 inverse_of(f32x16 scale) {
   const f32x16 reciprocal = 1.0f / scale;
   const auto usable = (scale > 0.0f) & (reciprocal > 0.0f) & (as_i32(reciprocal) < 0x7f800000);
@@ -57,7 +57,8 @@ void quantize(const View& x, const QuantizedView& out, Span rows) {
       write(out.scale(r) + at, scale, count);
       for (int64_t i = 0; i < count; i++) {
         const int64_t first = (at + i) * group;
-        out.sum(r)[at + i] = quantize_group(x.row(r) + first, left(at + i), group, inverse[i], out.q(r) + first);
+        out.sum(r)[at + i] =
+            quantize_group(x.row(r) + first, left(at + i), group, inverse[i], out.q(r) + first);
       }
     }
 }

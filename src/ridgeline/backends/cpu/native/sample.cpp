@@ -41,6 +41,32 @@ void process(float* x, int64_t n, const Sampler& s, const SampleLists& lists) {
     if (!(mask[i / 32] >> (i % 32) & 1)) x[i] = NONE;
 }
 
+// A row of logits as its pieces make it up. The mass is NaN if a logit is, or infinities leave none to
+// compare.
+struct Weighed {
+  int64_t likeliest;
+  float top;
+  double mass;  // sum of exp(x - top)
+};
+
+Weighed merge(const float* x, int64_t n, const Piece* pieces) {
+  Weighed w{0, NONE, 0};
+  int64_t where = 0;
+  for (int64_t p = 0; p < pieces_of(n); p++)
+    if (pieces[p].top > w.top) {
+      w.top = pieces[p].top;
+      where = p;
+    }
+  for (int64_t i = where * PIECE; i < n && w.top > NONE; i++)
+    if (x[i] == w.top) {
+      w.likeliest = i;
+      break;
+    }
+  for (int64_t p = 0; p < pieces_of(n); p++)
+    w.mass += (double)pieces[p].mass * exp((double)pieces[p].top - (double)w.top);
+  return w;
+}
+
 struct Order {  // descending by value, then ascending by id
   const float* x;
   bool operator()(int32_t a, int32_t b) const { return x[a] > x[b] || (x[a] == x[b] && a < b); }
@@ -94,8 +120,8 @@ class Ranking {
 };
 
 // Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits. `ids` has room for n.
-void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
-  const float top = x[kernels.argmax(x, n)];
+void truncate(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+  const float top = w.top;
   const bool cut_k = s.top_k > 0 && s.top_k < n, cut_p = s.top_p < 1;
   if (top == NONE || (!cut_k && !cut_p && s.min_p <= 0)) return;
   const float least = s.min_p > 0 ? top + std::min(0.0f, (float)log((double)s.min_p)) : NONE;
@@ -103,7 +129,7 @@ void truncate(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int
     for (int64_t i = 0; i < n; i++) x[i] = x[i] >= least ? x[i] : NONE;
     return;
   }
-  double mass = cut_k ? 0 : kernels.sum_exp(x, n, top);
+  double mass = cut_k ? 0 : w.mass;
   const float floor = cut_k ? floor_of_top_k(x, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
   Ranking ranking(x, n, floor, ids);
   const int64_t count = cut_k ? std::min<int64_t>(s.top_k, ranking.size()) : ranking.size();
@@ -127,20 +153,41 @@ bool has_nan(const float* x, int64_t n) {
   return count > 0;
 }
 
+// Scratch of one row: logits on their way to a pick, candidate ids, pieces.
+struct Scratch {
+  float* x;
+  int32_t* ids;
+  Piece* pieces;
+};
+
+Scratch cut(uint8_t* scratch, int64_t n) {
+  const int64_t part = (n + 15) / 16 * 64;
+  return {(float*)scratch, (int32_t*)(scratch + part), (Piece*)(scratch + 2 * part)};
+}
+
+Weighed weigh(const Kernels& kernels, const Scratch& s, int64_t n) {
+  kernels.weigh_pieces(s.x, n, {0, pieces_of(n)}, s.pieces);
+  return merge(s.x, n, s.pieces);
+}
+
 // A token of processed logits, or -1 where none may be sampled.
-int32_t pick(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
-  const int64_t likeliest = kernels.argmax(x, n);
-  if (!(x[likeliest] > NONE) || has_nan(x, n)) return -1;
+int32_t pick(const Kernels& kernels, const Scratch& at, int64_t n, const Sampler& s) {
+  const int64_t likeliest = kernels.argmax(at.x, n);
+  if (!(at.x[likeliest] > NONE) || has_nan(at.x, n)) return -1;
   if (s.temperature <= 0) return (int32_t)likeliest;
-  for (int64_t i = 0; i < n; i++) x[i] /= s.temperature;
-  truncate(kernels, x, n, s, ids);
-  return (int32_t)kernels.pick_noisy(x, n, kernels.argmax(x, n), noise_key(s));
+  for (int64_t i = 0; i < n; i++) at.x[i] /= s.temperature;
+  truncate(weigh(kernels, at, n), at.x, n, s, at.ids);
+  return (int32_t)kernels.pick_noisy(at.x, n, kernels.argmax(at.x, n), noise_key(s));
 }
 
 // ids[0..k) = the ids of the k largest values in Order; k is small.
-void largest_ids(const float* x, int64_t n, int64_t k, int32_t* ids) {
+void largest_ids(const float* x, int64_t n, const Piece* pieces, int64_t k, int32_t* ids) {
   int64_t found = 0;
   for (int64_t i = 0; i < n && k > 0; i++) {
+    if (found == k && i % PIECE == 0 && !(pieces[i / PIECE].top > x[ids[k - 1]])) {
+      i += PIECE - 1;
+      continue;
+    }
     if (found == k && !(x[i] > x[ids[k - 1]])) continue;
     int64_t at = found < k ? found++ : k - 1;
     for (; at > 0 && x[i] > x[ids[at - 1]]; at--) ids[at] = ids[at - 1];
@@ -150,30 +197,29 @@ void largest_ids(const float* x, int64_t n, int64_t k, int32_t* ids) {
 
 }  // namespace
 
-Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s,
+Sampled sample(const Kernels& kernels, const float* logits, const Piece* pieces, int64_t n, const Sampler& s,
                const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
   const bool plain = s.temperature <= 0 && s.mask_row < 0 && s.bias_start == s.bias_stop &&
                      s.history_start == s.history_stop;
-  float* x = (float*)scratch;
+  const Scratch at = cut(scratch, n);
   int32_t id = s.target;
   if (!plain) {
-    memcpy(x, logits, (size_t)n * sizeof(float));
-    process(x, n, s, lists);
-    if (s.target < 0) id = pick(kernels, x, n, s, (int32_t*)(scratch + (n + 15) / 16 * 64));
+    memcpy(at.x, logits, (size_t)n * sizeof(float));
+    process(at.x, n, s, lists);
+    if (s.target < 0) id = pick(kernels, at, n, s);
   }
-  const float* scores = s.flags & PROCESSED && !plain ? x : logits;
-  const int64_t likeliest = kernels.argmax(scores, n);
-  const float top = scores[likeliest];
-  const float normaliser = (float)log(kernels.sum_exp(scores, n, top));
+  const bool processed = s.flags & PROCESSED && !plain;
+  const Weighed w = processed ? weigh(kernels, at, n) : merge(logits, n, pieces);
+  const float *scores = processed ? at.x : logits, normaliser = (float)log(w.mass);
   const bool proper = normaliser == normaliser;  // no NaN, nor infinities that leave none to compare
-  if (plain && s.target < 0) id = top > NONE && (proper || !has_nan(logits, n)) ? (int32_t)likeliest : -1;
+  if (plain && s.target < 0) id = w.top > NONE && (proper || !has_nan(logits, n)) ? (int32_t)w.likeliest : -1;
   std::fill(top_ids, top_ids + MAX_TOP, -1);
   std::fill(top_logprobs, top_logprobs + MAX_TOP, NONE);
   if (!proper) return {id, NONE};
-  largest_ids(scores, n, s.n_top, top_ids);
+  largest_ids(scores, n, processed ? at.pieces : pieces, s.n_top, top_ids);
   for (int64_t i = 0; i < s.n_top && top_ids[i] >= 0; i++)
-    top_logprobs[i] = scores[top_ids[i]] - top - normaliser;
-  return {id, id < 0 ? NONE : scores[id] - top - normaliser};
+    top_logprobs[i] = scores[top_ids[i]] - w.top - normaliser;
+  return {id, id < 0 ? NONE : scores[id] - w.top - normaliser};
 }
 
 }  // namespace ridgeline

@@ -33,15 +33,15 @@ struct Sampled {
   float logprob;
 };
 
-// Bytes of scratch, 64-byte aligned, for n tokens: processed logits, and candidate ids.
+// Bytes of scratch, 64-byte aligned, for n tokens: processed logits, candidate ids, pieces.
 static inline int64_t sample_scratch_bytes(int64_t n) {
-  return (n + 15) / 16 * 128;
+  return (n + 15) / 16 * 128 + pieces_of(n) * (int64_t)sizeof(Piece);
 }
 
-// Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1 and -inf beyond. A NaN among the
-// logits to pick from gives the id -1; one among those that logprobs are of, logprobs of -inf and no
-// likeliest.
-Sampled sample(const Kernels& kernels, const float* logits, int64_t n, const Sampler& s,
+// `pieces` are those of `logits`. Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1
+// and -inf beyond. A NaN among the logits to pick from gives the id -1; one among those that logprobs are of,
+// logprobs of -inf and no likeliest.
+Sampled sample(const Kernels& kernels, const float* logits, const Piece* pieces, int64_t n, const Sampler& s,
                const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs);
 
 }  // namespace ridgeline

@@ -20,6 +20,17 @@ int64_t scratch_needed(const Program& p) {
   return (bytes + 127) / 128 * 128;
 }
 
+int64_t piece_bytes(const Program& p) {
+  int64_t bytes = 64;
+  for (const Instr& i : p.instrs)
+    if (strcmp(i.op->name, "sample") == 0) {
+      const Operand& logits = i.operands[0];
+      const int64_t each = pieces_of(logits.stop - logits.start) * (int64_t)sizeof(Piece);
+      bytes = std::max(bytes, p.buffers[logits.index].rows * each);
+    }
+  return bytes;
+}
+
 // Each thread copies in its own layers, so the order of copies holds and threads do not meet.
 void run_copies(const Frame& f) {
   const int64_t n = f.size(AXIS_C);
@@ -55,6 +66,7 @@ Step::Step(Pool& pool, const Kernels& kernels, Program program, std::vector<cons
       scratch_bytes_(scratch_needed(program_)),
       scratch_((size_t)(scratch_bytes_ * pool.threads())),
       held_((size_t)(program_.held_rows * program_.held_cols) * sizeof(float)),
+      pieces_((size_t)piece_bytes(program_), false),
       own_((size_t)(program_.arena_bytes * pool.threads()), false) {}
 
 int64_t Step::kv_bytes(const Program& p) {
@@ -77,6 +89,7 @@ Frame Step::frame(const uint8_t* batch, int thread) {
           (float*)held_.data(),
           batch,
           scratch_.data() + thread * scratch_bytes_,
+          (Piece*)pieces_.data(),
           pool_.barrier(),
           thread,
           pool_.threads()};

@@ -28,7 +28,7 @@ class Step {
   const std::vector<Vector> vectors_;
   uint8_t *kv_, *arena_;
   int64_t scratch_bytes_;
-  HugeMemory scratch_, held_;
+  HugeMemory scratch_, held_, pieces_;
   HugeMemory own_;  // an arena for each thread, of which steps of one row touch little
 };
 

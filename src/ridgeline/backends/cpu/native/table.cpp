@@ -25,7 +25,7 @@ void rope(const View&, const View&, const View&, Rotation, Span);
 void append_kv(const AttentionArgs&, Span);
 void attend(const AttentionArgs&, uint8_t*, int, int);
 int64_t argmax(const float*, int64_t);
-double sum_exp(const float*, int64_t, float);
+void weigh_pieces(const float*, int64_t, Span, Piece*);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
 
 extern const Kernels kernels;
@@ -49,7 +49,7 @@ const Kernels kernels = {RL_STRING(RL_ISA),
                          append_kv,
                          attend,
                          argmax,
-                         sum_exp,
+                         weigh_pieces,
                          pick_noisy};
 
 }  // namespace ridgeline::RL_ISA
