@@ -41,10 +41,11 @@ def run_case(op: str, case: Case, cpu: CPU, weight_format: str = "f32") -> list[
 class OneOp:
     """A program of one instruction, its batch, arena and state."""
 
-    def __init__(self, op: str, case: Case, cpu: CPU, weight_format: str = "f32") -> None:
+    def __init__(self, op: str, case: Case, cpu: CPU, weight_format: str = "f32", **raws: Raw) -> None:
+        """`raws` are the bytes of weights that no packer makes."""
         self.case, self.cpu, self.weight_format = case, cpu, weight_format
         self.params: dict[str, Buffer] = {}
-        self.raws: dict[str, Raw] = {}
+        self.raws: dict[str, Raw] = raws
         self.slots: dict[str, FieldSlot] = {}
         self.kv = case.operands.get("kv")
         self.batch = self._batch(op)
@@ -92,7 +93,8 @@ class OneOp:
             return _whole(self.params[name])
         if kind == "weight":
             fmt = self.weight_format if value.ndim == 2 else "f32"
-            self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
+            if name not in self.raws:
+                self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
             return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as[fmt])
         if kind == "state":
             _, heads, dim = value.k.shape

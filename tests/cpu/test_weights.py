@@ -60,7 +60,7 @@ def test_held_values_are_exact(fmt: str, rows: int) -> None:
 
 
 def test_every_format_is_held() -> None:
-    assert CPU.held_as.keys() == FORMATS.keys()
+    assert CPU.held_as.keys() >= FORMATS.keys()
 
 
 def test_bad_weights_are_refused() -> None:
@@ -85,8 +85,7 @@ def test_linear_and_embedding_of_stored_bytes(fmt: str) -> None:
     if held in CPU.int8_formats:
         cases.append(("linear", "w", {"x": quantize_act(x), "w": values}))
     for op, name, operands in cases:
-        one = OneOp(op, Case("", operands), backend(2), held)
-        one.raws[name] = raw
+        one = OneOp(op, Case("", operands), backend(2), held, **{name: raw})
         (out,), exact = one.run(), OPS[op].meaning(**operands)
         assert np.abs(out - exact).max() <= (1e-5 * np.abs(exact).max() if op == "linear" else 0)
 

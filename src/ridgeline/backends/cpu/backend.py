@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.record import Extents, encode
+from ridgeline.backends.cpu.record import MULTIPLIES, Extents, encode
 from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError, ModelFileError, Unsupported
 from ridgeline.ops.attention import PAGE
@@ -28,8 +28,7 @@ _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _SLACK = 64  # vector loads may run past the last value of the last page
 _LEVELS = ("portable", "avx2", "avx512")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
-# Stored formats without panels of their own: unpacked here, and held in float32.
-_UNPACKED = ("q5_1", "q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k", "iq4_xs")
+_UNPACKED = ("q8_k",)  # stored formats without panels of their own: unpacked here, and held in float32
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
@@ -42,10 +41,10 @@ class CPU:
 
     name = "cpu"
     held_as: Mapping[str, str] = {
-        "f32": "f32", "f16": "f32", "bf16": "bf16", "q4_0": "q4_0", "q4_1": "q4_1",
-        "q8_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
+        "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
+        **{held: held for held in MULTIPLIES},
     }  # fmt: skip
-    int8_formats: Collection[str] = ("q8_0", "q4_0", "q4_1")
+    int8_formats: Collection[str] = tuple(held for held, rows in MULTIPLIES.items() if "i8g32" in rows)
     unpacks_to = ""
 
     def __init__(self, threads: int, isa: str = "") -> None:

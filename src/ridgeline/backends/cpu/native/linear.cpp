@@ -21,24 +21,29 @@ struct Sums {
   }
 };
 
-// The 4 (8 bit) or 8 (4 bit) k of code vector `j` of a unit.
+// One group of the 16 weight rows `v` of a unit of codes against M rows of x, which points at the group's
+// first k.
 template <Format F, int M>
-RL_INLINE void add_codes(Sums<M>& sums, int v, const uint8_t* codes, int64_t j, f32x16 scale, f32x16 minimum,
-                         const float* x, int64_t stride, int64_t left) {
+RL_INLINE void add_group(Sums<M>& sums, int v, const uint8_t* codes, const uint8_t* behind,
+                         const uint8_t* tail, const float* x, int64_t stride, int64_t left) {
   constexpr Layout l = layout(F);
-  constexpr int64_t per_vector = 32 / l.bits;
-  const u32x16 bits = load_bits(codes + (2 * j + v) * 64);
-  x += j * per_vector;
-  RL_FOR (b, per_vector) {
-    if (j * per_vector + b >= left) return;  // K padded to a whole unit
-    f32x16 w;
-    if constexpr (l.bits == 8)
-      w = (to_f32(as_i32((bits >> uint32_t(8 * b)) & 0xffu)) - (float)l.zero) * scale;
-    else if constexpr (l.scales == Scales::half_min)
-      w = fma(nibble_to_f32(bits, 8 * (b & 3) + (b & 4)), scale, minimum);
-    else
-      w = (nibble_to_f32(bits, 8 * (b & 3) + (b & 4)) - (float)l.zero) * scale;
-    Sums<M>::step(sums, v, w, x + b, stride);
+  constexpr int per_vector = 32 / l.bits;
+  const f32x16 scale = scales_of<F>(behind, tail, v);
+  f32x16 minimum = {};
+  if constexpr (l.has_minima()) minimum = minima_of<F>(behind, tail, v);
+  for (int64_t j = 0; j < l.group / per_vector; j++) {
+    const u32x16 bits = load_bits(codes + (2 * j + v) * 64);
+    RL_FOR (b, per_vector) {
+      const int64_t k = j * per_vector + b;
+      if (k >= left) return;  // K padded to a whole unit
+      f32x16 code;
+      if constexpr (l.bits == 8)
+        code = to_f32(as_i32((bits >> uint32_t(8 * b)) & 0xffu));
+      else
+        code = nibble_to_f32(bits, 8 * (b & 3) + (b & 4));
+      const f32x16 w = l.has_minima() ? fma(code, scale, minimum) : (code - (float)l.zero) * scale;
+      Sums<M>::step(sums, v, w, x + k, stride);
+    }
   }
 }
 
@@ -54,11 +59,10 @@ RL_INLINE void accumulate(Sums<M>& sums, int v, const uint8_t* unit, const uint8
     Sums<M>::step(sums, v, bf16_low(pairs), x, stride);
     if (left > 1) Sums<M>::step(sums, v, bf16_high(pairs), x + 1, stride);
   } else {
-    const uint8_t* behind = unit + l.code_bytes() + v * 32;
-    const f32x16 scale = l.scales == Scales::channel ? load((const float*)(tail + v * 64)) : load_f16(behind);
-    const f32x16 minimum = l.scales == Scales::half_min ? load_f16(behind + 64) : f32x16{};
-    for (int64_t j = 0; j < l.unit() * l.bits / 32; j++)
-      add_codes<F>(sums, v, unit, j, scale, minimum, x, stride, left);
+    const uint8_t* behind = unit + l.code_bytes();
+    for (int64_t g = 0; g < l.unit() / l.group; g++)
+      add_group<F>(sums, v, unit + g * (PANEL * l.group * l.bits / 8), behind + g * l.group_scale_bytes(),
+                   tail, x + g * l.group, stride, left - g * l.group);
   }
 }
 
@@ -74,7 +78,9 @@ struct Tile {
     const float* in = x.row(row);
     Sums<M> sums{};
     for (int64_t u = 0; u < units; u++, bytes += l.unit_bytes(), in += l.unit())
-      RL_FOR (v, 2) accumulate<F>(sums, v, bytes, tail, in, x.stride, w.cols - u * l.unit());
+      RL_FOR (v, 2)
+        accumulate<F>(sums, v, bytes, l.is_super() ? tail + u / (SUPER / l.unit()) * l.tail_bytes() : tail,
+                      in, x.stride, w.cols - u * l.unit());
     store_tile(sums.at, bias, y, panel, row);
   }
 };

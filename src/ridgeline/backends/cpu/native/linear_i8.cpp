@@ -74,11 +74,60 @@ RL_INLINE void multiply_one(Dots<1>& dots, const uint8_t* codes, const RowPointe
 }
 
 template <int BITS, int M>
-RL_INLINE void dot_unit(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
+RL_INLINE void dot_group(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
   if constexpr (M == 1)
     multiply_one<BITS>(dots, codes, x, steps);
   else
     multiply<BITS, M>(dots, codes, x, steps);
+}
+
+// `times` the sum of a group's activations in row m, for the codes' zero point or a minimum. It is stored
+// where the group is that of the activations, else added up here, exactly too.
+template <Format F, int M>
+RL_INLINE i32x16 total_of(const RowPointers<M>& q, const RowPointers<M>& totals, int m, int64_t u, int64_t g,
+                          int32_t times) {
+  constexpr Layout l = layout(F);
+  if constexpr (l.group == l.unit()) {
+    return splat(RowPointers<M>::template read<int32_t>(totals, m, u) * times);
+  } else {
+    i32x16 total = {};
+    const u32x16 ones = as_u32(splat(int32_t(0x01010101)));
+    for (int64_t j = 0; j < l.group / 4; j++)
+      total = dot4(total, ones, RowPointers<M>::template read<int32_t>(q, m, g * (l.group / 4) + j));
+    return total * times;
+  }
+}
+
+// One group of a unit: integer dot products, then scales and minima in floats.
+template <Format F, int M>
+RL_INLINE void add_group(f32x16 (&sums)[M][2], const uint8_t* unit, const uint8_t* tail,
+                         const RowPointers<M>& q, const RowPointers<M>& scales, const RowPointers<M>& totals,
+                         int64_t u, int64_t g) {
+  constexpr Layout l = layout(F);
+  typedef RowPointers<M> Rows;
+  Dots<M> dots;
+  RL_FOR (m, M) {
+    const i32x16 start = l.zero ? total_of<F, M>(q, totals, m, u, g, -(int32_t)l.zero) : i32x16{};
+    RL_FOR (v, 2) dots[m][v] = start;
+  }
+  Rows at = q;
+  Rows::advance(at, g * l.group);
+  dot_group<l.bits, M>(dots, unit + g * (PANEL * l.group * l.bits / 8), at, l.group / 4);
+  const uint8_t* behind = unit + l.code_bytes() + g * l.group_scale_bytes();
+  RL_FOR (v, 2) {
+    f32x16 scale = {}, minimum = {};
+    if constexpr (l.scales != Scales::channel) scale = scales_of<F>(behind, tail, v);
+    if constexpr (l.has_minima()) minimum = minima_of<F>(behind, tail, v);
+    RL_FOR (m, M) {
+      const f32x16 dot = to_f32(dots[m][v]), x_scale = splat(Rows::template read<float>(scales, m, u));
+      if constexpr (l.scales == Scales::channel)
+        sums[m][v] = fma(dot, x_scale, sums[m][v]);
+      else
+        sums[m][v] = fma(dot * x_scale, scale, sums[m][v]);
+      if constexpr (l.has_minima())
+        sums[m][v] = fma(to_f32(total_of<F, M>(q, totals, m, u, g, 1)) * x_scale, minimum, sums[m][v]);
+    }
+  }
 }
 
 // Activations with a scale for each unit of the weight.
@@ -88,45 +137,22 @@ struct GroupTile {
   static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
                   int64_t row, const Ahead& ahead) {
     constexpr Layout l = layout(F);
-    constexpr int64_t unit = l.unit();
     typedef RowPointers<M> Rows;
     const int64_t units = w.units();
-    const uint8_t* at = w.panel(panel);
+    const uint8_t *at = w.panel(panel), *tail = at + units * l.unit_bytes();
     Rows q = Rows::at(x.q(row), x.stride), scales = Rows::at(x.scale(row), x.stride),
          totals = Rows::at(x.sum(row), x.stride);
     f32x16 sums[M][2] = {};
     for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
       Ahead::fetch(ahead, at, u, l.unit_bytes());
-      Dots<M> dots;
-      RL_FOR (m, M) {
-        const i32x16 start =
-            l.zero ? splat(Rows::template read<int32_t>(totals, m, u) * -(int32_t)l.zero) : i32x16{};
-        RL_FOR (v, 2) dots[m][v] = start;
-      }
-      dot_unit<l.bits, M>(dots, at, q, unit / 4);
-      const uint8_t* behind = at + l.code_bytes();
-      RL_FOR (v, 2) {
-        const f32x16 scale = l.scales == Scales::channel ? splat(1.0f) : load_f16(behind + v * 32);
-        RL_FOR (m, M) {
-          const f32x16 dot = to_f32(dots[m][v]);
-          const f32x16 x_scale = splat(Rows::template read<float>(scales, m, u));
-          sums[m][v] = l.scales == Scales::channel ? fma(dot, x_scale, sums[m][v])
-                                                   : fma(dot * x_scale, scale, sums[m][v]);
-        }
-        if constexpr (l.scales == Scales::half_min) {
-          const f32x16 minimum = load_f16(behind + 64 + v * 32);
-          RL_FOR (m, M) {
-            const float total =
-                Rows::template read<float>(scales, m, u) * (float)Rows::template read<int32_t>(totals, m, u);
-            sums[m][v] = fma(splat(total), minimum, sums[m][v]);
-          }
-        }
-      }
-      Rows::advance(q, unit);
+      for (int64_t g = 0; g < l.unit() / l.group; g++)
+        add_group<F, M>(sums, at, tail, q, scales, totals, u, g);
+      Rows::advance(q, l.unit());
+      if (l.is_super() && u % (SUPER / l.unit()) == SUPER / l.unit() - 1) tail += l.tail_bytes();
     }
     if constexpr (l.scales == Scales::channel)
       RL_FOR (v, 2)
-        RL_FOR (m, M) sums[m][v] = sums[m][v] * load((const float*)(at + v * 64));
+        RL_FOR (m, M) sums[m][v] = sums[m][v] * scales_of<F>(nullptr, tail, v);
     store_tile(sums, bias, y, panel, row);
   }
 };
@@ -147,12 +173,12 @@ struct ChannelTile {
       RL_FOR (v, 2) dots[m][v] = splat(x.sum(row + m)[0] * -(int32_t)l.zero);
     for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
       Ahead::fetch(ahead, at, u, l.unit_bytes());
-      dot_unit<l.bits, M>(dots, at, q, l.unit() / 4);
+      dot_group<l.bits, M>(dots, at, q, l.unit() / 4);
       Rows::advance(q, l.unit());
     }
     f32x16 sums[M][2];
     RL_FOR (v, 2) {
-      const f32x16 scale = load((const float*)(at + v * 64));
+      const f32x16 scale = scales_of<F>(nullptr, at, v);
       RL_FOR (m, M) sums[m][v] = to_f32(dots[m][v]) * splat(x.scale(row + m)[0]) * scale;
     }
     store_tile(sums, bias, y, panel, row);

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "blocks.h"
 #include "half.h"
 
 namespace ridgeline {
@@ -18,105 +19,102 @@ struct Source {
   const char* name;
   int64_t header, block, bytes;
   Format format;
-  void (*pack_block)(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t row);
+  void (*pack_block)(const Layout& l, const uint8_t* block, const Place& at);
 };
 
 constexpr uint32_t LOW = 0x0f0f0f0fu;
 
-uint32_t word(const uint8_t* p) {
-  uint32_t w;
-  memcpy(&w, p, 4);
-  return w;
-}
-
-void put(uint8_t* p, uint32_t w) {
-  memcpy(p, &w, 4);
-}
-
-// Place of 4 consecutive k of row r (0..31) in byte vector `step` of a unit of codes.
-uint8_t* quad(uint8_t* unit, int64_t step, int64_t r) {
-  return unit + step * 128 + r * 4;
-}
-
 // A row's scale and, behind those of all rows, its minimum.
-void put_scale(const Layout& l, const uint8_t* scale, uint8_t* unit, int64_t r) {
-  memcpy(unit + l.code_bytes() + r * 2, scale, 2);
+void put_scale(const Layout& l, const uint8_t* scale, const Place& at) {
+  memcpy(at.unit + l.code_bytes() + at.row * 2, scale, 2);
 }
 
-void put_minimum(const Layout& l, const uint8_t* minimum, uint8_t* unit, int64_t r) {
-  memcpy(unit + l.code_bytes() + PANEL * 2 + r * 2, minimum, 2);
+void put_minimum(const Layout& l, const uint8_t* minimum, const Place& at) {
+  memcpy(at.unit + l.code_bytes() + PANEL * 2 + at.row * 2, minimum, 2);
 }
 
-void pack_f32(const Layout&, const uint8_t* block, uint8_t* unit, int64_t r) {
-  memcpy(unit + r * 4, block, 4);
+void pack_f32(const Layout&, const uint8_t* block, const Place& at) {
+  memcpy(at.unit + at.row * 4, block, 4);
 }
 
-void pack_f16(const Layout&, const uint8_t* block, uint8_t* unit, int64_t r) {
+void pack_f16(const Layout&, const uint8_t* block, const Place& at) {
   const float x = half_at(block);
-  memcpy(unit + r * 4, &x, 4);
+  memcpy(at.unit + at.row * 4, &x, 4);
 }
 
 // bf16 is packed by pairs of k; a lone last k has zero beside it, which the memory already holds.
-void pack_bf16(const Layout&, const uint8_t* block, uint8_t* half_unit, int64_t r) {
-  memcpy(half_unit + r * 4, block, 2);
+void pack_bf16(const Layout&, const uint8_t* block, const Place& at) {
+  memcpy(at.unit + at.row * 4, block, 2);
 }
 
 // n signed bytes; a code is the value + 128.
-void pack_signed(const uint8_t* q, int64_t n, uint8_t* unit, int64_t r) {
-  for (int64_t j = 0; j < n / 4; j++) put(quad(unit, j, r), word(q + 4 * j) ^ 0x80808080u);
+void put_signed(const uint8_t* q, int64_t n, const Place& at) {
+  for (int64_t j = 0; j < n / 4; j++) put_quad(at.unit, j, at.row, word_at(q + 4 * j) ^ 0x80808080u);
 }
 
-void pack_int8(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
-  pack_signed(block + 2, l.group, unit, r);
-  put_scale(l, block, unit, r);
+void pack_int8(const Layout& l, const uint8_t* block, const Place& at) {
+  put_signed(block + 2, l.group, at);
+  put_scale(l, block, at);
 }
 
 // Four weights at a time of a row whose header holds its scale.
-void pack_channel(const Layout&, const uint8_t* block, uint8_t* quarter, int64_t r) {
-  pack_signed(block, 4, quarter, r);
+void pack_channel(const Layout&, const uint8_t* block, const Place& at) {
+  put_signed(block, 4, at);
 }
 
-void pack_q5_0(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
-  const uint32_t fifth = word(block + 2);
-  uint8_t values[GROUP];
+// Nibbles of q, the first half of the group low, with the bits of `fifth` above them.
+void read_five_bits(const uint8_t* q, uint32_t fifth, uint8_t (&values)[GROUP]) {
   for (int64_t k = 0; k < GROUP; k++) {
-    const uint32_t pair = block[6 + k % 16], low = k < 16 ? pair & 15 : pair >> 4;
-    values[k] = (uint8_t)((low | (fifth >> k & 1) << 4) - 16);
+    const uint32_t low = k < 16 ? q[k] & 15 : q[k - 16] >> 4;
+    values[k] = (uint8_t)(low | (fifth >> k & 1) << 4);
   }
-  pack_signed(values, GROUP, unit, r);
-  put_scale(l, block, unit, r);
 }
 
-void pack_iq4_nl(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
-  static const int8_t table[16] = {-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113};
+void pack_q5_0(const Layout& l, const uint8_t* block, const Place& at) {
+  uint8_t values[GROUP];
+  read_five_bits(block + 6, word_at(block + 2), values);
+  for (uint8_t& v : values) v = (uint8_t)(v + 128 - 16);
+  put_codes(l, values, at.unit, at.row);
+  put_scale(l, block, at);
+}
+
+void pack_q5_1(const Layout& l, const uint8_t* block, const Place& at) {
+  uint8_t values[GROUP];
+  read_five_bits(block + 8, word_at(block + 4), values);
+  put_codes(l, values, at.unit, at.row);
+  put_scale(l, block, at);
+  put_minimum(l, block + 2, at);
+}
+
+void pack_iq4_nl(const Layout& l, const uint8_t* block, const Place& at) {
   uint8_t values[GROUP];
   for (int64_t k = 0; k < 16; k++) {
-    values[k] = (uint8_t)table[block[2 + k] & 15];
-    values[k + 16] = (uint8_t)table[block[2 + k] >> 4];
+    values[k] = (uint8_t)(IQ4_VALUES[block[2 + k] & 15] + 128);
+    values[k + 16] = (uint8_t)(IQ4_VALUES[block[2 + k] >> 4] + 128);
   }
-  pack_signed(values, GROUP, unit, r);
-  put_scale(l, block, unit, r);
+  put_codes(l, values, at.unit, at.row);
+  put_scale(l, block, at);
 }
 
 // A file's low nibbles are the first half of a group, its high ones the second; a unit's are alternating
 // steps of 4 k.
-void pack_nibbles(const Layout& l, const uint8_t* q, uint8_t* unit, int64_t r) {
+void pack_nibbles(const Layout& l, const uint8_t* q, const Place& at) {
   const int64_t half = l.group / 8;  // steps in half a group
   const auto step = [&](int64_t s) {
-    return s < half ? word(q + 4 * s) & LOW : word(q + 4 * (s - half)) >> 4 & LOW;
+    return s < half ? word_at(q + 4 * s) & LOW : word_at(q + 4 * (s - half)) >> 4 & LOW;
   };
-  for (int64_t j = 0; j < half; j++) put(quad(unit, j, r), step(2 * j) | step(2 * j + 1) << 4);
+  for (int64_t j = 0; j < half; j++) put_quad(at.unit, j, at.row, step(2 * j) | step(2 * j + 1) << 4);
 }
 
-void pack_int4(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
-  pack_nibbles(l, block + 2, unit, r);
-  put_scale(l, block, unit, r);
+void pack_int4(const Layout& l, const uint8_t* block, const Place& at) {
+  pack_nibbles(l, block + 2, at);
+  put_scale(l, block, at);
 }
 
-void pack_uint4(const Layout& l, const uint8_t* block, uint8_t* unit, int64_t r) {
-  pack_nibbles(l, block + 4, unit, r);
-  put_scale(l, block, unit, r);
-  put_minimum(l, block + 2, unit, r);
+void pack_uint4(const Layout& l, const uint8_t* block, const Place& at) {
+  pack_nibbles(l, block + 4, at);
+  put_scale(l, block, at);
+  put_minimum(l, block + 2, at);
 }
 
 const Source SOURCES[] = {
@@ -134,6 +132,13 @@ const Source SOURCES[] = {
     {"q4_1", 0, 32, 20, Format::uint4_g32, pack_uint4},
     {"uint4_g64", 0, 64, 36, Format::uint4_g64, pack_uint4},
     {"uint4_g128", 0, 128, 68, Format::uint4_g128, pack_uint4},
+    {"q5_1", 0, 32, 24, Format::uint8_g32, pack_q5_1},
+    {"q2_k", 0, 256, 84, Format::k2, pack_q2_k},
+    {"q3_k", 0, 256, 110, Format::k3, pack_q3_k},
+    {"q4_k", 0, 256, 144, Format::k4, pack_q4_k},
+    {"q5_k", 0, 256, 176, Format::k5, pack_q5_k},
+    {"q6_k", 0, 256, 210, Format::k6, pack_q6_k},
+    {"iq4_xs", 0, 256, 136, Format::k8, pack_iq4_xs},
 };
 
 const Source& source(const std::string& name) {
@@ -153,11 +158,13 @@ Weight shape(const Source& s, int64_t rows, int64_t cols) {
   return {nullptr, s.format, rows, cols};
 }
 
-// Where block b of a panel starts: blocks are units, or a part of one.
-uint8_t* block_at(const Source& s, uint8_t* panel, int64_t b) {
+// Where block b of a row starts: blocks are units, or a part of one, or several.
+Place place(const Source& s, const Weight& w, uint8_t* panel, int64_t b, int64_t row) {
   const Layout& l = layout(s.format);
-  const int64_t per_unit = l.unit() / s.block, part = b % per_unit;
-  return panel + b / per_unit * l.unit_bytes() + part * (l.is_float() ? 2 : PANEL * s.block * l.bits / 8);
+  const int64_t k = b * s.block, part = k % l.unit();
+  uint8_t* unit =
+      panel + k / l.unit() * l.unit_bytes() + (l.is_float() ? part * 2 : part * PANEL * l.bits / 8);
+  return {unit, panel + w.units() * l.unit_bytes() + (l.is_super() ? k / SUPER * l.tail_bytes() : 0), row};
 }
 
 void pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t panel, uint8_t* out) {
@@ -166,19 +173,45 @@ void pack_panel(const Source& s, const Weight& w, const uint8_t* raw, int64_t pa
   for (int64_t r = 0; r < rows; r++) {
     const uint8_t* row = raw + (panel * PANEL + r) * row_bytes(s, w.cols);
     for (int64_t b = 0; b < blocks; b++)
-      s.pack_block(l, row + s.header + b * s.bytes, block_at(s, out, b), r);
-    if (l.scales == Scales::channel) memcpy(out + w.panel_bytes() - l.tail_bytes() + r * 4, row, 4);
+      s.pack_block(l, row + s.header + b * s.bytes, place(s, w, out, b, r));
+    if (l.scales == Scales::channel) memcpy(place(s, w, out, 0, r).tail + r * 4, row, 4);
   }
 }
 
+struct Affine {
+  float scale, minimum;
+};
+
+// Of weight k of a unit, in row r; `tail` is the unit's part of it.
+Affine affine_at(const Layout& l, const uint8_t* unit, const uint8_t* tail, int64_t r, int64_t k) {
+  const uint8_t* behind = unit + l.code_bytes() + k / l.group * l.group_scale_bytes();
+  switch (l.scales) {
+    case Scales::half:
+      return {half_at(behind + r * 2), 0};
+    case Scales::half_min:
+      return {half_at(behind + r * 2), half_at(behind + PANEL * 2 + r * 2)};
+    case Scales::channel:
+      return {float_at(tail + r * 4), 0};
+    case Scales::super:
+      return {half_at(tail + r * 2) * (float)((int)behind[r] - 128), 0};
+    case Scales::super_min:
+      return {half_at(tail + r * 2) * (float)behind[r],
+              -half_at(tail + PANEL * 2 + r * 2) * (float)behind[PANEL + r]};
+    case Scales::none:
+      break;
+  }
+  return {1, 0};
+}
+
 float weight_at(const Layout& l, const uint8_t* unit, const uint8_t* tail, int64_t r, int64_t k) {
-  const uint8_t* behind = unit + l.code_bytes() + r * 2;
+  if (l.bits == 32) return float_at(unit + r * 4);
+  if (l.bits == 16) return bf16_at(unit + r * 4 + k * 2);
   const int64_t per_byte = 8 / l.bits, step = k / 4;
-  const uint8_t byte = unit[step / per_byte * 128 + r * 4 + k % 4];
+  const uint8_t byte = unit[step / per_byte * PANEL * 4 + r * 4 + k % 4];
   const int code = l.bits == 8 ? byte : step % 2 ? byte >> 4 : byte & 15;
-  if (l.scales == Scales::half_min) return (float)code * half_at(behind) + half_at(behind + PANEL * 2);
-  const float scale = l.scales == Scales::channel ? float_at(tail + r * 4) : half_at(behind);
-  return (float)(code - (int)l.zero) * scale;
+  const Affine a = affine_at(l, unit, tail, r, k);
+  const float w = (float)(code - (int)l.zero) * a.scale;
+  return l.has_minima() ? w + a.minimum : w;
 }
 
 }  // namespace
@@ -206,17 +239,12 @@ Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes
 
 void unpack_row(const Weight& w, int64_t row, float* out) {
   const Layout& l = layout(w.format);
-  const int64_t r = row % PANEL;
   const uint8_t *unit = w.panel(row / PANEL), *tail = unit + w.units() * l.unit_bytes();
-  for (int64_t k = 0; k < w.cols; k += l.unit(), unit += l.unit_bytes())
-    for (int64_t i = 0; i < std::min(l.unit(), w.cols - k); i++) {
-      if (w.format == Format::f32)
-        out[k + i] = float_at(unit + r * 4);
-      else if (w.format == Format::bf16)
-        out[k + i] = bf16_at(unit + r * 4 + i * 2);
-      else
-        out[k + i] = weight_at(l, unit, tail, r, i);
-    }
+  for (int64_t k = 0; k < w.cols; k += l.unit(), unit += l.unit_bytes()) {
+    const uint8_t* mine = tail + (l.is_super() ? k / SUPER * l.tail_bytes() : 0);
+    const int64_t count = std::min(l.unit(), w.cols - k);
+    for (int64_t i = 0; i < count; i++) out[k + i] = weight_at(l, unit, mine, row % PANEL, i);
+  }
 }
 
 }  // namespace ridgeline

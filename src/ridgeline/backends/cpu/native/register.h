@@ -29,6 +29,7 @@ namespace ridgeline::RL_ISA {
 typedef float f32r __attribute__((vector_size(RL_BYTES)));
 typedef int32_t i32r __attribute__((vector_size(RL_BYTES)));
 typedef uint32_t u32r __attribute__((vector_size(RL_BYTES)));
+typedef uint8_t u8r __attribute__((vector_size(RL_BYTES / 4)));
 typedef uint16_t u16r __attribute__((vector_size(RL_BYTES / 2)));
 
 constexpr int REGISTER_LANES = RL_BYTES / 4;
@@ -70,6 +71,10 @@ RL_INLINE i32r as_i32(u32r x) {
 }
 
 RL_INLINE u32r as_u32(f32r x) {
+  return (u32r)x;
+}
+
+RL_INLINE u32r as_u32(i32r x) {
   return (u32r)x;
 }
 
@@ -190,6 +195,13 @@ RL_INLINE void load_f16_into(f32r& v, const uint8_t* p) {
   const u32r special = (u32r)(magnitude >= 0x0f800000u);
   v = (f32r)(sign | scaled | (special & 0x7f800000u));
 #endif
+}
+
+// Unsigned bytes as floats.
+RL_INLINE void load_u8_into(f32r& v, const uint8_t* p) {
+  u8r bytes;
+  memcpy(&bytes, p, sizeof bytes);
+  v = __builtin_convertvector(bytes, f32r);
 }
 
 RL_INLINE void load_bf16_into(f32r& v, const uint16_t* p) {

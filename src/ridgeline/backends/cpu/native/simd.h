@@ -127,6 +127,7 @@ RL_LOAD(load_into, const float*, 1)
 RL_LOAD(load_into, const uint8_t*, 4)
 RL_LOAD(load_f16_into, const uint8_t*, 2)
 RL_LOAD(load_bf16_into, const uint16_t*, 1)
+RL_LOAD(load_u8_into, const uint8_t*, 1)
 
 template <class V, class S>
 RL_INLINE void splat_into(Two<V>& v, S x) {
@@ -228,6 +229,13 @@ RL_INLINE u32x16 load_bits(const uint8_t* p) {
 RL_INLINE f32x16 load_f16(const uint8_t* p) {
   f32x16 v;
   load_f16_into(v, p);
+  return v;
+}
+
+// 16 unsigned bytes.
+RL_INLINE f32x16 load_u8(const uint8_t* p) {
+  f32x16 v;
+  load_u8_into(v, p);
   return v;
 }
 

@@ -14,14 +14,18 @@
 
 namespace ridgeline {
 
-constexpr int64_t GROUP = 32;  // of int8 activations where nothing else is said, and the least unit of codes
-constexpr int64_t PANEL = 32;  // output rows of a panel
+constexpr int64_t GROUP = 32;   // of int8 activations where nothing else is said, and the least unit of codes
+constexpr int64_t PANEL = 32;   // output rows of a panel
+constexpr int64_t SUPER = 256;  // k that share the scales of a super format
 
 enum class Scales {
   none,      // floats
   half,      // per group: 32 halfs
   half_min,  // per group: 32 halfs, then 32 half minima
-  channel    // one for each row: 32 floats at the panel's end
+  channel,   // none; the panel's tail is a float for each row
+  super,     // per group: 32 bytes s; the tail has 32 halfs d for each 256 k; scale = d * (s - 128)
+  super_min  // per group: 32 bytes s, 32 bytes m; the tail 32 halfs d, 32 halfs e; scale = d * s, minimum =
+             // -e * m
 };
 
 struct Layout {
@@ -31,12 +35,29 @@ struct Layout {
   constexpr int64_t unit() const { return bits > 8 ? 32 / bits : group < GROUP ? GROUP : group; }  // k
   constexpr int64_t code_bytes() const { return PANEL * unit() * bits / 8; }
   constexpr int64_t group_scale_bytes() const {
-    return scales == Scales::half ? PANEL * 2 : scales == Scales::half_min ? PANEL * 4 : 0;
+    switch (scales) {
+      case Scales::half:
+      case Scales::super_min:
+        return PANEL * 2;
+      case Scales::half_min:
+        return PANEL * 4;
+      case Scales::super:
+        return PANEL;
+      default:
+        return 0;
+    }
   }
   constexpr int64_t unit_bytes() const {
     return code_bytes() + (bits > 8 ? 0 : unit() / group * group_scale_bytes());
   }
-  constexpr int64_t tail_bytes() const { return scales == Scales::channel ? PANEL * 4 : 0; }
+  // For each 256 k of a super format; else for the whole panel.
+  constexpr int64_t tail_bytes() const {
+    return scales == Scales::channel || scales == Scales::super_min ? PANEL * 4
+           : scales == Scales::super                                ? PANEL * 2
+                                                                    : 0;
+  }
+  constexpr bool is_super() const { return scales == Scales::super || scales == Scales::super_min; }
+  constexpr bool has_minima() const { return scales == Scales::half_min || scales == Scales::super_min; }
   constexpr bool is_float() const { return bits > 8; }
 };
 
@@ -51,7 +72,14 @@ enum class Format : int64_t {
   int4_g128,
   uint4_g32,
   uint4_g64,
-  uint4_g128
+  uint4_g128,
+  uint8_g32,
+  k2,
+  k3,
+  k4,
+  k5,
+  k6,
+  k8
 };
 
 constexpr Layout LAYOUTS[] = {
@@ -66,6 +94,13 @@ constexpr Layout LAYOUTS[] = {
     {4, 32, 0, Scales::half_min},   // uint4_g32
     {4, 64, 0, Scales::half_min},   // uint4_g64
     {4, 128, 0, Scales::half_min},  // uint4_g128
+    {8, 32, 0, Scales::half_min},   // uint8_g32
+    {4, 16, 0, Scales::super_min},  // k2
+    {4, 16, 4, Scales::super},      // k3
+    {4, 32, 0, Scales::super_min},  // k4
+    {8, 32, 0, Scales::super_min},  // k5
+    {8, 16, 128, Scales::super},    // k6
+    {8, 32, 128, Scales::super},    // k8
 };
 constexpr int64_t FORMAT_COUNT = sizeof LAYOUTS / sizeof LAYOUTS[0];
 
@@ -79,7 +114,10 @@ struct Weight {
   int64_t rows, cols;
   int64_t panels() const { return (rows + PANEL - 1) / PANEL; }
   int64_t units() const { return (cols + layout(format).unit() - 1) / layout(format).unit(); }
-  int64_t panel_bytes() const { return units() * layout(format).unit_bytes() + layout(format).tail_bytes(); }
+  int64_t panel_bytes() const {
+    const Layout& l = layout(format);
+    return units() * l.unit_bytes() + l.tail_bytes() * (l.is_super() ? (cols + SUPER - 1) / SUPER : 1);
+  }
   int64_t bytes() const { return panels() * panel_bytes(); }
   const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
 };
