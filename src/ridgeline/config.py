@@ -12,7 +12,7 @@ from ridgeline.errors import ConfigError
 
 BACKENDS = ("cpu", "reference", "torch")
 ACTIVATIONS = ("int8", "float32")
-KV_FORMATS = ("bf16", "f32")
+KV_FORMATS = ("bf16", "int8", "f32")
 _RANGES = {
     "threads": (0, 1024),
     "context": (0, 1 << 24),

@@ -9,7 +9,7 @@ import numpy as np
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU, result
 from ridgeline.backends.cpu.record import Extents, encode
-from ridgeline.ops.attention import PAGE, KVPages, round_bf16
+from ridgeline.ops.attention import KV_FORMATS, PAGE, KVPages
 from ridgeline.ops.linear import QuantizedRows
 from ridgeline.ops.spec import GROUP, OPS, Case, TensorType
 from ridgeline.program.batch import HEADER, MAGIC, VERSION, FieldSlot
@@ -26,7 +26,7 @@ def _runs(isa: str) -> bool:
         return False
 
 
-ISAS = [name for name in ("portable", "avx2", "avx512") if _runs(name)]
+ISAS = [name for name in ("portable", "avx2", "avx512", "avx512bf16") if _runs(name)]
 
 
 def backend(threads: int = 1, isa: str = "") -> CPU:
@@ -149,11 +149,48 @@ def act_bytes(x: Any) -> np.ndarray:
 
 
 def kv_pool(kv: KVPages) -> np.ndarray:
-    """One layer's pages as the native pool lays them out: [page][kv_head][K [d][64] | V [64][d]]."""
+    """One layer's pages as the native pool lays them out: [page][kv_head][K block | V block].
+
+    K is [d / P][64][P] and V [column group][64 / P][columns][P], P values of a format lying together.
+    """
     slots, heads, dim = kv.k.shape
-    k = kv.k.reshape(slots // PAGE, PAGE, heads, dim).transpose(0, 2, 3, 1).reshape(slots // PAGE, heads, -1)
-    v = kv.v.reshape(slots // PAGE, PAGE, heads, dim).transpose(0, 2, 1, 3).reshape(slots // PAGE, heads, -1)
-    both = np.ascontiguousarray(np.concatenate([k, v], axis=2))
-    if kv.format == "bf16":
-        both = (round_bf16(both).view(np.uint32) >> np.uint32(16)).astype(np.uint16)
-    return both.view(np.uint8).reshape(-1)
+    p = KV_FORMATS[kv.format].packed
+    k, v = (_stored(x, kv.format) for x in (kv.k, kv.v))
+    if dim % p:
+        k, v = (_padded(x, -dim % p, kv.format) for x in (k, v))
+    k, v = (x.reshape(slots // PAGE, PAGE, heads, -1).transpose(0, 2, 1, 3) for x in (k, v))  # [page, head, key, dim]
+    keys = k.reshape(*k.shape[:3], -1, p).transpose(0, 1, 3, 2, 4).reshape(*k.shape[:2], -1)
+    groups = [v[..., at : at + 64] for at in range(0, v.shape[3], 64)]
+    fours = [g.reshape(*g.shape[:2], PAGE // p, p, -1).swapaxes(3, 4).reshape(*g.shape[:2], -1) for g in groups]
+    parts = [keys, *fours]
+    if kv.format == "int8":
+        k_scale, v_scale = (_scales(x).reshape(-1, PAGE, heads).transpose(0, 2, 1) for x in (kv.k, kv.v))
+        halves = [np.ascontiguousarray(s).view(np.uint8) for s in (k_scale, v_scale)]
+        parts = [keys ^ np.uint8(0x80), *halves, *fours]
+    return np.ascontiguousarray(np.concatenate(parts, axis=2)).view(np.uint8).reshape(-1)
+
+
+def _stored(x: np.ndarray, fmt: str) -> np.ndarray:
+    """The bits of rounded values, int8 without their scales."""
+    if fmt == "f32":
+        return x
+    if fmt == "bf16":
+        return (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+    scale = (_scales(x).astype(np.uint32) << np.uint32(16)).view(np.float32)[..., None]
+    scale[(scale == 0) | ~np.isfinite(scale)] = 1
+    return np.round(np.nan_to_num(x) / scale).astype(np.int8).view(np.uint8)
+
+
+def _scales(x: np.ndarray) -> np.ndarray:
+    """bf16 bits of the scales of rounded int8 rows, whose largest value is 127 or, the scale rounded up, less."""
+    exact = np.abs(x).max(axis=-1)
+    best = np.full(exact.shape, np.nan, np.float32)
+    for most in range(127, 125, -1):
+        scale = (exact / np.float32(most)).astype(np.float32)
+        fits = (scale.view(np.uint32) & 0xFFFF) == 0
+        best = np.where(np.isnan(best) & fits, scale, best)
+    return (best.view(np.uint32) >> np.uint32(16)).astype(np.uint16)
+
+
+def _padded(x: np.ndarray, columns: int, fmt: str) -> np.ndarray:
+    return np.concatenate([x, np.zeros((*x.shape[:2], columns), x.dtype)], axis=2)

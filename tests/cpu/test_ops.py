@@ -43,4 +43,4 @@ def test_cases(op: str, threads: int, isa: str) -> None:
         wanted = OPS[op].meaning(*(meant.operands.get(p.name) for p in OPS[op].params), **meant.attrs)
         wanted = wanted if isinstance(wanted, tuple) else (wanted,)
         for actual, expected in zip(run_case(op, case, cpu), wanted, strict=True):
-            close(actual, expected, OPS[op].tolerance)
+            close(actual, expected, case.tolerance or OPS[op].tolerance)

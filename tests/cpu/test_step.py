@@ -24,6 +24,7 @@ IDS = prompt(200)
         ("q4_1", "bf16", True, {}),
         ("q8_0", "f32", True, {"windows": (0, 70)}),
         ("q8_0", "bf16", False, {"windows": (70, 70)}),
+        ("f32", "int8", False, {"windows": (0, 70)}),
     ],
 )
 def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> None:
@@ -32,10 +33,11 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
     for first, end in ((0, 61), (61, 62), (62, 150)):
         chunks = [(0, IDS[first:end], first), (2, IDS[first + 1 : end + 1], first)]
         got, want = (s.run(batch_of(s.layout, chunks)) for s in (step, oracle))
-        # int8 rows round differently where the oracle's float differs in its last bit; hence the wider bound
-        bound = (5e-2 if int8 else 5e-3 if kv == "bf16" else 2e-4) * np.abs(want.logits).max()
+        # int8 rows round differently where the oracle's float differs in its last bit, and attention over bf16 or int8
+        # pages rounds queries and probabilities, which the oracle does not; hence the wider bounds
+        bound = (5e-2 if int8 or kv == "int8" else 2e-2 if kv == "bf16" else 2e-4) * np.abs(want.logits).max()
         assert np.abs(got.logits - want.logits).max() < bound
-        assert np.abs(got.logprobs - want.logprobs).max() < (0.2 if int8 else 2e-2)
+        assert np.abs(got.logprobs - want.logprobs).max() < (0.2 if int8 or kv == "int8" else 5e-2)
         if not int8 and kv == "f32":
             assert np.array_equal(got.ids, want.ids)
             assert np.abs(got.hidden - want.hidden).max() < 2e-4 * np.abs(want.hidden).max()
@@ -50,6 +52,7 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
         ("q8_0", "f32", True),
         ("q4_1", "f32", False),
         ("bf16", "bf16", False),
+        ("f32", "int8", False),
     ],
 )
 def test_batch_invariance(weights: str, kv: str, int8: bool, isa: str) -> None:
@@ -67,8 +70,9 @@ def test_batch_invariance(weights: str, kv: str, int8: bool, isa: str) -> None:
     assert np.array_equal(mixed.logits[:70], whole[130:])
 
 
-def test_copies_and_held_rows() -> None:
-    p = program(kv_format="bf16")
+@pytest.mark.parametrize("kv", ["bf16", "int8"])
+def test_copies_and_held_rows(kv: str) -> None:
+    p = program(kv_format=kv)
     step, oracle = cpu_step(p, threads=2), reference_step(p)
     for s in (step, oracle):
         s.run(batch_of(s.layout, [(0, IDS[:130], 0)]))
@@ -87,7 +91,8 @@ def test_copies_and_held_rows() -> None:
         late = batch_of(s.layout, [(2, IDS[:4], 0)])
         late["out_rows"][1] = -1 - 2
         s.second = s.run(late)
-    assert np.abs(step.first.logits - oracle.first.logits).max() < 5e-3 * np.abs(oracle.first.logits).max()
+    bound = 5e-2 if kv == "int8" else 2e-2
+    assert np.abs(step.first.logits - oracle.first.logits).max() < bound * np.abs(oracle.first.logits).max()
     assert np.array_equal(step.second.logits[1], step.first.logits[3])
     assert np.array_equal(step.first.logits, logits(cpu_step(p), IDS[:140], (130,))[130:])
 

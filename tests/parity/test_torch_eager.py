@@ -49,7 +49,7 @@ def to_torch(x, device):
     """An operand as the backend would bind it."""
     if isinstance(x, KVPages):
         dtype = KV_DTYPES[x.format]
-        return KVTensors(*(torch.tensor(p, device=device).to(dtype) for p in (x.k, x.v)))
+        return KVTensors(*(torch.tensor(p, device=device).to(dtype) for p in (x.k, x.v)), x.format)
     if isinstance(x, QuantizedRows):
         return QuantizedRows(torch.tensor(x.q, device=device), torch.tensor(x.scale, device=device), x.columns)
     if not isinstance(x, np.ndarray):
@@ -208,7 +208,7 @@ def test_gates_far_from_zero_have_gradients():
 
 
 @pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("kv_format", ["f32", "bf16"])
+@pytest.mark.parametrize("kv_format", ["f32", "bf16", "int8"])
 def test_logits_equal_the_reference(tmp_path, kv_format, device):
     c = tiny.CONFIGS["qwen2w"]
     checkpoint = open_checkpoint(tiny.write_hf(tmp_path / "m", c, tiny.weights(c)))
@@ -216,7 +216,7 @@ def test_logits_equal_the_reference(tmp_path, kv_format, device):
     wanted, got = (tiny.run_step(s, s.layout, tiny.prompt(150), (70, 1, 79)) for s in steps)
     assert np.abs(got - wanted).max() <= (1e-4 if kv_format == "f32" else 5e-2)
     assert {str(x.dtype) for s in steps[1].states.values() for x in (s.k, s.v)} == {
-        "torch.float32" if kv_format == "f32" else "torch.bfloat16"
+        "torch.bfloat16" if kv_format == "bf16" else "torch.float32"
     }
 
 

@@ -29,7 +29,7 @@ from ridgeline.program.ir import Field, Program, State, Weight
 from ridgeline.quant.format import FORMATS
 
 ROWS = 16  # rows of every product: the last ones are padded
-KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
+KV_DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16, "int8": torch.float32}  # int8: rounded values
 _FIELD_DTYPES = {"i4": torch.int32, "i8": torch.int64, "f4": torch.float32}
 
 
@@ -39,12 +39,14 @@ class KVTensors:
 
     k: Tensor
     v: Tensor
+    format: str = ""
 
     @classmethod
     def empty(cls, pages: int, state: State, device: torch.device) -> KVTensors:
         """Fresh pages; what they hold is never read before it is written, so they are not cleared."""
         shape, dtype = (pages * PAGE, state.n_kv_heads, state.head_dim), KV_DTYPES[state.format]
-        return cls(torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
+        k, v = (torch.empty(shape, dtype=dtype, device=device) for _ in "kv")
+        return cls(k, v, state.format)
 
     def poison(self) -> KVTensors:
         """Fill everything with NaN, so that whatever is read before it is written shows (tests)."""
@@ -57,16 +59,27 @@ class KVTensors:
 
         The pages themselves are written through an alias without history, so that no graph outlives its step.
         """
-        put = [
-            store.detach().index_put_((slots,), new.unflatten(1, store.shape[1:]).to(store.dtype))
-            for store, new in ((self.k, k), (self.v, v))
-        ]
+        put = []
+        for store, new in ((self.k, k), (self.v, v)):
+            rows = new.unflatten(1, store.shape[1:])
+            if self.format == "int8":
+                rows = _round_int8(rows.detach()) + (rows - rows.detach())  # with the gradient of the unrounded
+            put.append(store.detach().index_put_((slots,), rows.to(store.dtype)))
         return put[0], put[1]
 
     def move(self, source: int, target: int, count: int) -> None:
         """Copy `count` consecutive slots (copy on write, beams, compaction after speculation)."""
         for store in (self.k, self.v):
             store[target : target + count] = store[source : source + count].clone()
+
+
+def _round_int8(x: Tensor) -> Tensor:
+    """x [..., head_dim] as int8 with one scale per row, its maximum / 127 rounded up to bfloat16."""
+    exact = x.abs().amax(dim=-1, keepdim=True) / 127
+    scale = ((exact.view(torch.int32) + 0xFFFF) & -0x10000).view(torch.float32)
+    scale = torch.where(scale < 2.0**-100, 0.0, scale).where(exact.isfinite(), math.nan)
+    inverse = torch.where(scale == 0, 0.0, 1 / scale)
+    return (x * inverse).round() * scale
 
 
 # --- the meanings: operands, attributes and shapes are those of the op table's entries

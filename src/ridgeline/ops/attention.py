@@ -25,9 +25,42 @@ def round_bf16(x: Array) -> Array:
     return np.where(np.isnan(x), x, rounded.view(np.float32))
 
 
-KV_FORMATS: dict[str, tuple[float, Callable[[Array], Array]]] = {
-    "f32": (4.0, lambda x: x),
-    "bf16": (2.0, round_bf16),
+def round_int8(x: Array) -> Array:
+    """x [..., head_dim] rounded to int8 with one scale per row: its maximum / 127, rounded up to bfloat16.
+
+    Scales below 2^-100 count as 0. A row with a value that is no finite number has none.
+    """
+    exact = np.abs(x).max(axis=-1, keepdims=True).astype(np.float32) / np.float32(127)
+    bits = (exact.view(np.uint32) + np.uint32(0xFFFF)) & np.uint32(0xFFFF0000)
+    scale = np.where(bits.view(np.float32) < 2.0**-100, np.float32(0), bits.view(np.float32))
+    scale = np.where(np.isfinite(exact), scale, np.float32(np.nan))
+    inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
+    return np.where(np.isnan(scale), scale, np.round(x * inverse) * scale).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class KVFormat:
+    """How a key or value is stored: `packed` dimensions of `element_bytes` lie together, then `scale_bytes` per head.
+
+    `round` is what storing does to float32 [..., head_dim]. A backend may round queries and probabilities as it
+    rounds keys and values; `tolerance` bounds what that changes, relative to the largest result (0: the op's own).
+    """
+
+    element_bytes: int
+    round: Callable[[Array], Array]
+    packed: int = 1
+    scale_bytes: int = 0
+    tolerance: float = 0.0
+
+    def head_bytes(self, head_dim: int) -> int:
+        """Bytes of one head's key, or value."""
+        return -(-head_dim // self.packed) * self.packed * self.element_bytes + self.scale_bytes
+
+
+KV_FORMATS = {
+    "f32": KVFormat(4, lambda x: x),
+    "bf16": KVFormat(2, round_bf16, packed=2, tolerance=8e-3),
+    "int8": KVFormat(1, round_int8, packed=4, scale_bytes=2, tolerance=2e-2),
 }
 
 
@@ -53,7 +86,7 @@ class KVPages:
 
     def write(self, slots: Array, k: Array, v: Array) -> None:
         """Store rows k, v [T, n_kv_heads * head_dim] at `slots` [T]."""
-        rounding = KV_FORMATS[self.format][1]
+        rounding = KV_FORMATS[self.format].round
         self.k[slots] = rounding(k.reshape(len(slots), *self.k.shape[1:]))
         self.v[slots] = rounding(v.reshape(len(slots), *self.v.shape[1:]))
 
@@ -99,7 +132,7 @@ def _case(rng: np.random.Generator, spans: list[tuple[int, int]], heads: int, kv
         "request": np.concatenate(request).astype(np.int32),
     }
     name = f"{spans}/{heads}:{kv_heads}x{dim}/{fmt}{attrs or ''}"
-    return Case(name, operands, {"n_heads": heads, "scale": dim**-0.5, **attrs})
+    return Case(name, operands, {"n_heads": heads, "scale": dim**-0.5, **attrs}, KV_FORMATS[fmt].tolerance)
 
 
 def _cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -109,6 +142,8 @@ def _cases(rng: np.random.Generator) -> Iterable[Case]:
     yield _case(rng, [(200, 1), (7, 3)], 8, 2, head_dim=80, format="bf16")
     yield _case(rng, [(130, 70)], 3, 3, window=100)
     yield _case(rng, [(5, 3)], 4, 1, head_dim=256, softcap=30.0)
+    yield _case(rng, [(70, 1), (0, 20)], 8, 2, head_dim=40, format="int8")
+    yield _case(rng, [(1100, 2), (300, 1)], 4, 2, head_dim=64, format="bf16")
 
 
 @op(

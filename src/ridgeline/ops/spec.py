@@ -102,11 +102,15 @@ class Param:
 
 @dataclass(frozen=True)
 class Case:
-    """A test case: operands by name (numpy arrays; state operands as the op's own record) and attributes."""
+    """A test case: operands by name (numpy arrays; state operands as the op's own record) and attributes.
+
+    `tolerance` replaces the op's where the case's own formats round more coarsely.
+    """
 
     name: str
     operands: Mapping[str, Any]
     attrs: Mapping[str, Any] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

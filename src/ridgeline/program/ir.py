@@ -92,7 +92,7 @@ class State:
     @property
     def layer_token_bytes(self) -> float:
         """Bytes of one key and value in one layer."""
-        return 2 * self.n_kv_heads * self.head_dim * KV_FORMATS[self.format][0]
+        return 2.0 * self.n_kv_heads * KV_FORMATS[self.format].head_bytes(self.head_dim)
 
     @property
     def page_bytes(self) -> int:

@@ -26,17 +26,17 @@ from ridgeline.weights.source import Raw
 
 _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _SLACK = 64  # vector loads may run past the last value of the last page
-_LEVELS = ("portable", "avx2", "avx512")
+_LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _UNPACKED = ("q8_k",)  # stored formats without panels of their own: unpacked here, and held in float32
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
 class CPU:
-    """Backend of any CPU; x86-64 has kernels for AVX2 and AVX-512 with VNNI.
+    """Backend of any CPU; x86-64 has kernels for AVX2, AVX-512 with VNNI, and that with BF16.
 
-    `threads` 0 takes all available cores. `isa` forces a level: "portable" (runs anywhere), "avx2" or "avx512"; ""
-    takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can use.
+    `threads` 0 takes all available cores. `isa` forces a level: "portable" (runs anywhere), "avx2", "avx512" or
+    "avx512bf16"; "" takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can use.
     """
 
     name = "cpu"

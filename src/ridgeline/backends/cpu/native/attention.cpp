@@ -1,177 +1,210 @@
-// Attention over paged keys: append_kv stores the step's keys and values, attend serves the query rows.
+// Attention over paged keys: how its work is shared out, and how rows cut between threads are put together.
 //
-// Rows are ordered request run, KV head, token, query head; threads cut this order by cost, anywhere, for a
-// row's result does not depend on its neighbours. Rows of one KV head share passes over its keys.
-#include "attention_tile.h"
+// Tokens of one request make a run. A run of few rows is cut into units of a span and a KV head; one of many
+// into rows, 48 of one head at a time. Threads take equal costs of this order, cut anywhere: bits do not
+// change.
+#include "attention_pass.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-RL_INLINE uint16_t to_bf16(float x) {
-  uint32_t bits;
-  memcpy(&bits, &x, sizeof bits);
-  if ((bits & 0x7fffffffu) > 0x7f800000u)
-    return (uint16_t)((bits >> 16) | 0x40u);  // a NaN must not round to inf
-  return (uint16_t)((bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16);
+constexpr int64_t LEAST_COST = 5;  // of a range: reading it takes as long as multiplying so many rows
+
+// Tokens [begin, end) of one request that have spans of equal length.
+struct Run {
+  int64_t begin, end;
+  int64_t first, last, span;  // key ranges [first, last); ranges of a span
+  int64_t rows;               // of one KV head
+  int64_t cost;
+  bool wide;  // cut into units rather than rows
+};
+
+RL_INLINE int64_t ranges_of(const AttentionArgs& a, int64_t t) {
+  return (end_key(a, t) + PAGE - 1) / PAGE - first_key(a, t) / PAGE;
 }
 
-RL_INLINE void put(float* p, float x) {
-  *p = x;
+RL_INLINE int64_t span_of(const AttentionArgs& a, int64_t t) {
+  const int64_t ranges = ranges_of(a, t);
+  int64_t span = 1;
+  while (ranges > span * MOST_SPANS) span *= 2;
+  return span;
 }
 
-RL_INLINE void put(uint16_t* p, float x) {
-  *p = to_bf16(x);
-}
-
-template <class T>
-void append_row(const KVView& kv, int64_t slot, const float* k, const float* v) {
-  const int64_t page = slot / PAGE, at = slot % PAGE, dim = kv.head_dim;
-  for (int64_t h = 0; h < kv.n_kv_heads; h++, k += dim, v += dim) {
-    T *keys = (T*)kv.keys(page, h) + at, *values = (T*)kv.values(page, h) + at * dim;
-    for (int64_t d = 0; d < dim; d++) put(keys + d * PAGE, k[d]);
-    for (int64_t d = 0; d < dim; d++) put(values + d, v[d]);
+Run run_at(const AttentionArgs& a, int64_t t) {
+  const int64_t group = a.n_heads / a.kv.n_kv_heads;
+  Run run{t, t, first_key(a, t) / PAGE, 0, span_of(a, t), 0, 0, false};
+  int64_t ranges = 0;
+  for (; t < a.q.rows && a.request[t] == a.request[run.begin] && span_of(a, t) == run.span; t++) {
+    const int64_t first = first_key(a, t) / PAGE, last = (end_key(a, t) + PAGE - 1) / PAGE;
+    run.first = first < run.first ? first : run.first;
+    run.last = last > run.last ? last : run.last;
+    ranges += last - first;
   }
+  run.end = t;
+  run.rows = (t - run.begin) * group;
+  run.wide = run.rows <= WIDE_ROWS;
+  run.cost =
+      run.wide ? (run.last - run.first) * (run.rows > LEAST_COST ? run.rows : LEAST_COST) : ranges * group;
+  run.cost *= a.kv.n_kv_heads;
+  return run;
 }
 
-RL_INLINE int64_t first_key(const AttentionArgs& a, int64_t t) {
-  return a.window && a.kv_len[t] > a.window ? a.kv_len[t] - a.window : 0;
+Pass wide_pass(const AttentionArgs& a, const Run& run) {
+  Pass p{run.begin, 0, 0, a.kv.n_kv_heads, run.rows, run.first, run.last, run.span, {}};
+  p.units = {0, p.spans() * p.heads};
+  return p;
 }
 
-RL_INLINE int64_t end_key(const AttentionArgs& a, int64_t t) {
-  return a.span && a.span[t] > a.kv_len[t] ? a.span[t] : a.kv_len[t];
-}
+// Where the total cost is cut between threads.
+struct Cuts {
+  int64_t total;
+  int parts;
 
-RL_INLINE int64_t row_cost(const AttentionArgs& a, int64_t t) {
-  return (end_key(a, t) + PAGE - 1) / PAGE - first_key(a, t) / PAGE + 1;
-}
+  int64_t border(int part) const { return total * part / parts; }
 
-template <class T, int R>
-RL_INLINE void tile(const AttentionArgs& a, QueryRow* const* rows, const Range& range) {
-  Scores scores;
-  score_tile<T, R>(a, rows, range, scores);
-  bool same_start = true;
-  for (int r = 1; r < R; r++) {
-    const bool both_before = rows[r]->first <= range.begin && rows[0]->first <= range.begin;
-    same_start &= both_before || rows[r]->first == rows[0]->first;
-  }
-  if (same_start) return value_tile<T, R>(rows, scores, 0, range, a.kv.head_dim);
-  for (int r = 0; r < R; r++) value_tile<T, 1>(rows + r, scores, r, range, a.kv.head_dim);
-}
-
-// Runs the tile of `count` rows (1 <= count <= R).
-template <class T, int R = TILE_ROWS>
-void run_tile(const AttentionArgs& a, QueryRow* const* rows, int64_t count, const Range& range) {
-  if (count == R) return tile<T, R>(a, rows, range);
-  if constexpr (R > 1) run_tile<T, R - 1>(a, rows, count, range);
-}
-
-// All ranges of one KV head, in ascending order, for up to BLOCK_ROWS rows of one request.
-template <class T>
-void attend_rows(const AttentionArgs& a, QueryRow* rows, int64_t count, int64_t head, const int32_t* pages) {
-  int64_t begin = rows[0].first, end = rows[0].end;
-  for (int64_t i = 1; i < count; i++) {
-    begin = rows[i].first < begin ? rows[i].first : begin;
-    end = rows[i].end > end ? rows[i].end : end;
-  }
-  QueryRow* active[BLOCK_ROWS];
-  for (int64_t at = begin / PAGE * PAGE; at < end; at += PAGE) {
-    int64_t n = 0;
-    for (int64_t i = 0; i < count; i++)
-      if (rows[i].first < at + PAGE && rows[i].end > at) active[n++] = rows + i;
-    const int64_t page = pages[at / PAGE], tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
-    const Range range{a.kv.keys(page, head), a.kv.values(page, head), at};
-    for (int64_t i = 0; i < tiles; i++) {
-      const int64_t from = n * i / tiles;
-      run_tile<T>(a, active + from, n * (i + 1) / tiles - from, range);
+  // Units of a wide pass, which begins after cost `at`, whose middle lies before a border.
+  int64_t units_before(const Run& run, const Pass& all, int64_t at, int part) const {
+    int64_t cost = border(part) - at, units = 0;
+    if (cost <= 0) return 0;
+    if (cost >= run.cost) return all.units.end;
+    const int64_t range_cost = run.cost / (all.heads * (run.last - run.first));
+    for (int64_t s = 0; s < all.spans(); s++, units += all.heads) {
+      const int64_t unit = (all.range_of(s + 1) - all.range_of(s)) * range_cost;
+      if (cost < unit * all.heads) return units + (cost + unit / 2) / unit;
+      cost -= unit * all.heads;
     }
+    return units;
+  }
+
+  Span units(const Run& run, const Pass& all, int64_t at, int part) const {
+    return {units_before(run, all, at, part), units_before(run, all, at, part + 1)};
+  }
+
+  bool inside(const Run& run, const Pass& all, int64_t at) const {
+    for (int part = 1; part < parts; part++) {
+      if (border(part) <= at || border(part) >= at + run.cost) continue;
+      const int64_t units = units_before(run, all, at, part);
+      if (units > 0 && units < all.units.end) return true;
+    }
+    return false;
+  }
+};
+
+Cuts cut(const AttentionArgs& a, int parts) {
+  int64_t total = 0;
+  for (int64_t t = 0; t < a.q.rows;) {
+    const Run run = run_at(a, t);
+    total += run.cost;
+    t = run.end;
+  }
+  return {total, parts};
+}
+
+void attend_pass(const AttentionArgs& a, const Workspace& w, const Pass& p) {
+  switch (a.kv.format) {
+    case KVFormat::f32:
+      return run_pass<F32Pages>(a, w, p);
+    case KVFormat::bf16:
+      return run_pass<BF16Pages>(a, w, p);
+    case KVFormat::int8:
+      return run_pass<Int8Pages>(a, w, p);
   }
 }
 
-// Divides by the weight, after the sink (a key without value) has joined it.
-void finish(const QueryRow& row, int64_t head_dim) {
-  const float top = row.top > row.sink ? row.top : row.sink;
-  float scales[LANES] = {row.top - top, row.sink - top};
-  store(scales, exp(load(scales)));
-  const float scale = scales[0] / (row.weight * scales[0] + scales[1]);
-  for (int64_t c = 0; c < head_dim; c += LANES) {
-    const f32x16 out = load(row.total + c) * scale;
-    if (head_dim - c >= LANES)
-      store(row.out + c, out);
-    else
-      store_part(row.out + c, out, head_dim - c);
-  }
-}
-
-// Rows [from, to) of (tokens from t0) x (query heads of `head`).
-void attend_block(const AttentionArgs& a, float* scratch, int64_t t0, int64_t head, int64_t from,
+// Rows [from, to) of one KV head of a run.
+void attend_block(const AttentionArgs& a, const Workspace& w, const Run& run, int64_t head, int64_t from,
                   int64_t to) {
-  const int64_t dim = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads,
-                padded = (dim + LANES - 1) / LANES * LANES;
-  const float none = -__builtin_inff();
-  QueryRow rows[BLOCK_ROWS];
-  memset(scratch, 0, (size_t)((to - from) * padded) * sizeof(float));
-  for (int64_t i = from; i < to; i++) {
-    const int64_t t = t0 + i / group, h = head * group + i % group;
-    rows[i - from] = {a.q.row(t) + h * dim,
-                      scratch + (i - from) * padded,
-                      a.out.row(t) + h * dim,
-                      none,
-                      0,
-                      a.slopes ? a.slopes[h] : 0,
-                      first_key(a, t),
-                      end_key(a, t),
-                      a.kv_len[t] - 1,
-                      a.sinks ? a.sinks[h] : none};
+  const int64_t group = a.n_heads / a.kv.n_kv_heads;
+  Pass p{run.begin, from, head, 1, to - from, run.last, 0, run.span, {}};
+  for (int64_t t = run.begin + from / group; t <= run.begin + (to - 1) / group; t++) {
+    const int64_t first = first_key(a, t) / PAGE, last = (end_key(a, t) + PAGE - 1) / PAGE;
+    p.first = first < p.first ? first : p.first;
+    p.last = last > p.last ? last : p.last;
   }
-  const int32_t* pages = a.page_table + a.request[t0] * a.pages_per_request;
-  if (a.kv.format == KVFormat::f32)
-    attend_rows<float>(a, rows, to - from, head, pages);
-  else
-    attend_rows<uint16_t>(a, rows, to - from, head, pages);
-  for (int64_t i = 0; i < to - from; i++) finish(rows[i], dim);
+  p.units = {0, p.spans()};
+  attend_pass(a, w, p);
 }
 
-// The part of tokens [t0, t1) of one request and one KV head that costs [mine.begin, mine.end) of the step,
-// `at` being the cost before it.
-void attend_share(const AttentionArgs& a, float* scratch, int64_t t0, int64_t t1, int64_t head, int64_t at,
-                  Span mine) {
-  const int64_t group = a.n_heads / a.kv.n_kv_heads, count = (t1 - t0) * group;
-  int64_t from = -1, to = -1;
-  for (int64_t i = 0; i < count && at < mine.end; i++) {
-    if (at >= mine.begin) {
-      if (from < 0) from = i;
-      to = i + 1;
+// The rows of a run whose cost begins in `mine`, `at` being the cost before the run.
+void attend_rows(const AttentionArgs& a, const Workspace& w, const Run& run, int64_t at, Span mine) {
+  const int64_t group = a.n_heads / a.kv.n_kv_heads, head_cost = run.cost / a.kv.n_kv_heads;
+  for (int64_t head = 0; head < a.kv.n_kv_heads; head++, at += head_cost) {
+    if (at >= mine.end || at + head_cost <= mine.begin) continue;
+    int64_t from = -1, to = -1, cost = at;
+    for (int64_t i = 0; i < run.rows && cost < mine.end; i++) {
+      if (cost >= mine.begin) {
+        if (from < 0) from = i;
+        to = i + 1;
+      }
+      cost += ranges_of(a, run.begin + i / group);
     }
-    at += row_cost(a, t0 + i / group);
+    const int64_t n = to - from, blocks = (n + BLOCK_ROWS - 1) / BLOCK_ROWS;
+    if (from < 0) continue;
+    for (int64_t b = 0; b < blocks; b++)
+      attend_block(a, w, run, head, from + n * b / blocks, from + n * (b + 1) / blocks);
   }
-  const int64_t n = to - from, blocks = (n + BLOCK_ROWS - 1) / BLOCK_ROWS;
-  if (from < 0) return;
-  for (int64_t b = 0; b < blocks; b++)
-    attend_block(a, scratch, t0, head, from + n * b / blocks, from + n * (b + 1) / blocks);
+}
+
+// This thread's share of the rows of a run that was cut: merges what the parts have left of them.
+void merge_run(const AttentionArgs& a, const Team& team, const Run& run, const Cuts& cuts, int64_t at) {
+  const Workspace w(a, team.scratch + team.part * team.stride);
+  const Pass all = wide_pass(a, run);
+  const int64_t n = all.heads * all.rows, first_span = run.first / run.span;
+  const Span mine = share(n, team.part, team.parts);
+  set_rows(a, w, all);
+  for (int64_t i = mine.begin; i < mine.end; i++) {
+    const QueryRow& row = w.rows[i];
+    float* record = w.spans + i * w.record;
+    clear(record, w.record);
+    const int64_t h = i / all.rows, own_first = row.first / PAGE / run.span - first_span,
+                  own_end = (row.end - 1) / PAGE / run.span - first_span + 1;
+    for (int part = 0; part < team.parts; part++) {
+      const Span units = cuts.units(run, all, at, part);
+      const int64_t begin = all.spans_before(units.begin, h), end = all.spans_before(units.end, h);
+      const int64_t from = begin > own_first ? begin : own_first, to = end < own_end ? end : own_end;
+      if (from >= to) continue;
+      const Workspace theirs(a, team.scratch + part * team.stride);
+      if (units.begin == 0)
+        merge(record, theirs.records + i * w.record, w.record);
+      else
+        for (int64_t s = from; s < to; s++)
+          merge(record, theirs.parts + ((s - units.begin / all.heads) * n + i) * w.record, w.record);
+    }
+    finish(row, record, a.kv.head_dim);
+  }
 }
 
 }  // namespace
 
-void append_kv(const AttentionArgs& a, Span rows) {
-  for (int64_t t = rows.begin; t < rows.end; t++) {
-    if (a.kv.format == KVFormat::f32)
-      append_row<float>(a.kv, a.kv_slot[t], a.k.row(t), a.v.row(t));
-    else
-      append_row<uint16_t>(a.kv, a.kv_slot[t], a.k.row(t), a.v.row(t));
+// Returns whether rows were cut between threads, the same on all of them.
+bool attend(const AttentionArgs& a, const Team& team) {
+  const Workspace w(a, team.scratch + team.part * team.stride);
+  const Cuts cuts = cut(a, team.parts);
+  const Span mine{cuts.border(team.part), cuts.border(team.part + 1)};
+  bool any = false;
+  for (int64_t t = 0, at = 0; t < a.q.rows;) {
+    const Run run = run_at(a, t);
+    if (run.wide) {
+      Pass p = wide_pass(a, run);
+      any = any || cuts.inside(run, p, at);
+      p.units = cuts.units(run, p, at, team.part);
+      if (p.units.begin < p.units.end) attend_pass(a, w, p);
+    } else if (at < mine.end && at + run.cost > mine.begin) {
+      attend_rows(a, w, run, at, mine);
+    }
+    at += run.cost;
+    t = run.end;
   }
+  return any;
 }
 
-void attend(const AttentionArgs& a, uint8_t* scratch, int part, int parts) {
-  const int64_t tokens = a.q.rows, group = a.n_heads / a.kv.n_kv_heads;
-  int64_t total = 0;
-  for (int64_t t = 0; t < tokens; t++) total += row_cost(a, t) * a.n_heads;
-  const Span mine = share(total, part, parts);
-  int64_t at = 0;
-  for (int64_t t0 = 0, t1; t0 < tokens; t0 = t1) {
-    int64_t cost = 0;
-    for (t1 = t0; t1 < tokens && a.request[t1] == a.request[t0]; t1++) cost += row_cost(a, t1) * group;
-    for (int64_t h = 0; h < a.kv.n_kv_heads; h++, at += cost)
-      if (at < mine.end && at + cost > mine.begin) attend_share(a, (float*)scratch, t0, t1, h, at, mine);
+void merge_parts(const AttentionArgs& a, const Team& team) {
+  const Cuts cuts = cut(a, team.parts);
+  for (int64_t t = 0, at = 0; t < a.q.rows;) {
+    const Run run = run_at(a, t);
+    if (run.wide && cuts.inside(run, wide_pass(a, run), at)) merge_run(a, team, run, cuts, at);
+    at += run.cost;
+    t = run.end;
   }
 }
 

@@ -16,6 +16,9 @@ extern const Kernels kernels;
 namespace avx512 {
 extern const Kernels kernels;
 }
+namespace avx512bf16 {
+extern const Kernels kernels;
+}
 
 static bool has_avx2() {
   return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");  // F16C is older than either
@@ -26,12 +29,17 @@ static bool has_avx512() {
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
          __builtin_cpu_supports("avx512vnni");
 }
+
+static bool has_avx512bf16() {
+  return has_avx512() && __builtin_cpu_supports("avx512bf16");
+}
 #endif
 
 const Kernels* find_kernels(const char* isa) {
   const bool any = isa[0] == '\0';
 #if defined(__x86_64__)
   __builtin_cpu_init();
+  if ((any || strcmp(isa, "avx512bf16") == 0) && has_avx512bf16()) return &avx512bf16::kernels;
   if ((any || strcmp(isa, "avx512") == 0) && has_avx512()) return &avx512::kernels;
   if ((any || strcmp(isa, "avx2") == 0) && has_avx2()) return &avx2::kernels;
 #endif

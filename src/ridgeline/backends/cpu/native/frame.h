@@ -16,8 +16,9 @@ struct Frame {
   uint8_t* own;  // in a step of one row, this thread's own arena; else null
   float* held;
   const uint8_t* batch;
-  uint8_t* scratch;  // this thread's own
-  Piece* pieces;     // of all rows of logits
+  uint8_t* scratch;  // this thread's own, among those of all threads
+  int64_t scratch_bytes;
+  Piece* pieces;  // of all rows of logits
   Barrier& barrier;
   int thread, threads;
 
@@ -84,7 +85,7 @@ struct Frame {
 
   KVView pages(const State& s) const {
     KVView kv{nullptr, s.format, program.pages, s.n_kv_heads, s.head_dim};
-    kv.data = this->kv + s.layer * program.pages * s.n_kv_heads * 2 * kv.block_bytes();
+    kv.data = this->kv + s.layer * program.pages * kv.page_bytes();
     return kv;
   }
 };

@@ -7,6 +7,7 @@
 
 #include <stdint.h>
 
+#include "kv.h"
 #include "weights.h"
 
 namespace ridgeline {
@@ -47,23 +48,6 @@ struct Bf16View {
   uint16_t* row(int64_t r) const { return data + r * stride; }
 };
 
-enum class KVFormat : int64_t { f32 = 0, bf16 = 1 };
-
-// Keys and values of one layer: [page][kv_head][K [head_dim][PAGE] | V [PAGE][head_dim]]. Reads may run up to
-// 64 bytes past the last page, so the allocation is that much larger.
-constexpr int64_t PAGE = 64;
-struct KVView {
-  uint8_t* data;
-  KVFormat format;
-  int64_t pages, n_kv_heads, head_dim;
-  int64_t element_bytes() const { return format == KVFormat::f32 ? 4 : 2; }
-  int64_t block_bytes() const { return head_dim * PAGE * element_bytes(); }
-  uint8_t* keys(int64_t page, int64_t head) const {
-    return data + (page * n_kv_heads + head) * 2 * block_bytes();
-  }
-  uint8_t* values(int64_t page, int64_t head) const { return keys(page, head) + block_bytes(); }
-};
-
 struct AttentionArgs {
   View q, k, v, out;  // [T, n_heads * d], [T, n_kv_heads * d] twice, [T, n_heads * d]
   KVView kv;
@@ -73,6 +57,14 @@ struct AttentionArgs {
   int64_t n_heads, window;      // window 0: none
   float scale, softcap;         // softcap 0: none
   const float *sinks, *slopes;  // [n_heads], or null
+};
+
+// A thread's place among those that share one call, and the scratch of all of them: AttentionScratch's bytes
+// each, `stride` bytes apart.
+struct Team {
+  uint8_t* scratch;
+  int64_t stride;
+  int part, parts;
 };
 
 struct Rotation {
@@ -110,18 +102,12 @@ struct Kernels {
   void (*softcap)(const View& x, const View& out, float cap, Span rows);
   void (*rope)(const View& x, const View& angles, const View& out, Rotation rotation, Span rows);
   void (*append_kv)(const AttentionArgs& a, Span rows);
-  void (*attend)(const AttentionArgs& a, uint8_t* scratch, int part, int parts);
+  bool (*attend)(const AttentionArgs& a, const Team& team);
+  void (*merge_parts)(const AttentionArgs& a, const Team& team);  // after a barrier, if `attend` says true
   int64_t (*argmax)(const float* x, int64_t n);
   void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);
 };
-
-constexpr int64_t BLOCK_ROWS = 48;  // query rows that share one pass over the keys
-
-// Bytes of scratch, 64-byte aligned, each thread needs for `attend`.
-static inline int64_t attention_scratch_bytes(int64_t head_dim) {
-  return BLOCK_ROWS * ((head_dim + 15) / 16 * 64);
-}
 
 // The kernels of the best level this machine runs, or of the named one; null if it cannot run here.
 const Kernels* find_kernels(const char* isa);

@@ -123,7 +123,11 @@ void run_attention(const Instr& i, const Frame& f) {
   a.softcap = (float)i.floats[1];
   f.kernels.append_kv(a, f.mine(a.q.rows));
   f.barrier.wait(f.thread);  // a query may read what any thread has stored
-  f.kernels.attend(a, f.scratch, f.thread, f.threads);
+  const Team team{f.scratch - f.thread * f.scratch_bytes, f.scratch_bytes, f.thread, f.threads};
+  if (f.kernels.attend(a, team)) {
+    f.barrier.wait(f.thread);
+    f.kernels.merge_parts(a, team);
+  }
 }
 
 void run_sample(const Instr& i, const Frame& f) {

@@ -80,12 +80,12 @@ Field read_field(Reader& in, const Program& p) {
 
 State read_state(Reader& in, const Program& p) {
   State s{};
-  s.format = (KVFormat)in.between(0, 1, "a state's format");
+  s.format = (KVFormat)in.between(0, 2, "a state's format");
   s.n_kv_heads = in.between(1, 65536, "a state's heads");
   s.head_dim = in.between(2, 65536, "a state's head size");
   s.group = in.between(0, 65536, "a state's group");
   s.layer = in.between(0, p.layers - 1, "a state's layer");
-  const int64_t page_bytes = s.n_kv_heads * 2 * KVView{nullptr, s.format, 0, 0, s.head_dim}.block_bytes();
+  const int64_t page_bytes = KVView{nullptr, s.format, 0, s.n_kv_heads, s.head_dim}.page_bytes();
   if (p.layers * p.pages > BYTES_MAX / page_bytes) refuse("its pages are too large");
   return s;
 }

@@ -1,4 +1,4 @@
-// Row-moving work that needs no vector code: embedding, take_rows, rotary and slot copies.
+// Row-moving work that needs no vector code: embedding, take_rows, rotary.
 #pragma once
 
 #include "kernels.h"
@@ -20,8 +20,5 @@ void take_rows(const View& x, const int32_t* index, const float* held, const Vie
 
 // out[t] = cos | sin of positions[t] * inv_freq, times scale.
 void rotary(const int32_t* positions, const float* inv_freq, float scale, const View& out, Span rows);
-
-// Copies `count` consecutive slots of one layer, as if through a temporary.
-void copy_slots(const KVView& kv, int64_t source, int64_t target, int64_t count);
 
 }  // namespace ridgeline

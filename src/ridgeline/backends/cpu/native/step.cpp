@@ -13,7 +13,7 @@ namespace {
 
 int64_t scratch_needed(const Program& p) {
   int64_t bytes = 64;
-  for (const State& s : p.states) bytes = std::max(bytes, attention_scratch_bytes(s.head_dim));
+  for (const State& s : p.states) bytes = std::max(bytes, AttentionScratch(s.n_kv_heads, s.head_dim).bytes());
   for (const Instr& i : p.instrs)
     if (strcmp(i.op->name, "sample") == 0)
       bytes = std::max(bytes, sample_scratch_bytes(i.operands[0].stop - i.operands[0].start));
@@ -73,9 +73,9 @@ int64_t Step::kv_bytes(const Program& p) {
   int64_t layer_bytes = 0;
   for (const State& s : p.states) {
     const KVView kv{nullptr, s.format, p.pages, s.n_kv_heads, s.head_dim};
-    layer_bytes = std::max(layer_bytes, p.pages * s.n_kv_heads * 2 * kv.block_bytes());
+    layer_bytes = std::max(layer_bytes, p.pages * kv.page_bytes());
   }
-  return p.layers * layer_bytes + 64;
+  return p.layers * layer_bytes + KV_SLACK_BYTES;
 }
 
 Frame Step::frame(const uint8_t* batch, int thread) {
@@ -89,6 +89,7 @@ Frame Step::frame(const uint8_t* batch, int thread) {
           (float*)held_.data(),
           batch,
           scratch_.data() + thread * scratch_bytes_,
+          scratch_bytes_,
           (Piece*)pieces_.data(),
           pool_.barrier(),
           thread,

@@ -23,7 +23,8 @@ void relu2(const View&, const View&, Span);
 void softcap(const View&, const View&, float, Span);
 void rope(const View&, const View&, const View&, Rotation, Span);
 void append_kv(const AttentionArgs&, Span);
-void attend(const AttentionArgs&, uint8_t*, int, int);
+bool attend(const AttentionArgs&, const Team&);
+void merge_parts(const AttentionArgs&, const Team&);
 int64_t argmax(const float*, int64_t);
 void weigh_pieces(const float*, int64_t, Span, Piece*);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
@@ -48,6 +49,7 @@ const Kernels kernels = {RL_STRING(RL_ISA),
                          rope,
                          append_kv,
                          attend,
+                         merge_parts,
                          argmax,
                          weigh_pieces,
                          pick_noisy};
