@@ -18,7 +18,7 @@ from typing import Any
 
 from ridgeline import ops
 from ridgeline.analysis import hardware
-from ridgeline.analysis.probe import MOST_BYTES, Probe
+from ridgeline.analysis.probe import Probe
 from ridgeline.analysis.roofline import multiplies
 from ridgeline.backends.cpu.backend import CPU
 from ridgeline.config import available_cores
@@ -107,8 +107,7 @@ def seconds(case: Case, batch: Batch) -> float:
 def measure(case: Case, threads: int, rows: Sequence[int], rounds: int) -> dict[str, Any]:
     """All rounds; per number of rows the medians of what each round gave."""
     batches = {m: batch_of(case.step, m) for m in rows}
-    size = min(case.nbytes, MOST_BYTES)
-    probe = Probe(threads, size)
+    probe = Probe(threads, case.nbytes)
     for batch in batches.values():
         seconds(case, batch)
     peaks, loads, barriers = [], [], []
@@ -116,7 +115,7 @@ def measure(case: Case, threads: int, rows: Sequence[int], rounds: int) -> dict[
     for _ in range(rounds):
         barriers.append(hardware.barrier())
         peaks.append(probe.peak_gops(case.kind))
-        loads.append(probe.read_gb_s(size, READ_S))
+        loads.append(probe.read_gb_s(case.nbytes, READ_S))
         for m, batch in batches.items():
             s = min(seconds(case, batch) for _ in range(SHORT_STEPS if m <= SHORT_ROWS else 1))
             gops, gb_s = case.ops_per_row * m / s / 1e9, case.nbytes / s / 1e9

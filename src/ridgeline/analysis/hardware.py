@@ -26,6 +26,7 @@ SHARED_CACHE_NS = 150.0  # a barrier quicker than this stays inside one last-lev
 _NEAR_BYTES, _FAR_BYTES = 1 << 19, 1 << 25  # per thread: in any second-level cache; over its share of the last
 _READ_MIB = (4, 16, 32, 64, 128, 256)  # working sets in between
 _ROUNDS, _ROUND_S = 5, 0.04
+_LOAD_ONLY_S = 0.3
 
 _ISA = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -124,6 +125,24 @@ def measure(threads: int) -> Peaks:
         if state_of(barriers) != "changing":
             break
     return Peaks(threads, f32, int8, tuple(read), barriers, f"measured {_today()}", bf16)
+
+
+class Ceilings:
+    """What `threads` threads can do at most, again and again between the rounds of a benchmark.
+
+    The first working set is what the benchmark reads per step, the second one is memory's.
+    """
+
+    def __init__(self, threads: int, nbytes: int) -> None:
+        self._threads, self._sizes = threads, sorted({nbytes, max(nbytes, _sizes(threads)[-1])})
+        self._probe = Probe(threads, self._sizes[-1])
+
+    def now(self) -> Peaks:
+        """In less than a second."""
+        before = barrier()
+        read = [(n, self._probe.read_gb_s(n, _LOAD_ONLY_S)) for n in self._sizes]
+        int8, bf16, f32 = map(self._probe.peak_gops, ("int8", "bf16", "f32"))
+        return Peaks(self._threads, f32, int8, tuple(read), (before, barrier()), f"measured {_today()}", bf16)
 
 
 def barrier() -> float | None:
