@@ -10,10 +10,11 @@ per width, outside of what is counted. The last line of output is one JSON objec
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ridgeline import ops
@@ -21,12 +22,15 @@ from ridgeline.analysis import hardware
 from ridgeline.analysis.probe import Probe
 from ridgeline.analysis.roofline import multiplies
 from ridgeline.backends.cpu.backend import CPU
+from ridgeline.backends.cpu.record import MULTIPLIES
 from ridgeline.config import available_cores
+from ridgeline.ops.spec import TensorType
 from ridgeline.program import cost
 from ridgeline.program.batch import Batch, BatchLayout, Limits
 from ridgeline.program.capture import Context, capture
-from ridgeline.program.ir import Instr, Program, Weight
+from ridgeline.program.ir import Buffer, Entry, Instr, Program, View, Weight
 from ridgeline.program.passes import pipeline
+from ridgeline.program.passes.rewrite import next_id
 from ridgeline.weights.source import RandomSource
 
 SHAPES = {  # (rows, columns) of q/k/v, o, gate/up, down; layers
@@ -34,8 +38,7 @@ SHAPES = {  # (rows, columns) of q/k/v, o, gate/up, down; layers
     "135m": (((960, 576), (576, 576), (3072, 576), (576, 1536)), 30),
 }
 VOCAB = 32  # rows of the tables that activations come from
-READ_S = 0.15  # of a load-only loop
-SHORT_ROWS, SHORT_STEPS = 8, 3  # steps of so few rows are repeated, and the quickest counts
+SHORT_ROWS, SHORT_STEPS = 32, 3  # steps of so few rows are repeated, as load-only passes are; the quickest counts
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,14 @@ class Case:
     nbytes: int
 
 
-def build(shape: str, layers: int, format: str, activations: str, cpu: CPU, rows: int) -> Case:
+def build(shape: str, layers: int, format: str, rows_type: str, cpu: CPU, rows: int) -> Case:
     """The layers' linears over random weights in `format`, compiled by `cpu` for steps of up to `rows` rows."""
     matrices, usual = SHAPES[shape]
-    program = pipeline.run(
-        _captured(matrices, layers or usual),
-        pipeline.passes(
-            lambda w: format if len(w.shape) > 1 else "f32", "bf16", fused=False, held_as=cpu.held_as,
-            int8_formats=cpu.int8_formats if activations == "int8" else (),
-        ),
+    passes = pipeline.passes(
+        lambda w: format if len(w.shape) > 1 else "f32", "bf16", fused=False, held_as=cpu.held_as
     )  # fmt: skip
+    program = pipeline.run(_captured(matrices, layers or usual), passes)
+    program = replace(program, forward=_quantized(program, rows_type))
     source = RandomSource({w.name: w.shape for w in program.weights.values()}, format)
     limits = Limits(rows, 1, 1, 1, VOCAB, matrices[0][1], bias=1, history=1)
     step = cpu.compile(program, lambda w: source.read(w.name), BatchLayout.of(limits, ()), 0)
@@ -65,6 +66,25 @@ def build(shape: str, layers: int, format: str, activations: str, cpu: CPU, rows
     weights = [w for i in linears if isinstance(w := i.operands["w"], Weight)]
     work = sum(2.0 * w.shape[0] * w.shape[1] for w in weights)
     return Case(step, multiplies(linears[0]), work, sum(map(cost.weight_nbytes, weights)))
+
+
+def _quantized(program: Program, rows_type: str) -> Entry:
+    """The forward entry, whose layers' linears read rows of `rows_type`, made once for each width."""
+    fresh = itertools.count(next_id(program))
+    instrs: list[Instr] = []
+    done: dict[View, View] = {}
+    for instr in program.forward.instrs:
+        x = instr.operands.get("x")
+        if rows_type == "f32" or not _counts(instr) or not isinstance(x, View):
+            instrs.append(instr)
+            continue
+        if x not in done:
+            out = Buffer(next(fresh), TensorType(x.type.shape, rows_type))
+            attrs = {} if rows_type == "i8g32" else {"dtype": rows_type}
+            instrs.append(Instr("quantize_act", {"x": x}, (out,), attrs))
+            done[x] = View(out, 0, x.stop - x.start)
+        instrs.append(replace(instr, operands={**instr.operands, "x": done[x]}))
+    return replace(program.forward, instrs=tuple(instrs))
 
 
 def _captured(matrices: Sequence[tuple[int, int]], layers: int) -> Program:
@@ -115,7 +135,7 @@ def measure(case: Case, threads: int, rows: Sequence[int], rounds: int) -> dict[
     for _ in range(rounds):
         barriers.append(hardware.barrier())
         peaks.append(probe.peak_gops(case.kind))
-        loads.append(probe.read_gb_s(case.nbytes, READ_S))
+        loads.append(max(probe.read_gb_s(case.nbytes, 0.0) for _ in range(SHORT_STEPS)))
         for m, batch in batches.items():
             s = min(seconds(case, batch) for _ in range(SHORT_STEPS if m <= SHORT_ROWS else 1))
             gops, gb_s = case.ops_per_row * m / s / 1e9, case.nbytes / s / 1e9
@@ -148,7 +168,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shape", choices=SHAPES, default="1b")
     parser.add_argument("--format", default="q4_1", help="stored weight format")
-    parser.add_argument("--activations", choices=("int8", "float32"), default="int8")
+    parser.add_argument("--activations", default="", help="type of the rows: f32, bf16, i8, i8g32, i8g64 or i8g128")
     parser.add_argument("--rows", default="1,2,4,8,16,32,128,512", help="rows of the steps")
     parser.add_argument("--layers", type=int, default=0, help="0: enough to leave the caches (1b), or all (135m)")
     parser.add_argument("--threads", type=int, default=available_cores())
@@ -158,8 +178,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = [int(m) for m in args.rows.split(",")]
     cpu = CPU(args.threads, args.isa)
-    case = build(args.shape, args.layers, args.format, args.activations, cpu, max(rows))
-    head = {"shape": args.shape, "format": args.format, "activations": args.activations, "isa": cpu.isa}
+    rows_type = args.activations or MULTIPLIES.get(cpu.held_as[args.format], ("f32",))[0]
+    case = build(args.shape, args.layers, args.format, rows_type, cpu, max(rows))
+    head = {"shape": args.shape, "format": args.format, "activations": rows_type, "isa": cpu.isa}
     result = {**head, "threads": args.threads, **measure(case, args.threads, rows, args.rounds)}
     if not args.json:
         return show(result)

@@ -22,12 +22,12 @@ def kernels():
     sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     module.SHAPES["tiny"] = (((96, 64), (64, 64), (128, 64), (64, 128)), 2)
-    module.READ_S = 0.001
     return module
 
 
 @pytest.mark.parametrize(
-    ("format", "activations", "kind"), [("q4_1", "int8", "int8"), ("q8_0", "float32", "f32"), ("f32", "int8", "f32")]
+    ("format", "activations", "kind"),
+    [("q4_1", "", "int8"), ("q8_0", "f32", "f32"), ("f32", "", "f32"), ("bf16", "", "bf16"), ("q4_0", "i8g32", "int8")],
 )
 def test_figures(kernels, capsys, format, activations, kind):
     options = ["--shape", "tiny", "--format", format, "--activations", activations, "--threads", "2"]
@@ -46,6 +46,6 @@ def test_for_people(kernels, capsys):
 
 
 def test_only_the_layers_count(kernels):
-    case = kernels.build("tiny", 3, "q8_0", "int8", CPU(1), 4)
+    case = kernels.build("tiny", 3, "q8_0", "i8g32", CPU(1), 4)
     assert case.nbytes == 3 * (96 + 64 + 128 + 128) * 64 * 34 // 32
     assert case.ops_per_row == 2 * 3 * (96 + 64 + 128 + 128) * 64
