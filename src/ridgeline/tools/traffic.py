@@ -85,26 +85,26 @@ def lock_step(llm: LLM, rows: int, prompt: int, tokens: int, rng: random.Random)
     ConfigError where the step or the KV pool has not that much room.
     """
     step, info = llm.step, llm.info
-    batch = _prepared(llm, rows, prompt + tokens)
+    batch = prepared(llm, rows, prompt + tokens)
     ids = np.array([prompt_of(llm, prompt, rng) for _ in range(rows)], np.int32)
     prefill, decode = [], []
     last = np.zeros(rows, np.int32)
-    for chunks in _prefill_steps(rows, prompt, info.step_tokens):
+    for chunks in prefill_steps(rows, prompt, info.step_tokens):
         known = np.concatenate([ids[r, start : start + count] for r, start, count in chunks])
-        ending = _fill(batch, chunks, known, prompt)
+        ending = fill(batch, chunks, known, prompt)
         begin = time.perf_counter()
         result = step.run(batch)
         prefill.append(time.perf_counter() - begin)
         last[ending] = result.ids
     for position in range(prompt, prompt + tokens - 1):
-        _fill(batch, [(r, position, 1) for r in range(rows)], last, 0)
+        fill(batch, [(r, position, 1) for r in range(rows)], last, 0)
         begin = time.perf_counter()
         last = step.run(batch).ids
         decode.append(time.perf_counter() - begin)
     return LockStep(rows, tuple(prefill), tuple(decode))
 
 
-def _prepared(llm: LLM, rows: int, length: int) -> Batch:
+def prepared(llm: LLM, rows: int, length: int) -> Batch:
     """A batch for requests of `length` tokens whose pages follow each other."""
     layout, info, each = llm.step.layout, llm.info, -(-length // PAGE)
     limits = layout.limits
@@ -120,7 +120,7 @@ def _prepared(llm: LLM, rows: int, length: int) -> Batch:
     return batch
 
 
-def _prefill_steps(rows: int, prompt: int, step_tokens: int) -> list[list[Chunk]]:
+def prefill_steps(rows: int, prompt: int, step_tokens: int) -> list[list[Chunk]]:
     """Prompts in order, cut where a step is full."""
     steps: list[list[Chunk]] = [[]]
     room = step_tokens
@@ -136,7 +136,7 @@ def _prefill_steps(rows: int, prompt: int, step_tokens: int) -> list[list[Chunk]
     return steps
 
 
-def _fill(batch: Batch, chunks: Sequence[Chunk], ids: Array, upto: int) -> list[int]:
+def fill(batch: Batch, chunks: Sequence[Chunk], ids: Array, upto: int) -> list[int]:
     """Write a step into `batch`; the requests whose tokens reach `upto` sample, and are returned."""
     request = np.repeat([r for r, _, _ in chunks], [n for _, _, n in chunks])
     positions = np.concatenate([np.arange(start, start + count) for _, start, count in chunks])
