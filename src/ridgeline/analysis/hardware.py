@@ -25,7 +25,7 @@ MEASURE_TRIES = 3
 SHARED_CACHE_NS = 150.0  # a barrier quicker than this stays inside one last-level cache
 _NEAR_BYTES, _FAR_BYTES = 1 << 19, 1 << 25  # per thread: in any second-level cache; over its share of the last
 _READ_MIB = (4, 16, 32, 64, 128, 256)  # working sets in between
-_ROUNDS, _ROUND_S = 5, 0.04
+_ROUNDS, _ROUND_S = 12, 0.01
 _LOAD_ONLY_S = 0.3
 
 _ISA = (
