@@ -64,6 +64,11 @@ class LLM:
         return self._loaded.opened.program
 
     @property
+    def step(self) -> Any:
+        """The compiled program (backends/base.Step) that the engine runs."""
+        return self._loaded.step
+
+    @property
     def info(self) -> Any:
         """EngineInfo: limits, formats, sizes."""
         return self.client.info

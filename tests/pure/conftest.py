@@ -22,7 +22,8 @@ def model(tmp_path_factory):
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(hardware, "measure", lambda threads: PEAKS)
-    monkeypatch.setattr(hardware, "handover", lambda: 85.0)
+    monkeypatch.setattr(hardware, "barrier", lambda: 85.0)
+    monkeypatch.setattr(hardware, "Ceilings", lambda threads, nbytes: SimpleNamespace(now=lambda: PEAKS))
     return tmp_path / "cache" / "ridgeline"
 
 

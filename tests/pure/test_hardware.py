@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-import math
-import subprocess
 
 import msgspec
 import pytest
@@ -29,11 +28,11 @@ def test_memory_bandwidth_is_the_largest_working_set():
 
 
 @pytest.mark.parametrize(
-    ("handovers", "state"),
+    ("barriers", "state"),
     [((85, 90), "together"), ((260, 250), "apart"), ((85, 260), "changing"), ((None, 85), "together"), ((), "unknown")],
 )
-def test_state(handovers, state):
-    assert hardware.state_of(handovers) == state
+def test_state(barriers, state):
+    assert hardware.state_of(barriers) == state
 
 
 @pytest.mark.parametrize(("isa", "gain"), [((), 2), (("avx2",), 2), (("avx2", "avx512_vnni"), 4), (("i8mm",), 4)])
@@ -55,12 +54,44 @@ def test_machine_without_cpuinfo(tmp_path):
     assert hardware.machine(tmp_path / "none").isa == ()
 
 
-def _fake_probe(threads: int) -> dict:
-    return {"threads": threads, "fp32_gflops": 50.0, "read": [[1 << 20, 9.0], [1 << 28, 5.0]], "handover_ns": [80, 81]}
+class FakeProbe:
+    """A quiet machine whose barriers take 80 ns, or what a test says."""
+
+    barriers = itertools.repeat(80.0)
+
+    def __init__(self, threads, nbytes=0):
+        self.threads = threads
+
+    def read_gb_s(self, nbytes, seconds):
+        return 1e9 / nbytes
+
+    def peak_gops(self, kind):
+        return {"int8": 400.0, "bf16": 0.0, "f32": 100.0}[kind] * self.threads
+
+    def barrier_ns(self):
+        return next(self.barriers)
 
 
-def test_a_measurement_is_kept_and_found_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "_probe", _fake_probe)
+@pytest.fixture
+def fake(monkeypatch):
+    monkeypatch.setattr(hardware, "Probe", FakeProbe)
+    monkeypatch.setattr(hardware, "available_cores", lambda: 2)
+    return FakeProbe
+
+
+@pytest.mark.parametrize("threads", [1, 2, 100])
+def test_working_sets_ascend_from_near_caches_to_memory(fake, threads):
+    sizes = [nbytes for nbytes, _ in hardware.measure(threads).read]
+    assert sizes == sorted(set(sizes)) and sizes[0] == threads << 19 and sizes[-1] >= max(threads << 25, 256 << 20)
+
+
+def test_measured_peaks_are_the_probes(fake):
+    found = hardware.measure(2)
+    assert (found.threads, found.int8_gops, found.bf16_gflops, found.fp32_gflops) == (2, 800, 0, 200)
+    assert found.barrier_ns == (80, 80) and found.state == "together" and found.dram_gb_s == 1e9 / found.read[-1][0]
+
+
+def test_a_measurement_is_kept_and_found_again(tmp_path, fake):
     made = hardware.measure_all(tmp_path / "new")
     assert hardware.stored(tmp_path / "new") == made
     assert made.peaks[0].threads == 1 and made.peaks[-1].threads == hardware.machine().cores
@@ -69,10 +100,14 @@ def test_a_measurement_is_kept_and_found_again(tmp_path, monkeypatch):
     assert hardware.peaks(0, tmp_path / "new").source.startswith("measured 2")
 
 
-def test_a_changing_machine_is_measured_again(monkeypatch):
-    states = iter([[80, 260], [260, 80], [255, 260]])
-    monkeypatch.setattr(hardware, "_probe", lambda threads: {**_fake_probe(threads), "handover_ns": next(states)})
+def test_a_changing_machine_is_measured_again(fake, monkeypatch):
+    monkeypatch.setattr(fake, "barriers", iter([80, 260, 260, 80, 255, 260]))
     assert hardware.measure(1).state == "apart"
+
+
+def test_one_core_has_no_state(fake, monkeypatch):
+    monkeypatch.setattr(hardware, "available_cores", lambda: 1)
+    assert hardware.measure(1).state == "unknown"
 
 
 @pytest.mark.parametrize(
@@ -88,8 +123,7 @@ def test_a_changing_machine_is_measured_again(monkeypatch):
         lambda d: "text",
     ],
 )
-def test_a_file_of_another_machine_or_a_broken_one_is_not_used(tmp_path, monkeypatch, spoil):
-    monkeypatch.setattr(hardware, "_probe", _fake_probe)
+def test_a_file_of_another_machine_or_a_broken_one_is_not_used(tmp_path, fake, spoil):
     made = hardware.measure_all(tmp_path)
     data = json.loads(msgspec.json.encode(made))
     (tmp_path / hardware.FILE).write_text(json.dumps(spoil(data)))
@@ -97,29 +131,25 @@ def test_a_file_of_another_machine_or_a_broken_one_is_not_used(tmp_path, monkeyp
     assert hardware.peaks(1, tmp_path).source == "assumed"
 
 
-def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path, monkeypatch):
-    monkeypatch.setattr(hardware, "_probe", _fake_probe)
+def test_a_cache_that_cannot_be_written_names_the_setting(tmp_path, fake):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
         hardware.measure_all(tmp_path / "file")
 
 
-def test_a_failing_probe_is_a_typed_error(monkeypatch):
-    def fail(*args, **kwargs):
-        raise subprocess.CalledProcessError(1, "probe")
+def test_memory_or_threads_that_the_system_refuses_are_a_typed_error(monkeypatch):
+    def refuse(nbytes):
+        raise MemoryError("no room")
 
-    monkeypatch.setattr(subprocess, "run", fail)
-    with pytest.raises(RidgelineError, match="could not be measured"):
-        hardware.measure(1)
-
-
-def test_the_probe_measures_something(monkeypatch):
-    monkeypatch.setattr(probe, "_ROUND_S", 0.001)
-    monkeypatch.setattr(probe, "_GEMM", 64)
-    for figure in (probe.read_gb_s(1, 1 << 20), probe.read_gb_s(2, 1 << 20), probe.fp32_gflops(2)):
-        assert 0.01 < figure < 1e5 and math.isfinite(figure)
+    monkeypatch.setattr(probe._native, "Memory", refuse)
+    with pytest.raises(RidgelineError, match="could not be measured: no room"):
+        probe.load_only(1 << 20, 1)
 
 
-def test_the_hand_over_runs_in_its_child():
-    found = hardware.handover()
+def test_the_probe_measures_something():
+    quick = probe.Probe(2, 1 << 20)
+    assert quick.read_gb_s(1 << 20, 0.001) > 0 and quick.peak_gops("f32") > 0
+    assert probe.Probe(1).barrier_ns() is None
+    assert probe.load_only(1 << 16, 1, 0.001) > 0
+    found = hardware.barrier()
     assert found is None or 5 < found < probe.BUSY_NS

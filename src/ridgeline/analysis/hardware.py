@@ -1,7 +1,7 @@
 """The machine: what it is, and its peaks, measured or assumed. Every figure says where it comes from.
 
-Measuring is a child process's work (probe.py); results are kept in the cache directory, per CPU and core count, with
-their date. Must not know programs or models.
+Measuring is probe.py's work; results are kept in the cache directory, per CPU and core count, with their date. Must
+not know programs or models.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import datetime
 import math
 import os
 import platform
-import subprocess
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import msgspec
 
+from ridgeline.analysis.probe import Probe
 from ridgeline.config import available_cores
-from ridgeline.errors import ConfigError, RidgelineError
+from ridgeline.errors import ConfigError
 
 FILE = "hardware.json"
-MEASURE_LIMIT_S = 120
 MEASURE_TRIES = 3
-SHARED_CACHE_NS = 150.0  # a hand-over quicker than this stays inside one last-level cache
+SHARED_CACHE_NS = 150.0  # a barrier quicker than this stays inside one last-level cache
+_NEAR_BYTES, _FAR_BYTES = 1 << 19, 1 << 25  # per thread: in any second-level cache; over its share of the last
+_READ_MIB = (4, 16, 32, 64, 128, 256)  # working sets in between
+_ROUNDS, _ROUND_S = 12, 0.01
+_LOAD_ONLY_S = 0.3
 
 _ISA = (
     "avx2", "fma", "f16c", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "amx_int8", "amx_bf16",
@@ -39,16 +40,17 @@ _DEFAULT_GB_S, _DEFAULT_THREAD_GB_S, _DEFAULT_THREAD_GFLOPS = 20.0, 12.0, 40.0
 class Peaks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Upper limits for `threads` threads. `read` is (working set in bytes, GB/s) ascending, the last from memory.
 
-    int8_gops is `fp32_gflops` times what the instruction set gains by int8 dot products. handover_ns: from core to
-    core before and after the measurement. source: "measured DATE", or "assumed" for defaults.
+    bf16_gflops is 0 where there is no instruction for it. barrier_ns: of two threads, before and after the
+    measurement. source: "measured DATE", or "assumed" for defaults.
     """
 
     threads: int
     fp32_gflops: float
     int8_gops: float
     read: tuple[tuple[int, float], ...]
-    handover_ns: tuple[float | None, ...]
+    barrier_ns: tuple[float | None, ...]
     source: str
+    bf16_gflops: float = 0.0
 
     @property
     def dram_gb_s(self) -> float:
@@ -56,8 +58,8 @@ class Peaks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def state(self) -> str:
-        """state_of the hand-overs."""
-        return state_of(self.handover_ns)
+        """state_of the barriers."""
+        return state_of(self.barrier_ns)
 
     def read_gb_s(self, working_set: float) -> float:
         """GB/s of re-reading `working_set` bytes, between the measured sizes by their logarithm."""
@@ -70,12 +72,12 @@ class Peaks(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return self.dram_gb_s
 
 
-def state_of(handover_ns: Sequence[float | None]) -> str:
+def state_of(barrier_ns: Sequence[float | None]) -> str:
     """Whether two cores share a last-level cache: together, apart, changing, unknown.
 
     Virtual machines are moved while they run, and bandwidth differs by half: compare figures of one state only.
     """
-    shared = {ns < SHARED_CACHE_NS for ns in handover_ns if ns is not None}
+    shared = {ns < SHARED_CACHE_NS for ns in barrier_ns if ns is not None}
     if len(shared) != 1:
         return "changing" if shared else "unknown"
     return "together" if shared.pop() else "apart"
@@ -112,29 +114,46 @@ def machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
 
 
 def measure(threads: int) -> Peaks:
-    """Peaks of `threads` threads, measured now in about three seconds; again if the machine's state changed."""
+    """Peaks of `threads` threads, measured now in one or two seconds; again if the machine's state changed."""
+    sizes = _sizes(threads)
+    probe = Probe(threads, sizes[-1])
     for _ in range(MEASURE_TRIES):
-        found = _probe(threads)
-        if state_of(found["handover_ns"]) != "changing":
+        before = barrier()
+        read = [(n, max(probe.read_gb_s(n, _ROUND_S) for _ in range(_ROUNDS))) for n in sizes]
+        int8, bf16, f32 = map(probe.peak_gops, ("int8", "bf16", "f32"))
+        barriers = (before, barrier())
+        if state_of(barriers) != "changing":
             break
-    int8 = found["fp32_gflops"] * _int8_gain(machine().isa)
-    return msgspec.convert({**found, "int8_gops": int8, "source": f"measured {_today()}"}, Peaks)
+    return Peaks(threads, f32, int8, tuple(read), barriers, f"measured {_today()}", bf16)
 
 
-def handover() -> float | None:
-    """Nanoseconds from core to core now; None where unknown."""
-    ns: float | None = _probe(0)["handover_ns"][0]
-    return ns
+class Ceilings:
+    """What `threads` threads can do at most, again and again between the rounds of a benchmark.
+
+    The first working set is what the benchmark reads per step, the second one is memory's.
+    """
+
+    def __init__(self, threads: int, nbytes: int) -> None:
+        self._threads, self._sizes = threads, sorted({nbytes, max(nbytes, _sizes(threads)[-1])})
+        self._probe = Probe(threads, self._sizes[-1])
+
+    def now(self) -> Peaks:
+        """In less than a second."""
+        before = barrier()
+        read = [(n, self._probe.read_gb_s(n, _LOAD_ONLY_S)) for n in self._sizes]
+        int8, bf16, f32 = map(self._probe.peak_gops, ("int8", "bf16", "f32"))
+        return Peaks(self._threads, f32, int8, tuple(read), (before, barrier()), f"measured {_today()}", bf16)
 
 
-def _probe(threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "ridgeline.analysis.probe", str(threads)]
-    try:
-        done = subprocess.run(command, capture_output=True, timeout=MEASURE_LIMIT_S, check=True)
-        found: dict[str, Any] = msgspec.json.decode(done.stdout)
-    except (OSError, subprocess.SubprocessError, msgspec.DecodeError) as wrong:
-        raise RidgelineError(f"the hardware could not be measured: {wrong}") from wrong
-    return found
+def barrier() -> float | None:
+    """Nanoseconds of a barrier of two threads now; None where unknown."""
+    return Probe(2).barrier_ns() if available_cores() > 1 else None
+
+
+def _sizes(threads: int) -> list[int]:
+    """Working sets of all threads together, from the nearest caches to memory."""
+    nearest, furthest = threads * _NEAR_BYTES, max(_READ_MIB[-1] << 20, threads * _FAR_BYTES)
+    return [nearest, *(mib << 20 for mib in _READ_MIB if nearest < mib << 20 < furthest), furthest]
 
 
 def measure_all(cache: Path) -> Measurement:

@@ -51,10 +51,17 @@ class Roofline:
 
     def seconds(self, load: Load) -> float:
         """Predicted seconds of one step."""
-        groups = self._forward + (self._sample if load.rows else [])
-        costed = [(instr, count, instr_cost(instr, load)) for instr, count in groups]
+        costed = self._costed(load)
         stream = self.peaks.read_gb_s(sum(n * (c.weight_bytes + c.kv_bytes) for _, n, c in costed))
         return sum(n * self._time(instr, c, stream)[0] for instr, n, c in costed)
+
+    def compute_seconds(self, load: Load) -> float:
+        """Seconds of one step's arithmetic alone, each instruction at the peak of what it multiplies."""
+        return sum(n * c.flops / (self._peak(instr) * 1e9) for instr, n, c in self._costed(load))
+
+    def stream_bytes(self, load: Load) -> float:
+        """Bytes of weights and KV that one step moves."""
+        return sum(n * (c.weight_bytes + c.kv_bytes) for _, n, c in self._costed(load))
 
     def table(self, load: Load, by: Callable[[int, Instr], str]) -> list[Line]:
         """Lines of one step, instructions gathered by the name `by(index, instr)` gives them, in order."""
@@ -69,9 +76,18 @@ class Roofline:
             lines[name] = _sum(name, (lines[name], line)) if name in lines else line
         return list(lines.values())
 
+    def _costed(self, load: Load) -> list[tuple[Instr, int, Cost]]:
+        """One instruction of each kind, how many there are of it, and the cost of one."""
+        groups = self._forward + (self._sample if load.rows else [])
+        return [(instr, count, instr_cost(instr, load)) for instr, count in groups]
+
+    def _peak(self, instr: Instr) -> float:
+        """1e9 operations a second of the arithmetic that `instr` may use at best."""
+        kind, p = multiplies(instr), self.peaks
+        return p.int8_gops if kind == "int8" else (kind == "bf16" and p.bf16_gflops) or p.fp32_gflops
+
     def _time(self, instr: Instr, cost: Cost, stream_gb_s: float) -> tuple[float, str]:
-        rate = self.peaks.int8_gops if _reads_int8(instr) else self.peaks.fp32_gflops
-        compute = cost.flops / (rate * 1e9)
+        compute = cost.flops / (self._peak(instr) * 1e9)
         acts = cost.act_bytes / self.peaks.read_gb_s(cost.act_bytes)
         memory = ((cost.weight_bytes + cost.kv_bytes) / stream_gb_s + acts) / 1e9
         return (compute, COMPUTE) if compute > memory else (memory, MEMORY)
@@ -110,10 +126,14 @@ def _sum(name: str, lines: tuple[Line, ...]) -> Line:
     )
 
 
-def _reads_int8(instr: Instr) -> bool:
-    """Whether the instruction multiplies int8 rows."""
-    x = instr.operands.get("x")
-    return isinstance(x, View) and x.type.dtype == "i8g32"
+def multiplies(instr: Instr) -> str:
+    """int8, bf16 or f32: the rows that a linear reads, the keys and values that attention reads."""
+    if instr.op == "linear":
+        x = instr.operands["x"]
+        held = x.type.dtype if isinstance(x, View) else "f32"
+    else:
+        held = next((x.state.format for x in instr.operands.values() if isinstance(x, StateRef)), "f32")
+    return "int8" if held.startswith(("i8", "int8")) else held
 
 
 def _alike(instrs: Iterable[Instr]) -> list[tuple[Instr, int]]:

@@ -27,7 +27,12 @@ def hardware(
     tell(f"{here.cpu}, {here.cores} cores, {size(here.memory)}; {' '.join(here.isa) or 'no known extensions'}")
     tell(f"peaks are {peaks[0].source}" + ("" if found else "; `ridgeline hardware --measure` measures them"))
     rows = [_row(p) for p in peaks]
-    table("", ["threads", "float32 GFLOP/s", "int8 Gop/s (derived)", "memory GB/s", "hand-over ns", "cores are"], rows)
+    table(
+        "", ["threads", "int8 Gop/s", "bf16 GFLOP/s", "float32 GFLOP/s", "memory GB/s", "barrier ns", "cores are"], rows
+    )
+    for p in peaks if found else ():
+        sets = ", ".join(f"{size(n)} {gb_s:.1f}" for n, gb_s in p.read)
+        tell(f"{p.threads} {'threads read' if p.threads > 1 else 'thread reads'}, GB/s by working set: {sets}")
 
 
 def _record(here: Any, peaks: Any) -> dict[str, Any]:
@@ -42,12 +47,13 @@ def _fields(p: Any) -> dict[str, Any]:
 
 
 def _row(p: Any) -> list[str]:
-    handover = " ".join("-" if ns is None else f"{ns:.0f}" for ns in p.handover_ns)
+    barrier = " ".join("-" if ns is None else f"{ns:.0f}" for ns in p.barrier_ns)
     return [
         str(p.threads),
-        f"{p.fp32_gflops:.0f}",
         f"{p.int8_gops:.0f}",
+        f"{p.bf16_gflops:.0f}" if p.bf16_gflops else "-",
+        f"{p.fp32_gflops:.0f}",
         f"{p.dram_gb_s:.1f}",
-        handover or "-",
+        barrier or "-",
         p.state,
     ]

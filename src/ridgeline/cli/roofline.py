@@ -67,8 +67,8 @@ def _record(
 
 
 def _fields(roof: Roofline) -> dict[str, Any]:
-    p = roof.peaks
-    return {"threads": p.threads, "fp32_gflops": p.fp32_gflops, "int8_gops": p.int8_gops, "dram_gb_s": p.dram_gb_s}
+    names = ("threads", "fp32_gflops", "bf16_gflops", "int8_gops", "dram_gb_s")
+    return {name: getattr(roof.peaks, name) for name in names}
 
 
 def _step(load: Load, lines: list[Line]) -> dict[str, Any]:

@@ -1,4 +1,7 @@
-"""Time one answer: prompt and decode speed, and attainment, the predicted time of its steps over the measured one."""
+"""Time one answer: prompt and decode speed, and attainment, the predicted time of its steps over the measured one.
+
+Also what a decode step costs beside the backend's native call: schedule, build, commit, detokenise.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,7 @@ class Timing:
     prefill_loads: tuple[Load, ...]
     decode_loads: tuple[Load, ...]
     finish_reason: str
+    decode_native_s: float | None = None  # of decode_s, in native calls; None for a backend without them
 
     @property
     def prefill_tok_s(self) -> float:
@@ -36,25 +40,39 @@ class Timing:
     def decode_tok_s(self) -> float:
         return (self.tokens - 1) / self.decode_s if self.tokens > 1 else 0.0
 
+    @property
+    def overhead_ms(self) -> float | None:
+        """Milliseconds of an average decode step outside the native call."""
+        if self.decode_native_s is None or not self.decode_loads:
+            return None
+        return 1e3 * (self.decode_s - self.decode_native_s) / len(self.decode_loads)
+
 
 def timed(
     llm: LLM, prompt: Sequence[int], params: SamplingParams, show: Callable[[str], object] = lambda text: None
 ) -> Timing:
     """Answer `prompt` (one choice), handing text to `show` as it comes."""
-    finish, tokens, first, before = "", 0, 0.0, 0
+    finish, tokens, first, before, native = "", 0, 0.0, 0, None
     with metered(llm) as meter, closing(llm.stream(prompt, params)) as deltas:
         begin = time.perf_counter()
         for delta in deltas:
             if delta.tokens and not tokens:
-                first, before = time.perf_counter(), len(meter.loads)
+                first, before, native = time.perf_counter(), len(meter.loads), _native_s(llm)
             tokens += len(delta.tokens)
             show(delta.text)
             finish = delta.finish or finish
-        end = time.perf_counter()
+        end, ended = time.perf_counter(), _native_s(llm)
         loads = tuple(meter.loads)
     if finish == FAILED:
         raise EngineFailed(NOT_NUMBERS)
-    return Timing(len(prompt), tokens, first - begin, end - first, loads[:before], loads[before:], finish)
+    inside = None if native is None or ended is None else ended - native
+    return Timing(len(prompt), tokens, first - begin, end - first, loads[:before], loads[before:], finish, inside)
+
+
+def _native_s(llm: LLM) -> float | None:
+    """Seconds in native calls so far."""
+    found: float | None = getattr(llm.step, "native_s", None)
+    return found
 
 
 def attainment(roofline: Roofline, timing: Timing) -> dict[str, float | None]:

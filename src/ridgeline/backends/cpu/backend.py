@@ -6,6 +6,7 @@ Weights are held in panels (losslessly repacked); `held_as` names the stored for
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Collection, Mapping, Sequence
 from itertools import accumulate
 
@@ -19,7 +20,7 @@ from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError, ModelFileError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
-from ridgeline.program.ir import Entry, Program, View, Weight
+from ridgeline.program.ir import Entry, Instr, Program, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
 from ridgeline.weights.source import Raw
@@ -108,7 +109,10 @@ def _pool(threads: int) -> _native.Pool:
 
 
 class CPUStep:
-    """A compiled program: one native call per batch. Results are copied out of the arena."""
+    """A compiled program: one native call per batch. Results are copied out of the arena.
+
+    `native_s` is the time spent in native calls so far, in seconds.
+    """
 
     def __init__(
         self, native: _native.Step, layout: BatchLayout, entry: Entry, plan: MemoryPlan, arena: _native.Memory,
@@ -116,9 +120,12 @@ class CPUStep:
     ) -> None:  # fmt: skip
         self.layout, self._native, self._entry, self._plan = layout, native, entry, plan
         self._arena, self.kv = arena.array(), kv.array()
+        self.native_s = 0.0
 
     def run(self, batch: Batch) -> StepResult:
+        begin = time.perf_counter()
         self._native.run(batch.buffer)
+        self.native_s += time.perf_counter() - begin
         rows, want = batch.size("L"), batch["want"]
         _, hidden, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
         return StepResult(
@@ -130,6 +137,11 @@ class CPUStep:
             self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
             self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
         )
+
+    def profile(self, batch: Batch) -> list[tuple[Instr, float, float]]:
+        """Run a batch; each instruction with the seconds thread 0 waited for the others before it, and worked on it."""
+        times = self._native.profile(batch.buffer)
+        return [(instr, *took) for instr, took in zip(self._entry.instrs, times, strict=False)]
 
     def _result(self, view: View, rows: int) -> NDArray[np.generic]:
         """A copy of the first `rows` rows of a result."""

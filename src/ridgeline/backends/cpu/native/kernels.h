@@ -82,6 +82,8 @@ static inline int64_t pieces_of(int64_t n) {
   return (n + PIECE - 1) / PIECE;
 }
 
+enum class Arithmetic : int64_t { int8 = 0, bf16 = 1, f32 = 2 };
+
 struct Kernels {
   const char* isa;
   void (*linear)(const View& x, const Weight& w, const float* bias, const View& y, Span panels);
@@ -107,6 +109,8 @@ struct Kernels {
   int64_t (*argmax)(const float* x, int64_t n);
   void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);
+  void (*read)(const uint8_t* data, int64_t bytes);      // loads and nothing else
+  int64_t (*multiply)(Arithmetic kind, int64_t rounds);  // operations done out of registers; 0: not here
 };
 
 // The kernels of the best level this machine runs, or of the named one; null if it cannot run here.

@@ -7,6 +7,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "ceilings.h"
 #include "pack.h"
 #include "step.h"
 
@@ -64,6 +65,33 @@ static void run_step(Step& step, const Bytes& batch) {
   step.run(batch.data(), (int64_t)batch.size());
 }
 
+static nb::list profile_step(Step& step, const Bytes& batch) {
+  std::vector<InstrTime> times;
+  {
+    nb::gil_scoped_release release;
+    times = step.profile(batch.data(), (int64_t)batch.size());
+  }
+  nb::list out;
+  for (const InstrTime& t : times) out.append(nb::make_tuple(t.wait, t.work));
+  return out;
+}
+
+static double measured_read(Pool& pool, const std::string& isa, const HugeMemory& memory, int64_t bytes,
+                            int64_t rounds) {
+  nb::gil_scoped_release release;
+  return read_gb_s(pool, kernels_of(isa), memory, bytes, rounds);
+}
+
+static double measured_peak(Pool& pool, const std::string& isa, const std::string& kind) {
+  const char* const kinds[] = {"int8", "bf16", "f32"};
+  for (int64_t i = 0; i < 3; i++)
+    if (kind == kinds[i]) {
+      nb::gil_scoped_release release;
+      return peak_gops(pool, kernels_of(isa), (Arithmetic)i);
+    }
+  throw std::invalid_argument("no arithmetic is called " + kind + ": int8, bf16 or f32");
+}
+
 static nb::list op_signatures() {
   nb::list out;
   for (int i = 0; i < OP_COUNT; i++) {
@@ -108,5 +136,17 @@ NB_MODULE(_native, m) {
       .def("__init__", make_step, nb::arg("pool"), nb::arg("isa"), nb::arg("record"), nb::arg("weights"),
            nb::arg("vectors"), nb::arg("kv"), nb::arg("arena"), nb::keep_alive<1, 2>(),
            nb::keep_alive<1, 5>(), nb::keep_alive<1, 6>(), nb::keep_alive<1, 7>(), nb::keep_alive<1, 8>())
-      .def("run", run_step, nb::arg("batch"), "Run a batch");
+      .def("run", run_step, nb::arg("batch"), "Run a batch")
+      .def("profile", profile_step, nb::arg("batch"),
+           "Run a batch; seconds (waited before it, in it) of each instruction, and waited at the end");
+
+  m.def("touch", touch, nb::arg("pool"), nb::arg("memory"), nb::call_guard<nb::gil_scoped_release>(),
+        "Write all of a memory, each thread its own share");
+  m.def("read_gb_s", measured_read, nb::arg("pool"), nb::arg("isa"), nb::arg("memory"), nb::arg("nbytes"),
+        nb::arg("rounds"), "GB/s of passes over `nbytes` of a touched memory that do nothing but load");
+  m.def(
+      "peak_gops", measured_peak, nb::arg("pool"), nb::arg("isa"), nb::arg("kind"),
+      "1e9 operations a second of int8, bf16 or f32 multiply-adds out of registers; 0: no such instruction");
+  m.def("barrier_ns", barrier_ns, nb::arg("pool"), nb::call_guard<nb::gil_scoped_release>(),
+        "Nanoseconds of one round of the pool's barrier");
 }

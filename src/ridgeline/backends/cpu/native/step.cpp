@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include <algorithm>
+#include <chrono>
 
 #include "check.h"
 #include "rows.h"
@@ -51,6 +52,26 @@ void hold_rows(const Frame& f) {
     if (want[r] & WANT_HOLD)
       memcpy(f.held + slot[r] * kept.cols, rows + r * kept.cols, (size_t)kept.cols * sizeof(float));
 }
+
+struct Untimed {
+  void waited() {}
+  void worked() {}
+};
+
+struct Timed {
+  using Clock = std::chrono::steady_clock;
+  InstrTime* at;
+  Clock::time_point last = Clock::now();
+
+  void waited() { at->wait = lap(); }
+  void worked() { (at++)->work = lap(); }
+
+  double lap() {
+    const Clock::time_point before = last;
+    last = Clock::now();
+    return std::chrono::duration<double>(last - before).count();
+  }
+};
 
 }  // namespace
 
@@ -102,24 +123,49 @@ bool Step::single(const uint8_t* batch) const {
   return pool_.threads() > 1 && sizes[AXIS_T] == 1 && sizes[AXIS_L] <= 1;
 }
 
-void Step::run(const uint8_t* batch, int64_t bytes) {
+void Step::check(const uint8_t* batch, int64_t bytes) {
   check_header(program_, batch, bytes);
   const Frame first = frame(batch, 0);
   if (program_.copies >= 0) check_copies(first);
   if (program_.kept >= 0) check_hold(first);
   for (const Instr& i : program_.instrs)
     if (i.check) i.op->check(i, first);
-  pool_.run([&](int thread) { run_thread(frame(batch, thread)); });
 }
 
-void Step::run_thread(const Frame& f) const {
+void Step::run(const uint8_t* batch, int64_t bytes) {
+  check(batch, bytes);
+  pool_.run([&](int thread) {
+    Untimed timer;
+    run_thread(frame(batch, thread), timer);
+  });
+}
+
+std::vector<InstrTime> Step::profile(const uint8_t* batch, int64_t bytes) {
+  check(batch, bytes);
+  const size_t entries = program_.instrs.size() + 1;
+  // The other threads read the clock too, so that none is ahead for not doing so.
+  std::vector<InstrTime> times(entries * (size_t)pool_.threads());
+  pool_.run([&](int thread) {
+    Timed timer{times.data() + (size_t)thread * entries};
+    run_thread(frame(batch, thread), timer);
+    pool_.barrier().wait(thread);
+    timer.waited();
+  });
+  times.resize(entries);
+  return times;
+}
+
+template <class Timer>
+void Step::run_thread(const Frame& f, Timer& timer) const {
   if (program_.copies >= 0 && f.size(AXIS_C) > 0) {
     run_copies(f);
     f.barrier.wait(f.thread);
   }
   for (const Instr& i : program_.instrs) {
     if (f.own ? i.barrier_single : i.barrier) f.barrier.wait(f.thread);
+    timer.waited();
     i.op->run(i, f);
+    timer.worked();
   }
   if (program_.kept >= 0) {
     f.barrier.wait(f.thread);

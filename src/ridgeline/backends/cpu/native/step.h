@@ -5,6 +5,11 @@
 
 namespace ridgeline {
 
+// Seconds a thread waited for the others before an instruction, and worked on it.
+struct InstrTime {
+  double wait, work;
+};
+
 class Step {
  public:
   // Weights, vectors, kv (with 64 bytes to spare) and arena outlive the step. Throws std::invalid_argument.
@@ -14,11 +19,16 @@ class Step {
   // Copies, then the instructions, then held rows. Results stay in the arena. Allocates nothing.
   void run(const uint8_t* batch, int64_t bytes);
 
+  // The same, timed on thread 0: an entry per instruction, and one for the end, where it only waits.
+  std::vector<InstrTime> profile(const uint8_t* batch, int64_t bytes);
+
   static int64_t kv_bytes(const Program& p);
 
  private:
   Frame frame(const uint8_t* batch, int thread);
-  void run_thread(const Frame& f) const;
+  void check(const uint8_t* batch, int64_t bytes);
+  template <class Timer>
+  void run_thread(const Frame& f, Timer& timer) const;
   bool single(const uint8_t* batch) const;
 
   Pool& pool_;

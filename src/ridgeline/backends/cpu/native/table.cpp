@@ -28,6 +28,8 @@ void merge_parts(const AttentionArgs&, const Team&);
 int64_t argmax(const float*, int64_t);
 void weigh_pieces(const float*, int64_t, Span, Piece*);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
+void read(const uint8_t*, int64_t);
+int64_t multiply(Arithmetic, int64_t);
 
 extern const Kernels kernels;
 const Kernels kernels = {RL_STRING(RL_ISA),
@@ -52,6 +54,8 @@ const Kernels kernels = {RL_STRING(RL_ISA),
                          merge_parts,
                          argmax,
                          weigh_pieces,
-                         pick_noisy};
+                         pick_noisy,
+                         read,
+                         multiply};
 
 }  // namespace ridgeline::RL_ISA
