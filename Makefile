@@ -30,8 +30,8 @@ bench: $(VENV)/.built
 	$(BIN)/ridgeline bench $(MODEL) --prefill 512 --decode 128 --threads 2 --json
 
 lint: $(VENV)/.dev
-	$(BIN)/ruff check src tests
-	$(BIN)/ruff format --check src tests
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
 	$(BIN)/python -m pytest tests/pure/test_layout.py
