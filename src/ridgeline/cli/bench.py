@@ -11,8 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, AsJson, takes
 from ridgeline.cli.output import emit_json, percent, say, size, tell
 from ridgeline.config import EngineConfig, available_cores
@@ -25,9 +24,9 @@ if TYPE_CHECKING:
 @takes(config=ENGINE)
 def bench(
     config: EngineConfig,
-    prefill: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
-    decode: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 3,
+    prefill: Annotated[int, Option("Tokens of the prompt.", minimum=1)] = 512,
+    decode: Annotated[int, Option("Tokens to decode.", minimum=1)] = 128,
+    rounds: Annotated[int, Option("Rounds; medians are reported.", minimum=1)] = 3,
     json: AsJson = False,
 ) -> None:
     """Measure prefill and decode speed in this process, then the machine's own peaks, in the same minute."""

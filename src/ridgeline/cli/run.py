@@ -7,8 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from ridgeline.cli.command import Argument, Option
 from ridgeline.cli.options import ENGINE, SAMPLING, takes
 from ridgeline.cli.output import say, show
 from ridgeline.config import EngineConfig
@@ -22,10 +21,10 @@ if TYPE_CHECKING:
 @takes(config=ENGINE, params=SAMPLING)
 def run(
     config: EngineConfig,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The prompt; "-" reads standard input.')],
+    prompt: Annotated[str, Argument(metavar="PROMPT", help='The prompt; "-" reads standard input.')],
     params: SamplingParams,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    system: Annotated[str, typer.Option(help="System message.", show_default="none")] = "",
+    raw: Annotated[bool, Option("Continue the text as it is, without the chat template.", flag="--raw")] = False,
+    system: Annotated[str, Option("System message.", default="none")] = "",
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one. Speed and attainment go to stderr."""
     from ridgeline.cli import session
