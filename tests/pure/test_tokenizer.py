@@ -369,7 +369,7 @@ def test_the_default_model(model_metadata):
 
 
 @pytest.mark.model
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(text=any_text)
 def test_round_trip_on_the_default_model(model_tokenizer, text):
     kept = "".join(char for char in text if not model_tokenizer.count_lost(char))
