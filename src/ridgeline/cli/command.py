@@ -11,9 +11,11 @@ import inspect
 import types
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Union, get_args, get_origin
 
 Handler = Callable[..., None]
+_WIDTH = 100  # of help
 
 
 class BadParameter(ValueError):
@@ -53,6 +55,7 @@ def parse(name: str, handler: Handler, words: Sequence[str]) -> dict[str, Any]:
         f"ridgeline {name}",
         usage=" ".join([f"ridgeline {name}", *places, "[OPTIONS]"]),
         description=_plain(inspect.getdoc(handler)),
+        formatter_class=partial(argparse.HelpFormatter, width=_WIDTH),  # asking the terminal for it takes imports
         allow_abbrev=False,
     )
     for parameter in parameters:
