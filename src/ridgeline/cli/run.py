@@ -28,7 +28,6 @@ def run(
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one. Speed and attainment go to stderr."""
     from ridgeline.cli import session
-    from ridgeline.tools.timing import timed
 
     if raw and system:
         raise ConfigError("--system is for the chat template, which --raw leaves out; give only one of them")
@@ -36,6 +35,8 @@ def run(
     begin = time.perf_counter()
     llm = session.open_llm(replace(config, max_requests=1))
     load_s = time.perf_counter() - begin
+    from ridgeline.tools.timing import timed  # after the model, which may set how numpy is loaded
+
     ids = prompt_ids(llm, text, raw, system)
     timing = timed(llm, ids, session.fitted(llm, len(ids), params), show)
     print(flush=True)

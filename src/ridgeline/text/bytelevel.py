@@ -73,7 +73,8 @@ class ByteLevel:
     def pipeline(self) -> Pipeline:
         """The same vocabulary in the `tokenizers` package."""
         t = self._tables
-        merges = [(left, right) for left, _, right in (merge.partition(" ") for merge in t.merges)]
+        pairs = (merge.partition(" ") for merge in t.merges)
+        merges = [(left, right) for left, _, right in pairs if left in t.ids and right in t.ids]
         added = {**dict.fromkeys(t.control, True), **dict.fromkeys(t.user_defined, False)}
         in_order = sorted(added.items(), key=lambda text: t.ids[text[0]])
         return Pipeline(bpe.build(dict(t.ids), merges, t.pre, in_order))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -116,7 +116,7 @@ def _by_text(tokens: Sequence[str]) -> dict[str, int]:
 
 
 def _of_kind(tokens: Sequence[str], kinds: Sequence[int], wanted: int) -> dict[str, int]:
-    return {tokens[token_id]: token_id for token_id in np.flatnonzero(np.array(kinds) == wanted).tolist()}
+    return {tokens[token_id]: token_id for token_id in np.flatnonzero(np.array(kinds, np.int8) == wanted).tolist()}
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> bpe.PreTokenizer:
@@ -188,17 +188,18 @@ def _token_types(metadata: Mapping[str, Any], size: int) -> list[int]:
 
 
 def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[str]:
-    """The merges as they are stored: "left right". Vocabularies hold 10^5 of them, so they are checked as a whole."""
+    """The merges as they are stored: "left right". Vocabularies hold 10^5 of them, so they are checked as a whole.
+
+    One whose left or right is no token is let pass: it can never come up.
+    """
     key = "tokenizer.ggml.merges"
     merges = _strings(metadata, key, _MAX_MERGES)
-    sides = " ".join(merges).split(" ")
-    lefts, rights = sides[::2], sides[1::2]
-    one_space = set(map(str.count, merges, repeat(" "))) <= {1}
-    if one_space and all(map(vocab.__contains__, chain(lefts, rights, map(operator.add, lefts, rights)))):
+    unions = "\n".join(merges).replace(" ", "").split("\n")
+    if set(map(str.count, merges, repeat(" "))) <= {1} and all(map(vocab.__contains__, unions)):
         return merges
     for index, merge in enumerate(merges):
-        left, _, right = merge.partition(" ")
-        if left not in vocab or right not in vocab or left + right not in vocab:
+        left, space, right = merge.partition(" ")
+        if not space or " " in right or left + right not in vocab:
             raise ModelFileError(f"{key}[{index}] = {merge!r:.80} does not join two tokens into a third")
     return merges
 
