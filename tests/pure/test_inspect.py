@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 import tiny
 import toy
 from ridgeline.analysis.inspection import Inspection, inspect
-from ridgeline.cli.app import app
+from ridgeline.cli import main
 from ridgeline.cli.inspect import _heading
 from ridgeline.config import EngineConfig
 from ridgeline.engine import load
@@ -50,21 +49,21 @@ def test_formats_by_layer(tmp_path):
     assert next(t for t in seen.tensors if t.name == "token_embd.weight").layers == (-1,)
 
 
-def test_everything_that_stands_in_the_way_is_told(tmp_path):
+def test_everything_that_stands_in_the_way_is_told(tmp_path, cli):
     path = write(tmp_path, "llama", **{"general.architecture": "mamba", "tokenizer.ggml.model": "bert"})
     seen = look(path)
     assert seen.config is None and seen.tensors
     assert [(p.part, p.error) for p in seen.problems] == [("config", "Unsupported"), ("tokenizer", "Unsupported")]
-    result = CliRunner().invoke(app, ["inspect", str(path)])
-    assert result.exit_code == 1 and "mamba" in result.output and "bert" in result.output
+    done = cli("inspect", path)
+    assert done.code == 1 and "mamba" in done.out and "bert" in done.out
 
 
-def test_a_broken_file_says_so_once(tmp_path):
+def test_a_broken_file_says_so_once(tmp_path, cli):
     path = tmp_path / "broken.gguf"
     path.write_bytes(b"GGUF" + b"\xff" * 40)
     seen = look(path)
     assert not seen.tensors and len(seen.problems) == 1
-    said = CliRunner().invoke(app, ["inspect", str(path)]).output
+    said = cli("inspect", path).out
     assert "template" not in said and "cannot run (config): " in said
 
 
@@ -132,16 +131,21 @@ def test_the_heading_of_a_random_model_names_no_file():
 
 
 @pytest.mark.model
-def test_the_default_model(tmp_path):
-    result = CliRunner().invoke(app, ["inspect", "smollm2-135m", "--at", "100", "--at", "8192", "--json"])
-    if "could not be fetched" in result.output:
+def test_the_default_model(capsys):
+    def called(*args):
+        with pytest.raises(SystemExit) as end:
+            main(["inspect", "smollm2-135m", *args])
+        return end.value.code, capsys.readouterr()
+
+    code, said = called("--at", "100", "--at", "8192", "--json")
+    if "could not be fetched" in said.err:
         pytest.skip("the default model cannot be had")
-    seen = json.loads(result.output.splitlines()[-1])
-    assert result.exit_code == 0 and seen["problems"] == []
+    seen = json.loads(said.out.splitlines()[-1])
+    assert not code and seen["problems"] == []
     assert seen["running"]["parameters"] == 134_515_008
     assert [m["context"] for m in seen["memory"]] == [100, 8192]
     assert seen["memory"][0]["kv_bytes"] == 2 * PAGE * seen["running"]["kv_token_bytes"]
     assert seen["memory"][1]["kv_bytes"] == 8192 * seen["running"]["kv_token_bytes"]
     assert seen["template"]["takes"] == {"system": True, "tools": False, "history": True}
-    text = CliRunner().invoke(app, ["inspect", "smollm2-135m"]).output
+    text = called()[1].out
     assert "30 layers of 576" in text and "q4_1" in text and "runs with these settings" in text

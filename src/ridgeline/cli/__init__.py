@@ -11,13 +11,14 @@ from collections.abc import Sequence
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line on `args` (sys.argv by default). Always ends by SystemExit."""
-    from ridgeline.cli.app import app
+    from ridgeline.cli import app
     from ridgeline.cli.output import say
     from ridgeline.errors import RidgelineError
 
     try:
-        app(args=None if args is None else list(args), prog_name="ridgeline")
+        app.run(sys.argv[1:] if args is None else list(args))
     except RidgelineError as wrong:
         sys.stdout.flush()
         say(f"ridgeline: {wrong}")
         sys.exit(2)
+    sys.exit(0)

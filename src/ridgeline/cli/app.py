@@ -1,58 +1,61 @@
-"""The table of subcommands."""
+"""The table of subcommands. A handler's module is imported when its command is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Annotated
-
-import typer
+import inspect
+from collections.abc import Sequence
+from importlib import import_module
 
 from ridgeline import __version__
-from ridgeline.cli.bench import bench
-from ridgeline.cli.chat import chat
-from ridgeline.cli.evaluate import evaluate
-from ridgeline.cli.hardware import hardware
-from ridgeline.cli.inspect import inspect
-from ridgeline.cli.models import models
-from ridgeline.cli.pull import pull
-from ridgeline.cli.roofline import roofline
-from ridgeline.cli.run import run
-from ridgeline.cli.serve import serve
+from ridgeline.cli.command import Exit, Handler, parse
+from ridgeline.cli.output import say, tell
 
-app = typer.Typer(
-    name="ridgeline",
-    help="Fast, honest LLM inference and serving: what it does, how fast it could be, what the speed-up cost.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-_COMMANDS: dict[str, Callable[..., None]] = {
-    "run": run,
-    "chat": chat,
-    "serve": serve,
-    "pull": pull,
-    "models": models,
-    "inspect": inspect,
-    "roofline": roofline,
-    "bench": bench,
-    "hardware": hardware,
-    "eval": evaluate,
+_ABOUT = "Fast, honest LLM inference and serving: what it does, how fast it could be, what the speed-up cost."
+_COMMANDS = {  # name: module and function
+    "run": "run",
+    "chat": "chat",
+    "serve": "serve",
+    "pull": "pull",
+    "models": "models",
+    "inspect": "inspect",
+    "roofline": "roofline",
+    "bench": "bench",
+    "hardware": "hardware",
+    "eval": "evaluate",
 }
-for name, handler in _COMMANDS.items():
-    app.command(name)(handler)
+_USAGE_ERROR = 2
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        typer.echo(f"ridgeline {__version__}")
-        raise typer.Exit
+def run(words: Sequence[str]) -> None:
+    """Run one command line, without the program's name. Raises SystemExit for help and usage errors."""
+    first = words[0] if words else "--help"
+    if first in ("-h", "--help"):
+        return tell(_help())
+    if first == "--version":
+        return tell(f"ridgeline {__version__}")
+    if first not in _COMMANDS:
+        say(f"ridgeline: no command {first!r}; there are {', '.join(_COMMANDS)}")
+        raise Exit(_USAGE_ERROR)
+    handler = _handler(first)
+    handler(**parse(first, handler, words[1:]))
 
 
-@app.callback()
-def options(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
-    ] = False,
-) -> None:
-    """Options before the subcommand."""
+def _handler(command: str) -> Handler:
+    name = _COMMANDS[command]
+    found: Handler = getattr(import_module(f"ridgeline.cli.{name}"), name)
+    return found
+
+
+def _help() -> str:
+    docs = {name: (inspect.getdoc(_handler(name)) or "").partition("\n")[0] for name in _COMMANDS}
+    commands = "\n".join(f"  {name:<10}{doc}" for name, doc in docs.items())
+    return f"""Usage: ridgeline COMMAND [OPTIONS]
+
+{_ABOUT}
+
+Commands:
+{commands}
+
+Options:
+  --version   Show the version and exit.
+  -h, --help  Show this, or a command's options, and exit."""

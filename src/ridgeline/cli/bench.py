@@ -14,8 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import BadParameter, Option
 from ridgeline.cli.options import ENGINE, AsJson, takes
 from ridgeline.cli.output import emit_json, percent, say, size, tell
 from ridgeline.config import EngineConfig, available_cores
@@ -43,25 +42,25 @@ def parse_counts(text: str) -> list[int]:
     """Positive whole numbers of "1,4,16"; none of ""."""
     words = [word.strip() for word in str(text).split(",") if word.strip()]
     if not all(word.isascii() and word.isdigit() and 0 < int(word) <= 4096 for word in words):
-        raise typer.BadParameter(f"{text!r} is not a list of counts up to 4096; write for instance 1,4,16")
+        raise BadParameter(f"{text!r} is not a list of counts up to 4096; write for instance 1,4,16")
     return [int(word) for word in words]
 
 
 @takes(config=ENGINE)
 def bench(
     config: EngineConfig,
-    prefill: Annotated[int, typer.Option(min=1, help="Tokens of the prompt.")] = 512,
-    decode: Annotated[int, typer.Option(min=1, help="Tokens to decode.")] = 128,
-    rounds: Annotated[int, typer.Option(min=1, help="Rounds; medians are reported.")] = 5,
+    prefill: Annotated[int, Option("Tokens of the prompt.", minimum=1)] = 512,
+    decode: Annotated[int, Option("Tokens to decode.", minimum=1)] = 128,
+    rounds: Annotated[int, Option("Rounds; medians are reported.", minimum=1)] = 5,
     concurrency: Annotated[
-        Any, typer.Option(metavar="N,...", parser=parse_counts, help="Requests submitted at once, such as 1,4,16,32.")
+        Any, Option("Requests submitted at once, such as 1,4,16,32.", metavar="N,...", parser=parse_counts)
     ] = "",
     batch: Annotated[
-        Any, typer.Option(metavar="N,...", parser=parse_counts, help="Rows decoded in lock-step, without the engine.")
+        Any, Option("Rows decoded in lock-step, without the engine.", metavar="N,...", parser=parse_counts)
     ] = "",
-    prompt_length: Annotated[int, typer.Option(min=1, help="Prompt of each of these requests and rows.")] = 128,
-    answer_length: Annotated[int, typer.Option(min=2, help="Answer of each of these requests and rows.")] = 128,
-    repeats: Annotated[int, typer.Option(min=1, help="Rounds of --concurrency and --batch; medians.")] = 1,
+    prompt_length: Annotated[int, Option("Prompt of each of these requests and rows.", minimum=1)] = 128,
+    answer_length: Annotated[int, Option("Answer of each of these requests and rows.", minimum=2)] = 128,
+    repeats: Annotated[int, Option("Rounds of --concurrency and --batch; medians.", minimum=1)] = 1,
     json: AsJson = False,
 ) -> None:
     """Measure prefill and decode speed in this process, each round beside the machine's ceilings in the same minute."""

@@ -6,8 +6,7 @@ import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, SAMPLING, takes
 from ridgeline.cli.output import say, show
 from ridgeline.config import EngineConfig
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
 def chat(
     config: EngineConfig,
     params: SamplingParams,
-    system: Annotated[str, typer.Option(help="System message.", show_default="none")] = "",
+    system: Annotated[str, Option("System message.", default="none")] = "",
 ) -> None:
     """Talk with a model. /reset forgets, /exit or the end of input leaves, Ctrl-C stops an answer."""
     from ridgeline.cli import session

@@ -8,8 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, AsJson, Group, takes
 from ridgeline.cli.output import emit_json, tell, token_bar
 from ridgeline.config import EngineConfig
@@ -21,8 +20,8 @@ if TYPE_CHECKING:
 BYTES_PER_TOKEN = 64  # far above any tokenizer's mean: enough text for the tokens asked for, and no more
 WINDOW = 1024  # where the context allows
 _SAME = "as the model"
-_Window = typer.Option(
-    min=2, help="Tokens per window, BOS included; windows do not overlap.", show_default=f"{WINDOW}, or the context"
+_Window = Option(
+    "Tokens per window, BOS included; windows do not overlap.", minimum=2, default=f"{WINDOW}, or the context"
 )
 
 
@@ -34,10 +33,10 @@ def _changes(against: str, **settings: str) -> dict[str, str]:
 
 AGAINST = Group(
     {
-        "against": (Annotated[str, typer.Option(help="Reference model.", show_default="none, or the same")], ""),
-        "against_backend": (Annotated[str, typer.Option(help="Its backend.", show_default=_SAME)], ""),
-        "against_activations": (Annotated[str, typer.Option(help="Its activations.", show_default=_SAME)], ""),
-        "against_kv_format": (Annotated[str, typer.Option(help="Its KV format.", show_default=_SAME)], ""),
+        "against": (Annotated[str, Option("Reference model.", default="none, or the same")], ""),
+        "against_backend": (Annotated[str, Option("Its backend.", default=_SAME)], ""),
+        "against_activations": (Annotated[str, Option("Its activations.", default=_SAME)], ""),
+        "against_kv_format": (Annotated[str, Option("Its KV format.", default=_SAME)], ""),
     },
     _changes,
 )
@@ -46,10 +45,10 @@ AGAINST = Group(
 @takes(config=ENGINE, against=AGAINST)
 def evaluate(
     config: EngineConfig,
-    text: Annotated[Path, typer.Option(help="A UTF-8 text.", show_default=False)],
+    text: Annotated[Path, Option("A UTF-8 text.")],
     against: dict[str, Any],
     window: Annotated[int | None, _Window] = None,
-    tokens: Annotated[int, typer.Option(min=2, help="Tokens of the text to use.")] = 4096,
+    tokens: Annotated[int, Option("Tokens of the text to use.", minimum=2)] = 4096,
     json: AsJson = False,
 ) -> None:
     """Perplexity on a text; with a reference also KL divergence and top-1 agreement.

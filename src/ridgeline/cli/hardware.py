@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import AsJson
 from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import CacheConfig
 
 
 def hardware(
-    measure: Annotated[bool, typer.Option("--measure", help="Measure the peaks now and keep them.")] = False,
+    measure: Annotated[bool, Option("Measure the peaks now and keep them.", flag="--measure")] = False,
     json: AsJson = False,
 ) -> None:
     """Show the machine and its peaks: measured ones where there are any, else assumed ones, labelled so."""

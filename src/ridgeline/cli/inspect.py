@@ -8,8 +8,7 @@ from dataclasses import asdict
 from itertools import groupby
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Exit, Option
 from ridgeline.cli.options import ENGINE, AsJson, takes
 from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import EngineConfig
@@ -24,7 +23,7 @@ _NOT_RUNNABLE = 1
 @takes(config=ENGINE)
 def inspect(
     config: EngineConfig,
-    at: Annotated[list[int] | None, typer.Option(min=1, help="Context to show memory for; repeatable.")] = None,
+    at: Annotated[list[int] | None, Option("Context to show memory for; repeatable.", minimum=1)] = None,
     json: AsJson = False,
 ) -> None:
     """Describe a model: architecture, sizes, formats by layer, memory, template, and what is unsupported and why.
@@ -41,7 +40,7 @@ def inspect(
     else:
         _print(seen)
     if seen.problems:
-        raise typer.Exit(_NOT_RUNNABLE)
+        raise Exit(_NOT_RUNNABLE)
 
 
 def _print(seen: Inspection) -> None:

@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Argument, BadParameter, Option
 from ridgeline.config import ACTIVATIONS, BACKENDS, KV_FORMATS, EngineConfig
 from ridgeline.engine.params import SamplingParams, check_params
 
@@ -24,7 +23,7 @@ def parse_bytes(text: str) -> int:
     """Bytes of "512M", "2G", "1.5GiB" or a plain number; units are powers of 1024."""
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?\s*", str(text), re.IGNORECASE)
     if found is None:
-        raise typer.BadParameter(f"{text!r} is not a size; write bytes, or a number with K, M or G such as 512M")
+        raise BadParameter(f"{text!r} is not a size; write bytes, or a number with K, M or G such as 512M")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
@@ -42,32 +41,30 @@ def _choice(values: tuple[str, ...], what: str) -> str:
 
 _REQUIRED = inspect.Parameter.empty
 _Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="An alias, a .gguf file, a model directory, a Hub id, or random:1b.")
+    str, Argument(metavar="MODEL", help="An alias, a .gguf file, a model directory, a Hub id, or random:1b.")
 ]
-_Size = typer.Option(
-    metavar="SIZE", parser=parse_bytes, show_default="a quarter of the free memory", help="KV pool, such as 512M."
-)
+_Size = Option("KV pool, such as 512M.", metavar="SIZE", parser=parse_bytes, default="a quarter of the free memory")
 ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_Model, _REQUIRED),
-    "backend": (Annotated[str, typer.Option(help=_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
+    "backend": (Annotated[str, Option(_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
     "device": (
-        Annotated[str, typer.Option(help="Where backend torch runs: cpu, cuda or cuda:N.")],
+        Annotated[str, Option("Where backend torch runs: cpu, cuda or cuda:N.")],
         EngineConfig.device,
     ),
-    "threads": (Annotated[int, typer.Option(help="Threads.", show_default="all cores")], 0),
+    "threads": (Annotated[int, Option("Threads.", default="all cores")], 0),
     "activations": (
-        Annotated[str, typer.Option(help=_choice(ACTIVATIONS, "Rows of linears over packed weights"))],
+        Annotated[str, Option(_choice(ACTIVATIONS, "Rows of linears over packed weights"))],
         EngineConfig.activations,
     ),
-    "kv_format": (Annotated[str, typer.Option(help=_choice(KV_FORMATS, "KV format"))], EngineConfig.kv_format),
-    "context": (Annotated[int, typer.Option(help="Longest context.", show_default="the model's own limit")], 0),
+    "kv_format": (Annotated[str, Option(_choice(KV_FORMATS, "KV format"))], EngineConfig.kv_format),
+    "context": (Annotated[int, Option("Longest context.", default="the model's own limit")], 0),
     "kv_memory": (Annotated[int, _Size], "0"),
     "random_format": (
-        Annotated[str, typer.Option("--format", help="Weight format of random: models.")],
+        Annotated[str, Option("Weight format of random: models.", flag="--format")],
         EngineConfig.random_format,
     ),
-    "isa": (Annotated[str, typer.Option(help="Instruction set of the CPU kernels.", show_default="the best")], ""),
-    "model_seed": (Annotated[int, typer.Option(help="Seed of random: models.")], EngineConfig.seed),
+    "isa": (Annotated[str, Option("Instruction set of the CPU kernels.", default="the best")], ""),
+    "model_seed": (Annotated[int, Option("Seed of random: models.")], EngineConfig.seed),
 }
 
 
@@ -76,14 +73,14 @@ def _config(**values: Any) -> EngineConfig:
 
 
 SAMPLING_OPTIONS: dict[str, tuple[Any, Any]] = {
-    "max_tokens": (Annotated[int | None, typer.Option(help="Longest answer.", show_default="512 or what fits")], None),
-    "temperature": (Annotated[float, typer.Option(help="0 takes the likeliest token.")], 0.0),
-    "top_p": (Annotated[float, typer.Option(help="Sample from the likeliest tokens of this total probability.")], 1.0),
-    "top_k": (Annotated[int, typer.Option(help="Sample from the k likeliest tokens; 0 = all.")], 0),
-    "min_p": (Annotated[float, typer.Option(help="Drop tokens below this part of the likeliest one.")], 0.0),
-    "repetition_penalty": (Annotated[float, typer.Option(help="Above 1 discourages repeating; 1 = off.")], 1.0),
-    "seed": (Annotated[int | None, typer.Option(help="Seed of sampling.", show_default="a new one each time")], None),
-    "stop": (Annotated[list[str] | None, typer.Option(help="End the answer before this text; repeatable.")], None),
+    "max_tokens": (Annotated[int | None, Option("Longest answer.", default="512 or what fits")], None),
+    "temperature": (Annotated[float, Option("0 takes the likeliest token.")], 0.0),
+    "top_p": (Annotated[float, Option("Sample from the likeliest tokens of this total probability.")], 1.0),
+    "top_k": (Annotated[int, Option("Sample from the k likeliest tokens; 0 = all.")], 0),
+    "min_p": (Annotated[float, Option("Drop tokens below this part of the likeliest one.")], 0.0),
+    "repetition_penalty": (Annotated[float, Option("Above 1 discourages repeating; 1 = off.")], 1.0),
+    "seed": (Annotated[int | None, Option("Seed of sampling.", default="a new one each time")], None),
+    "stop": (Annotated[list[str] | None, Option("End the answer before this text; repeatable.")], None),
 }
 
 
@@ -127,4 +124,4 @@ def _expanded(own: Mapping[str, inspect.Parameter], groups: Mapping[str, Group])
     return found
 
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object, on one line, and nothing else.")]
+AsJson = Annotated[bool, Option("Print one JSON object, on one line, and nothing else.", flag="--json")]

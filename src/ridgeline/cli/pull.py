@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
-
+from ridgeline.cli.command import Argument
 from ridgeline.cli.output import download_bar, size, tell
 from ridgeline.config import CacheConfig
 
 
-def pull(model: Annotated[str, typer.Argument(metavar="MODEL", help="An alias or a Hub id.")]) -> None:
+def pull(model: Annotated[str, Argument(metavar="MODEL", help="An alias or a Hub id.")]) -> None:
     """Fetch a model's files into the cache and print where they are, and an alias's licence."""
     from ridgeline.weights import hub
     from ridgeline.weights.aliases import ALIASES

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, AsJson, takes
 from ridgeline.cli.output import emit_json, size, table, tell
 from ridgeline.config import CacheConfig, EngineConfig
@@ -22,9 +21,9 @@ _COLUMNS = ["", "count", "GFLOP", "weights", "KV", "acts", "FLOP/B", "bound", "m
 @takes(config=ENGINE)
 def roofline(
     config: EngineConfig,
-    prefill: Annotated[int, typer.Option(min=1, help="Tokens of the prefill step.")] = 512,
-    decode_context: Annotated[int, typer.Option(min=0, help="Keys in the cache before the decode step.")] = 512,
-    by: Annotated[str, typer.Option(help="One line per op, layer or instr.")] = "op",
+    prefill: Annotated[int, Option("Tokens of the prefill step.", minimum=1)] = 512,
+    decode_context: Annotated[int, Option("Keys in the cache before the decode step.", minimum=0)] = 512,
+    by: Annotated[str, Option("One line per op, layer or instr.")] = "op",
     json: AsJson = False,
 ) -> None:
     """Show the cost table of a model's program. No weight is loaded."""

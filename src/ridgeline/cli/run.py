@@ -7,8 +7,7 @@ import time
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
-import typer
-
+from ridgeline.cli.command import Argument, Option
 from ridgeline.cli.options import ENGINE, SAMPLING, takes
 from ridgeline.cli.output import say, show
 from ridgeline.config import EngineConfig
@@ -22,14 +21,13 @@ if TYPE_CHECKING:
 @takes(config=ENGINE, params=SAMPLING)
 def run(
     config: EngineConfig,
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help='The prompt; "-" reads standard input.')],
+    prompt: Annotated[str, Argument(metavar="PROMPT", help='The prompt; "-" reads standard input.')],
     params: SamplingParams,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    system: Annotated[str, typer.Option(help="System message.", show_default="none")] = "",
+    raw: Annotated[bool, Option("Continue the text as it is, without the chat template.", flag="--raw")] = False,
+    system: Annotated[str, Option("System message.", default="none")] = "",
 ) -> None:
     """Answer a prompt, by the model's chat template if it has one. Speed and attainment go to stderr."""
     from ridgeline.cli import session
-    from ridgeline.tools.timing import timed
 
     if raw and system:
         raise ConfigError("--system is for the chat template, which --raw leaves out; give only one of them")
@@ -37,6 +35,8 @@ def run(
     begin = time.perf_counter()
     llm = session.open_llm(replace(config, max_requests=1))
     load_s = time.perf_counter() - begin
+    from ridgeline.tools.timing import timed  # after the model, which may set how numpy is loaded
+
     ids = prompt_ids(llm, text, raw, system)
     timing = timed(llm, ids, session.fitted(llm, len(ids), params), show)
     print(flush=True)

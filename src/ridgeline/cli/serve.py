@@ -5,22 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Annotated
 
-import typer
-
+from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, takes
-from ridgeline.config import EngineConfig, ServerConfig
+from ridgeline.config import EngineConfig, ServerConfig, one_blas_thread
 
 
 @takes(config=ENGINE)
 def serve(
     config: EngineConfig,
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = ServerConfig.port,
-    host: Annotated[str, typer.Option(help="Address to listen on.")] = ServerConfig.host,
-    max_requests: Annotated[int, typer.Option(help="Sequences that run at once.")] = EngineConfig.max_requests,
-    queue: Annotated[int, typer.Option(help="Sequences that may wait.")] = EngineConfig.queue,
-    step_tokens: Annotated[int, typer.Option(help="Most tokens in one step.")] = EngineConfig.step_tokens,
+    port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
+    host: Annotated[str, Option("Address to listen on.")] = ServerConfig.host,
+    max_requests: Annotated[int, Option("Sequences that run at once.")] = EngineConfig.max_requests,
+    queue: Annotated[int, Option("Sequences that may wait.")] = EngineConfig.queue,
+    step_tokens: Annotated[int, Option("Most tokens in one step.")] = EngineConfig.step_tokens,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
+    if config.backend == "cpu":
+        one_blas_thread()  # here and in the engine's process
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ridgeline.cli.output import download_bar, percent, say
-from ridgeline.config import CacheConfig, EngineConfig
+from ridgeline.config import CacheConfig, EngineConfig, one_blas_thread
 
 if TYPE_CHECKING:
     from ridgeline.analysis.roofline import Roofline
@@ -27,6 +27,8 @@ def fetch(model: str) -> None:
 
 def open_llm(config: EngineConfig) -> LLM:
     """The model, loaded in this process."""
+    if config.backend == "cpu":
+        one_blas_thread()
     from ridgeline.llm import LLM
 
     fetch(config.model)

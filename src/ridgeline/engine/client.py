@@ -6,7 +6,7 @@ deltas to sinks, and so can replay everything after an engine process died.
 
 from __future__ import annotations
 
-import random
+import os
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -99,7 +99,7 @@ class Ledger:
         outside = next((t for t in prompt if not 0 <= t < self.info.vocab), None)
         if outside is not None:
             raise InvalidRequest(f"token id {outside} is outside the vocabulary of {self.info.vocab}", "prompt")
-        seed = params.seed if params.seed is not None else random.getrandbits(63)
+        seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little") >> 1
         with self._lock:
             room = self.info.max_requests + self.info.queue
             if self.choices + params.n > room:

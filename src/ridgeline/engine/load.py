@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
@@ -24,8 +25,10 @@ from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
-from ridgeline.weights.fetch import Progress
 from ridgeline.weights.load import Checkpoint, open_checkpoint
+
+if TYPE_CHECKING:
+    from ridgeline.weights.fetch import Progress
 
 Observe = Callable[[Flight, StepResult], None]
 

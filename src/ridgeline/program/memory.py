@@ -5,6 +5,7 @@ Sizes are taken at the capacities of the batch (max T, R, L), once, at compile; 
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections.abc import Collection
 from dataclasses import dataclass
 
@@ -46,7 +47,8 @@ def live_ranges(entry: Entry, linger: Collection[str] = ()) -> dict[int, tuple[i
             ranges[out.id] = (i, i)
     stops = [i for i, instr in enumerate(entry.instrs) if instr.op in linger]
     for id, (first, last) in ranges.items():
-        ranges[id] = (first, next((i for i in stops if i >= last), last))
+        at = bisect_left(stops, last)
+        ranges[id] = (first, stops[at] if at < len(stops) else last)
     for result in entry.results:
         ranges[result.buffer.id] = (ranges[result.buffer.id][0], end)
     return ranges
@@ -56,17 +58,19 @@ def plan_memory(entry: Entry, limits: Limits, linger: Collection[str] = ()) -> M
     """Place each buffer at the lowest offset free over its whole live range; `linger` as in `live_ranges`."""
     buffers = {b.id: b for b in (*entry.params, *(b for i in entry.instrs for b in i.outputs))}
     ranges = live_ranges(entry, linger)
-    placed: list[tuple[int, int, tuple[int, int]]] = []  # offset, size, range
+    live: list[tuple[int, int, int]] = []  # offset, end, last use; by offset
     offsets: dict[int, int] = {}
-    for id in sorted(buffers, key=lambda b: ranges[b]):
+    total = 0
+    for id in sorted(buffers, key=lambda b: ranges[b]):  # by first use: what has had its last one makes room for good
         size, (first, last) = buffer_bytes(buffers[id], limits), ranges[id]
+        live = [place for place in live if place[2] >= first]
         offset = 0
-        for start, length, (a, b) in sorted(placed):
-            if b < first or a > last or start + length <= offset:
-                continue
-            if offset + size <= start:
-                break
-            offset = start + length
+        for start, end, _ in live:
+            if end > offset:
+                if offset + size <= start:
+                    break
+                offset = end
         offsets[id] = offset
-        placed.append((offset, size, (first, last)))
-    return MemoryPlan(offsets, max((o + s for o, s, _ in placed), default=0))
+        insort(live, (offset, offset + size, last))
+        total = max(total, offset + size)
+    return MemoryPlan(offsets, total)

@@ -16,10 +16,14 @@ _KINDS: dict[str, tuple[type, ...]] = {
 }
 
 
-def verify(program: Program) -> Program:
-    """Check `program` and return it. Raises AssertionError naming the instruction: an illegal program is our bug."""
+def verify(program: Program, verified: dict[int, Instr] | None = None) -> Program:
+    """Check `program` and return it. Raises AssertionError naming the instruction: an illegal program is our bug.
+
+    `verified` keeps, by identity, instructions whose operands and shapes were found good, from call to call.
+    """
+    verified = {} if verified is None else verified
     for name, entry in program.entries.items():
-        _verify_entry(name, entry)
+        _verify_entry(name, entry, verified)
     by_name: dict[str, Weight] = {}
     for w in (x for x in program.operands() if isinstance(x, Weight)):
         assert by_name.setdefault(w.name, w) == w, f"weight {w.name} is declared in two ways"
@@ -29,12 +33,20 @@ def verify(program: Program) -> Program:
     return program
 
 
-def _verify_entry(name: str, entry: Entry) -> None:
+def _verify_entry(name: str, entry: Entry, verified: dict[int, Instr]) -> None:
     defined: dict[int, Buffer] = {b.id: b for b in entry.params}
     for i, instr in enumerate(entry.instrs):
         at = f"{name}[{i}] {instr.op} ({instr.scope}, {instr.where})"
-        _verify_operands(at, instr, defined)
-        _verify_shapes(at, instr)
+        known = id(instr) in verified
+        if not known:
+            _verify_operands(at, instr)
+        for label, x in instr.operands.items():
+            used = defined.get(x.buffer.id) if isinstance(x, View) else None
+            good = not isinstance(x, View) or used is x.buffer or used == x.buffer
+            assert good, f"{at}: {label} is used before it is computed"
+        if not known:
+            _verify_shapes(at, instr)
+            verified[id(instr)] = instr
         for out in instr.outputs:
             assert out.id not in defined, f"{at}: buffer {out.id} is written twice"
             defined[out.id] = out
@@ -42,7 +54,7 @@ def _verify_entry(name: str, entry: Entry) -> None:
         assert result.buffer.id in defined, f"{name}: result {result.buffer.id} is never computed"
 
 
-def _verify_operands(at: str, instr: Instr, defined: dict[int, Buffer]) -> None:
+def _verify_operands(at: str, instr: Instr) -> None:
     assert instr.op in OPS, f"{at}: not in the op table"
     spec = OPS[instr.op]
     assert set(instr.operands) == {p.name for p in spec.params}, f"{at}: operands {sorted(instr.operands)}"
@@ -53,7 +65,6 @@ def _verify_operands(at: str, instr: Instr, defined: dict[int, Buffer]) -> None:
             continue
         assert isinstance(x, _KINDS[param.kind]), f"{at}: {param.name} must be {param.kind}, is {type(x).__name__}"
         if isinstance(x, View):
-            assert defined.get(x.buffer.id) == x.buffer, f"{at}: {param.name} is used before it is computed"
             width = x.buffer.type.columns if len(x.buffer.type.shape) > 1 else 1
             assert 0 <= x.start < x.stop <= width, f"{at}: {param.name} views columns {x.start}:{x.stop} of {width}"
 

@@ -96,11 +96,21 @@ def build(
     vocab: dict[str, int], merges: list[tuple[str, str]], pre: PreTokenizer, added: Iterable[tuple[str, bool]]
 ) -> tokenizers.Tokenizer:
     """A pipeline over `vocab` and `merges`; `added`: (text, is special), matched before any cutting."""
-    from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 
     backend = Tokenizer(models.BPE(vocab, merges, ignore_merges=pre.ignore_merges))
     if pre.normalize_nfc:
         backend.normalizer = normalizers.NFC()
+    backend.pre_tokenizer = pre_tokenizer(pre)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added])
+    return backend
+
+
+def pre_tokenizer(pre: PreTokenizer) -> tokenizers.pre_tokenizers.Sequence:
+    """What cuts text into the pieces that are merged apart, and spells them in the alphabet of bytes."""
+    from tokenizers import Regex, pre_tokenizers
+
     steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if pre.single_digits else []
     if pre.falcon:
         steps.append(pre_tokenizers.Punctuation("contiguous"))
@@ -110,7 +120,4 @@ def build(
     if pre.falcon:
         triples = pre_tokenizers.Split(Regex("[0-9][0-9][0-9]"), "isolated")
         steps += [pre_tokenizers.Digits(individual_digits=False), triples]
-    backend.pre_tokenizer = pre_tokenizers.Sequence(steps)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_tokens([AddedToken(text, special=special, normalized=False) for text, special in added])
-    return backend
+    return pre_tokenizers.Sequence(steps)

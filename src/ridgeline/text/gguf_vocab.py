@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from itertools import repeat
 from typing import Any
 
 import numpy as np
 
 from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.text import bpe, spm
-from ridgeline.text.pipeline import Pipeline
+from ridgeline.text.bytelevel import ByteLevel, Tables
 from ridgeline.text.vocab import Backend, SpecialTokens, turn_ends
 
 _MAX_TOKENS = 1 << 20
@@ -42,11 +43,9 @@ def _byte_level(metadata: Mapping[str, Any]) -> tuple[Backend, SpecialTokens]:
     tokens = _strings(metadata, "tokenizer.ggml.tokens", _MAX_TOKENS)
     vocab = _by_text(tokens)
     kinds = _token_types(metadata, len(tokens))
-    merges = _merges(metadata, vocab)
-    named = {kind: _of_kind(tokens, kinds, kind) for kind in (spm.CONTROL, spm.USER_DEFINED)}
-    added = [(text, kind == spm.CONTROL) for text, kind in zip(tokens, kinds, strict=True) if kind in named]
-    backend = Pipeline(bpe.build(vocab, merges, pre, added))
-    return backend, _special(metadata, tokens, (named[spm.CONTROL], named[spm.USER_DEFINED]), pre.add_bos)
+    control, user_defined = (_of_kind(tokens, kinds, kind) for kind in (spm.CONTROL, spm.USER_DEFINED))
+    backend = ByteLevel(Tables(tokens, vocab, _merges(metadata, vocab), pre, control, user_defined))
+    return backend, _special(metadata, tokens, (control, user_defined), pre.add_bos)
 
 
 def _sentencepiece(metadata: Mapping[str, Any]) -> tuple[Backend, SpecialTokens]:
@@ -110,14 +109,14 @@ def _scores(metadata: Mapping[str, Any], size: int) -> np.ndarray:
 
 
 def _by_text(tokens: Sequence[str]) -> dict[str, int]:
-    vocab = {token: token_id for token_id, token in enumerate(tokens)}
+    vocab = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(vocab) != len(tokens):
         raise ModelFileError("tokenizer.ggml.tokens: the same token appears twice")
     return vocab
 
 
 def _of_kind(tokens: Sequence[str], kinds: Sequence[int], wanted: int) -> dict[str, int]:
-    return {tokens[token_id]: token_id for token_id, kind in enumerate(kinds) if kind == wanted}
+    return {tokens[token_id]: token_id for token_id in np.flatnonzero(np.array(kinds, np.int8) == wanted).tolist()}
 
 
 def _pre_tokenizer(metadata: Mapping[str, Any]) -> bpe.PreTokenizer:
@@ -163,9 +162,10 @@ def _array(metadata: Mapping[str, Any], key: str, limit: int) -> list[Any]:
 
 def _strings(metadata: Mapping[str, Any], key: str, limit: int) -> list[str]:
     values = _array(metadata, key, limit)
-    for index, value in enumerate(values):
-        if not isinstance(value, str) or not 0 < len(value) <= _MAX_TOKEN_CHARS:
-            raise ModelFileError(f"{key}[{index}] is not a string of 1 to {_MAX_TOKEN_CHARS} characters")
+    if set(map(type, values)) != {str} or not all(0 < n <= _MAX_TOKEN_CHARS for n in set(map(len, values))):
+        for index, value in enumerate(values):
+            if not isinstance(value, str) or not 0 < len(value) <= _MAX_TOKEN_CHARS:
+                raise ModelFileError(f"{key}[{index}] is not a string of 1 to {_MAX_TOKEN_CHARS} characters")
     if (chars := sum(map(len, values))) > _MAX_CHARS:
         raise ModelFileError(f"{key} holds {chars} characters; at most {_MAX_CHARS} are accepted")
     try:
@@ -182,19 +182,25 @@ def _token_types(metadata: Mapping[str, Any], size: int) -> list[int]:
     types = _array(metadata, key, _MAX_TOKENS)
     if len(types) != size:
         raise ModelFileError(f"{key} has {len(types)} entries for {size} tokens")
-    if not all(isinstance(kind, int) and 0 <= kind <= 6 for kind in types):
+    if not set(map(type, types)) <= {int, bool} or not set(types) <= set(range(7)):
         raise ModelFileError(f"{key} holds a value that is not a token type (0 to 6)")
     return types
 
 
-def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[tuple[str, str]]:
+def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[str]:
+    """The merges as they are stored: "left right". Vocabularies hold 10^5 of them, so they are checked as a whole.
+
+    One whose left or right is no token is let pass: it can never come up.
+    """
     key = "tokenizer.ggml.merges"
-    merges = []
-    for index, merge in enumerate(_strings(metadata, key, _MAX_MERGES)):
-        left, _, right = merge.partition(" ")
-        if left not in vocab or right not in vocab or left + right not in vocab:
+    merges = _strings(metadata, key, _MAX_MERGES)
+    unions = "\n".join(merges).replace(" ", "").split("\n")
+    if set(map(str.count, merges, repeat(" "))) <= {1} and all(map(vocab.__contains__, unions)):
+        return merges
+    for index, merge in enumerate(merges):
+        left, space, right = merge.partition(" ")
+        if not space or " " in right or left + right not in vocab:
             raise ModelFileError(f"{key}[{index}] = {merge!r:.80} does not join two tokens into a third")
-        merges.append((left, right))
     return merges
 
 

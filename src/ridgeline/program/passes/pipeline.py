@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
-from ridgeline.program.ir import Program, Weight
+from ridgeline.program.ir import Instr, Program, Weight
 from ridgeline.program.passes.formats import bind_formats, bind_kv_format, hold_formats
 from ridgeline.program.passes.fuse import fuse
 from ridgeline.program.passes.quantize import quantize_activations
@@ -41,11 +41,12 @@ def passes(
 
 def run(program: Program, pipeline: list[Pass]) -> Program:
     """Apply the passes in order. An illegal result is reported with the name of the pass that made it."""
-    verify(program)
+    verified: dict[int, Instr] = {}
+    verify(program, verified)
     for name, apply in pipeline:
         program = apply(program)
         try:
-            verify(program)
+            verify(program, verified)
         except AssertionError as wrong:
             raise AssertionError(f"after pass {name!r}: {wrong}") from wrong
     return program

@@ -19,10 +19,15 @@ def map_weights(program: Program, change: Callable[[Weight], Weight]) -> Program
     def operand(x: Operand) -> Operand:
         return change(x) if isinstance(x, Weight) else x
 
-    def instr(i: Instr) -> Instr:
-        return replace(i, operands={k: operand(x) for k, x in i.operands.items()})
+    return map_entries(program, lambda e: replace(e, instrs=tuple(map_operands(i, operand) for i in e.instrs)))
 
-    return map_entries(program, lambda e: replace(e, instrs=tuple(map(instr, e.instrs))))
+
+def map_operands(instr: Instr, change: Callable[[Operand], Operand]) -> Instr:
+    """`instr` with each operand replaced by `change(operand)`: itself where that is the same one for all, so that
+    nobody looks at it again."""
+    operands = {k: change(x) for k, x in instr.operands.items()}
+    same = all(x is operands[k] for k, x in instr.operands.items())
+    return instr if same else replace(instr, operands=operands)
 
 
 def redirect(x: Operand, moved: Mapping[int, View]) -> Operand:
@@ -35,7 +40,7 @@ def redirect(x: Operand, moved: Mapping[int, View]) -> Operand:
 
 def redirected(instr: Instr, moved: Mapping[int, View]) -> Instr:
     """`instr` with all operands redirected."""
-    return replace(instr, operands={k: redirect(x, moved) for k, x in instr.operands.items()})
+    return map_operands(instr, lambda x: redirect(x, moved))
 
 
 def next_id(program: Program) -> int:

@@ -1,0 +1,112 @@
+"""Subcommands from the signatures of their handlers: the declarations `Option` and `Argument`, and the parsing.
+
+Built on argparse, which loads in a few milliseconds: whoever runs a prompt waits for this before anything else.
+Knows nothing of models; every parameter of a handler is annotated as Annotated[type, declaration].
+"""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import types
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Union, get_args, get_origin
+
+Handler = Callable[..., None]
+_WIDTH = 100  # of help
+
+
+class BadParameter(ValueError):
+    """A value that an option does not take, in words for the user."""
+
+
+class Exit(SystemExit):
+    """End the command with an exit status; nothing more is said."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """`--name VALUE`. `flag` is the name where it is not the parameter's own; `minimum` bounds numbers; `default` is
+    shown in the help instead of the real one; `parser` makes the value of the text."""
+
+    help: str
+    flag: str = ""
+    minimum: int | None = None
+    default: str | None = None
+    metavar: str | None = None
+    parser: Callable[[str], Any] | None = None
+
+
+@dataclass(frozen=True)
+class Argument:
+    """A value told by its place."""
+
+    help: str
+    metavar: str
+
+
+def parse(name: str, handler: Handler, words: Sequence[str]) -> dict[str, Any]:
+    """The handler's keyword arguments. Usage errors and --help end the process as argparse does: status 2 and 0."""
+    parameters = inspect.signature(handler, eval_str=True).parameters.values()
+    places = [d.metavar for p in parameters if isinstance(d := get_args(p.annotation)[1], Argument)]
+    parser = argparse.ArgumentParser(
+        f"ridgeline {name}",
+        usage=" ".join([f"ridgeline {name}", *places, "[OPTIONS]"]),
+        description=_plain(inspect.getdoc(handler)),
+        formatter_class=partial(argparse.HelpFormatter, width=_WIDTH),  # asking the terminal for it takes imports
+        allow_abbrev=False,
+    )
+    for parameter in parameters:
+        _add(parser, parameter)
+    return vars(parser.parse_args(words))
+
+
+def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
+    kind, declared = get_args(parameter.annotation)
+    if isinstance(declared, Argument):
+        parser.add_argument(parameter.name, metavar=declared.metavar, help=_plain(declared.help))
+        return
+    required = parameter.default is inspect.Parameter.empty
+    flag, default = declared.flag or "--" + parameter.name.replace("_", "-"), None if required else parameter.default
+    if kind is bool:
+        parser.add_argument(flag, dest=parameter.name, action="store_true", help=_plain(declared.help))
+        return
+    item, repeats = _item(kind)
+    shown = declared.default if declared.default is not None else "none" if default in (None, "") else str(default)
+    parser.add_argument(
+        flag,
+        dest=parameter.name,
+        required=required,
+        default=default,
+        action="append" if repeats else "store",
+        type=_reader(declared, item),
+        metavar=declared.metavar or item.__name__.upper(),
+        help=_plain(declared.help if required else f"{declared.help} [default: {shown}]"),
+    )
+
+
+def _item(kind: Any) -> tuple[type, bool]:
+    """The type of one value, and whether the option may be repeated: of int, int | None, list[str] | None."""
+    if get_origin(kind) in (Union, types.UnionType):
+        kind = next(k for k in get_args(kind) if k is not types.NoneType)
+    return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
+
+
+def _reader(option: Option, item: type) -> Callable[[str], Any]:
+    def read(text: str) -> Any:
+        try:
+            value = option.parser(text) if option.parser else item(text)
+        except BadParameter as wrong:
+            raise argparse.ArgumentTypeError(str(wrong)) from None
+        if option.minimum is not None and value < option.minimum:
+            raise argparse.ArgumentTypeError(f"{value} is below {option.minimum}")
+        return value
+
+    read.__name__ = item.__name__  # argparse's word for what it could not read
+    return read
+
+
+def _plain(text: str | None) -> str:
+    return (text or "").replace("%", "%%")
