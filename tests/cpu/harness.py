@@ -88,7 +88,7 @@ class OneOp:
         if kind == "act":
             quantized = isinstance(value, QuantizedRows)
             shape = (len(value.q), value.columns) if quantized else value.shape
-            self.params[name] = Buffer(len(self.params), TensorType(shape, "i8g32" if quantized else "f32"))
+            self.params[name] = Buffer(len(self.params), TensorType(shape, value.dtype if quantized else "f32"))
             return _whole(self.params[name])
         if kind == "weight":
             fmt = self.weight_format if value.ndim == 2 else "f32"

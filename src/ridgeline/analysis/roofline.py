@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ridgeline.analysis.hardware import Peaks
-from ridgeline.ops.spec import Cost, Load
+from ridgeline.ops.spec import INT8_GROUPS, Cost, Load
 from ridgeline.program.cost import instr_cost, weight_nbytes
 from ridgeline.program.dump import show
 from ridgeline.program.ir import Instr, Operand, Program, StateRef, View, Weight
@@ -113,7 +113,7 @@ def _sum(name: str, lines: tuple[Line, ...]) -> Line:
 def _reads_int8(instr: Instr) -> bool:
     """Whether the instruction multiplies int8 rows."""
     x = instr.operands.get("x")
-    return isinstance(x, View) and x.type.dtype == "i8g32"
+    return isinstance(x, View) and x.type.dtype in INT8_GROUPS
 
 
 def _alike(instrs: Iterable[Instr]) -> list[tuple[Instr, int]]:

@@ -47,6 +47,7 @@ _Model = Annotated[
 _Size = typer.Option(
     metavar="SIZE", parser=parse_bytes, show_default="a quarter of the free memory", help="KV pool, such as 512M."
 )
+_FORMAT = "Pack weights anew: int8, int4, bf16, q8_0, ..., or by part: int4,head=int8,embedding=int8."
 ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_Model, _REQUIRED),
     "backend": (Annotated[str, typer.Option(help=_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
@@ -56,15 +57,22 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "threads": (Annotated[int, typer.Option(help="Threads.", show_default="all cores")], 0),
     "activations": (
-        Annotated[str, typer.Option(help=_choice(ACTIVATIONS, "Rows of linears over packed weights"))],
+        Annotated[str, typer.Option(help=_choice(ACTIVATIONS, "Rows of linears"))],
         EngineConfig.activations,
     ),
     "kv_format": (Annotated[str, typer.Option(help=_choice(KV_FORMATS, "KV format"))], EngineConfig.kv_format),
     "context": (Annotated[int, typer.Option(help="Longest context.", show_default="the model's own limit")], 0),
     "kv_memory": (Annotated[int, _Size], "0"),
-    "random_format": (
-        Annotated[str, typer.Option("--format", help="Weight format of random: models.")],
-        EngineConfig.random_format,
+    "format": (Annotated[str, typer.Option(help=_FORMAT, show_default="as stored")], EngineConfig.format),
+    "smoothing": (
+        Annotated[
+            float, typer.Option(help="SmoothQuant folding into per-channel int8 weights, such as 0.5; 0 = none.")
+        ],
+        EngineConfig.smoothing,
+    ),
+    "calibration": (
+        Annotated[str, typer.Option(metavar="FILE", help="Text for smoothing.", show_default="one of ours")],
+        EngineConfig.calibration,
     ),
     "isa": (Annotated[str, typer.Option(help="Instruction set of the CPU kernels.", show_default="the best")], ""),
     "model_seed": (Annotated[int, typer.Option(help="Seed of random: models.")], EngineConfig.seed),
@@ -72,7 +80,11 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def _config(**values: Any) -> EngineConfig:
-    return EngineConfig(seed=values.pop("model_seed"), **values)
+    from ridgeline.program.passes.repack import parse_formats
+
+    config = EngineConfig(seed=values.pop("model_seed"), **values)
+    parse_formats(config.format)  # before anything is fetched
+    return config
 
 
 SAMPLING_OPTIONS: dict[str, tuple[Any, Any]] = {

@@ -22,6 +22,7 @@ from ridgeline.program.batch import BatchLayout, Limits, StepResult
 from ridgeline.program.dump import program_hash
 from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
+from ridgeline.program.passes.repack import parse_formats
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
 from ridgeline.weights.fetch import Progress
@@ -70,7 +71,7 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
     """Find the model's files, check its config, capture and transform its program."""
     found = find(config.model, progress)
     if found.kind == "random":
-        checkpoint = random_checkpoint(config.model, config.random_format or "q4_1", config.seed)
+        checkpoint = random_checkpoint(config.model, parse_formats(config.format).rest or "q4_1", config.seed)
         tokenizer = tokenizer_of(found)
     else:
         checkpoint = open_checkpoint(found.path)
@@ -82,8 +83,10 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
 def program_of(checkpoint: Checkpoint, config: EngineConfig) -> tuple[Program, Backend]:
     """The program as the config's backend will run it, and that backend; every tensor of the file is accounted for."""
     backend = get_backend(config)
-    int8 = backend.int8_formats if config.activations == "int8" else ()
-    listed = pipeline.passes(checkpoint.format_of, config.kv_format, held_as=backend.held_as, int8_formats=int8)
+    listed = pipeline.passes(
+        checkpoint.format_of, config.kv_format, held_as=backend.held_as, multiplies=backend.multiplies,
+        activations=config.activations, formats=parse_formats(config.format), smoothing=config.smoothing > 0,
+    )  # fmt: skip
     program = build(for_context(checkpoint.config, config.context))
     checkpoint.check_all_used(program.weights.values())
     return pipeline.run(program, listed), backend

@@ -6,7 +6,7 @@ Weights are held in panels (losslessly repacked); `held_as` names the stored for
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -45,7 +45,7 @@ class CPU:
         "f32": "f32", "f16": "f32", "bf16": "bf16", "q4_0": "q4_1", "q4_1": "q4_1",
         "q8_0": "q8_0", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
     }  # fmt: skip
-    int8_formats: Collection[str] = ("q8_0", "q4_1")
+    multiplies: Mapping[str, tuple[str, ...]] = {"q8_0": ("i8g32",), "q4_1": ("i8g32",)}
     unpacks_to = ""
 
     def __init__(self, threads: int, isa: str = "") -> None:
