@@ -92,6 +92,8 @@ class EngineConfig:
             raise ConfigError(f"smoothing must be 0 (none) to 1, is {self.smoothing}")
         if self.smoothing and "int8" not in re.split("[,=]", self.format):
             raise ConfigError("smoothing is for per-channel int8 weights; give --format int8 with it")
+        if self.calibration and not self.smoothing:
+            raise ConfigError("a calibration text is for smoothing; give --smoothing 0.5 with it")
         if self.smoothing and self.activations in ("float32", "bf16"):
             raise ConfigError(f"smoothing makes int8 rows finer; it does nothing for activations {self.activations}")
 

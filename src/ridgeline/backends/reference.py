@@ -49,7 +49,7 @@ class ReferenceStep:
         run_copies(batch, self.states)
         fields = {**batch.fields(), "held": self.held}
         bindings = Bindings(fields, self.weights, self.states, self.comms)
-        kept, hidden = interpret(self.program.forward, [], bindings)
+        kept, hidden, *extra = interpret(self.program.forward, [], bindings)
         want = batch["want"]
         holding = np.flatnonzero(want & WANT_HOLD)
         self.held[batch["hold_slot"][holding]] = kept[holding]
@@ -57,4 +57,5 @@ class ReferenceStep:
         return StepResult(
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,
             hidden if np.any(want & WANT_HIDDEN) else None, logits if np.any(want & WANT_LOGITS) else None,
+            tuple(extra),
         )  # fmt: skip

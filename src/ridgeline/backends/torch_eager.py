@@ -272,7 +272,7 @@ class TorchStep:
         holding = np.flatnonzero(want & WANT_HOLD)
         with torch.no_grad():
             bindings = self._bind(batch)
-            kept, hidden = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
+            kept, hidden, *extra = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
             self.held[batch["hold_slot"][holding].tolist()] = kept[holding.tolist()]
             found = interpret(self.program.sample, [hidden], bindings, meanings=MEANINGS)
         ids, logprobs, top_ids, top_logprobs, logits = found
@@ -280,6 +280,7 @@ class TorchStep:
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,
             hidden.cpu().numpy() if np.any(want & WANT_HIDDEN) else None,
             logits.cpu().numpy() if np.any(want & WANT_LOGITS) else None,
+            tuple(x.cpu().numpy() for x in extra),
         )  # fmt: skip
 
     def logits(self, batch: Batch) -> Tensor:
@@ -290,7 +291,7 @@ class TorchStep:
         with no more pages than the batch needs.
         """
         bindings = self._bind(batch)
-        _, hidden = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
+        _, hidden, *_ = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
         sample = self.program.sample
         head = replace(sample, instrs=tuple(i for i in sample.instrs if i.op != "sample"), results=sample.results[4:])
         [logits] = interpret(head, [hidden], bindings, meanings=MEANINGS)

@@ -36,7 +36,7 @@ def bench(
     from ridgeline.cli.session import open_llm
 
     imported = time.perf_counter()
-    llm = open_llm(replace(config, max_requests=1, threads=config.threads or available_cores()))
+    llm = open_llm(replace(config, max_requests=1, threads=config.threads or available_cores()), notes=not json)
     cold = {"import_s": imported - begin, "load_s": time.perf_counter() - imported}
     result = _measure(llm, prefill, decode, rounds, cold)
     if json:

@@ -121,7 +121,7 @@ class CPUStep:
     def run(self, batch: Batch) -> StepResult:
         self._native.run(batch.buffer)
         rows, want = batch.size("L"), batch["want"]
-        _, hidden, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
+        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
         return StepResult(
             batch.size("step"),
             self._result(ids, rows),
@@ -130,6 +130,7 @@ class CPUStep:
             self._result(top_logprobs, rows),
             self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
             self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
+            tuple(self._result(x, batch.size("T")) for x in extra),
         )
 
     def _result(self, view: View, rows: int) -> NDArray[np.generic]:

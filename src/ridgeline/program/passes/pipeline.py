@@ -25,12 +25,12 @@ def passes(
     multiplies: Multiplies = MappingProxyType({}),
     activations: str = "auto",
     formats: Formats = AS_STORED,
-    smoothing: bool = False,
+    smoothing: str = "",
 ) -> list[Pass]:
     """The pipeline for one load.
 
-    `format_of` knows the source, `formats` what it is packed anew in; `held_as` (None: as stored) and `multiplies`
-    (rows that linears over held formats may read) are the backend's.
+    `format_of` knows the source, `formats` what it is packed anew in; `smoothing` labels calibrated scales ("": none).
+    `held_as` (None: as stored) and `multiplies` (rows that linears over held formats may read) are the backend's.
     """
     listed: list[Pass] = [
         ("bind formats", lambda p: bind_formats(p, format_of)),
@@ -39,7 +39,7 @@ def passes(
     if formats:
         listed.append(("repack", lambda p: repack(p, formats)))
     if smoothing:
-        listed.append(("smooth", smooth))
+        listed.append(("smooth", lambda p: smooth(p, smoothing)))
     if fused:
         listed.append(("fuse", fuse))
     if held_as is not None:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 
+from ridgeline.errors import ConfigError
 from ridgeline.program.ir import Entry, Instr, Operand, Program, View, Weight
 from ridgeline.program.passes.rewrite import map_weights
 
@@ -18,17 +19,19 @@ _NORMS = ("rms_norm", "layer_norm")
 _ROWS = "int8"  # the format whose linears read rows with one scale
 
 
-def smooth(program: Program) -> Program:
+def smooth(program: Program, label: str) -> Program:
     """Name the scale of each norm that only linears over int8 weights read, in its vectors and in their matrices.
 
-    Comes before fusing. Not the norm before the head, whose rows are a result, nor tied weights.
+    Comes before fusing. Not the norm before the head, whose rows are a result, nor tied weights. `label`, part of each
+    name, tells scales of different strengths and texts apart. ConfigError where there is nothing to smooth.
     """
     uses = Counter(x.name for x in program.operands() if isinstance(x, Weight))
     marks = {w.name: name for name, group in _groups(program.forward).items() for w in group}
     spoiled = {marks[name] for name in marks if uses[name] > 1}
-    return map_weights(
-        program, lambda w: replace(w, smooth=marks[w.name]) if marks.get(w.name, "") not in {"", *spoiled} else w
-    )
+    kept = {name: f"{mark}@{label}" for name, mark in marks.items() if mark not in spoiled}
+    if not kept:
+        raise ConfigError(f"smoothing finds no int8 matrices behind a norm in {program.name}; give --format int8")
+    return map_weights(program, lambda w: replace(w, smooth=kept.get(w.name, "")))
 
 
 def smoothed(program: Program) -> dict[str, list[Weight]]:
