@@ -11,7 +11,7 @@ from pathlib import Path
 from ridgeline.errors import ConfigError
 
 BACKENDS = ("cpu", "reference", "torch")
-ACTIVATIONS = ("int8", "float32")
+ACTIVATIONS = ("auto", "int8", "int8-row", "bf16", "float32")
 KV_FORMATS = ("bf16", "int8", "f32")
 _RANGES = {
     "threads": (0, 1024),
@@ -43,16 +43,21 @@ class CacheConfig:
 class EngineConfig:
     """How a model is loaded and stepped.
 
-    activations: "int8" quantises the rows of linears over 4- and 8-bit weights in groups of 32 (approximate, its
-    cost shown by `ridgeline eval --against`); "float32" keeps them exact. context 0 = the model's own limit.
+    activations: the rows of linears. "auto": int8 over 4- and 8-bit weights, in groups like theirs, and bf16 over bf16
+    weights (approximate, its cost shown by `ridgeline eval --against-activations float32`); "int8" and "bf16":
+    only the one or the other; "int8-row": int8, with one scale a row over per-channel weights, which costs much
+    unless smoothed; "float32" keeps them exact. context 0 = the model's own limit.
+    format: what weights are packed anew in, such as "int8" or "int4,head=int8"; "" = as stored (approximate).
+    smoothing: strength of SmoothQuant's folding, for per-channel int8 weights; 0 = none, 0.5 is usual. calibration: the
+    text it is calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
-    step_tokens: most tokens in one step. random_format: weight format of `random:` models, q4_1 unless given.
+    step_tokens: most tokens in one step. seed: of `random:` models, whose format is q4_1 unless given.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
     """
 
     model: str
     backend: str = "cpu"
-    activations: str = "int8"
+    activations: str = "auto"
     kv_format: str = "bf16"
     threads: int = 0
     isa: str = ""
@@ -61,7 +66,9 @@ class EngineConfig:
     step_tokens: int = 256
     max_requests: int = 32
     queue: int = 512
-    random_format: str = ""
+    format: str = ""
+    smoothing: float = 0.0
+    calibration: str = ""
     seed: int = 0
     device: str = "cpu"
 
@@ -81,8 +88,14 @@ class EngineConfig:
             raise ConfigError(f"device {self.device!r} is not known; choose cpu, cuda, or one such as cuda:1")
         if self.device != "cpu" and self.backend != "torch":
             raise ConfigError(f"device {self.device} is for backend torch; backend {self.backend} runs on the cpu")
-        if self.random_format and not self.model.startswith("random:"):
-            raise ConfigError(f"--format is for random: models; {self.model} has its own")
+        if not 0 <= self.smoothing <= 1:
+            raise ConfigError(f"smoothing must be 0 (none) to 1, is {self.smoothing}")
+        if self.smoothing and "int8" not in re.split("[,=]", self.format):
+            raise ConfigError("smoothing is for per-channel int8 weights; give --format int8 with it")
+        if self.calibration and not self.smoothing:
+            raise ConfigError("a calibration text is for smoothing; give --smoothing 0.5 with it")
+        if self.smoothing and self.activations in ("float32", "bf16"):
+            raise ConfigError(f"smoothing makes int8 rows finer; it does nothing for activations {self.activations}")
 
 
 @dataclass(frozen=True)

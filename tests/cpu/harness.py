@@ -11,7 +11,7 @@ from ridgeline.backends.cpu.backend import CPU, result
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.ops.attention import KV_FORMATS, PAGE, KVPages
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import GROUP, OPS, Case, TensorType
+from ridgeline.ops.spec import OPS, Case, TensorType, groups_of, row_bytes
 from ridgeline.program.batch import HEADER, MAGIC, VERSION, FieldSlot
 from ridgeline.program.ir import Buffer, Entry, Field, Instr, State, StateRef, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
@@ -87,9 +87,8 @@ class OneOp:
         if value is None:
             return None
         if kind == "act":
-            quantized = isinstance(value, QuantizedRows)
-            shape = (len(value.q), value.columns) if quantized else value.shape
-            self.params[name] = Buffer(len(self.params), TensorType(shape, "i8g32" if quantized else "f32"))
+            dtype = value.dtype if isinstance(value, QuantizedRows) else "bf16" if isinstance(value, Bf16) else "f32"
+            self.params[name] = Buffer(len(self.params), TensorType(value.shape, dtype))
             return _whole(self.params[name])
         if kind == "weight":
             fmt = self.weight_format if value.ndim == 2 else "f32"
@@ -122,17 +121,23 @@ class OneOp:
         return batch
 
     def _output(self, arena: _native.Memory, plan: MemoryPlan, buffer: Buffer) -> Any:
-        rows = buffer.type.shape[0]
-        if buffer.type.dtype != "i8g32":
+        rows, dtype = buffer.type.shape[0], buffer.type.dtype
+        if dtype in ("f32", "i32"):
             return result(arena.array(), plan, _whole(buffer), rows)
-        groups = -(-buffer.type.columns // GROUP)
-        at, width = plan.offsets[buffer.id], groups * (GROUP + 8)
+        at, width, columns = plan.offsets[buffer.id], row_bytes(buffer.type), buffer.type.columns
         raw = arena.array()[at : at + rows * width].reshape(rows, width).copy()
-        q = raw[:, : groups * GROUP].view(np.int8)
-        scale = raw[:, groups * GROUP : groups * (GROUP + 4)].view(np.float32)
-        sums = raw[:, groups * (GROUP + 4) :].view(np.int32)
-        assert np.array_equal(sums, q.reshape(rows, groups, GROUP).sum(axis=2, dtype=np.int32))
-        return QuantizedRows(q, scale, buffer.type.columns)
+        if dtype == "bf16":
+            bits = raw[:, : columns * 2].view(np.uint16).astype(np.uint32) << np.uint32(16)
+            return bits.view(np.float32)
+        groups, group = groups_of(dtype, columns)
+        q, scale, sums = np.split(raw, [groups * group, groups * (group + 4)], axis=1)
+        wanted = q.view(np.int8).reshape(rows, groups, group).sum(axis=2, dtype=np.int32)
+        assert np.array_equal(np.ascontiguousarray(sums).view(np.int32), wanted)
+        return QuantizedRows(q.copy().view(np.int8), scale.copy().view(np.float32), columns, dtype)
+
+
+class Bf16(np.ndarray):
+    """Float32 rows, all of values that bfloat16 has, which an operand of type bf16 holds."""
 
 
 def _whole(b: Buffer) -> View:
@@ -141,9 +146,13 @@ def _whole(b: Buffer) -> View:
 
 def act_bytes(x: Any) -> np.ndarray:
     """An activation operand as the arena holds it."""
+    if isinstance(x, Bf16):
+        rows = np.zeros((len(x), row_bytes(TensorType(x.shape, "bf16")) // 2), np.uint16)
+        rows[:, : x.shape[1]] = np.ascontiguousarray(x).view(np.uint32) >> np.uint32(16)
+        return rows.view(np.uint8).reshape(-1)
     if not isinstance(x, QuantizedRows):
         return np.ascontiguousarray(x).view(np.uint8).reshape(-1)
-    sums = x.q.reshape(len(x.q), -1, GROUP).sum(axis=2, dtype=np.int32)
+    sums = x.q.reshape(len(x), -1, x.group).sum(axis=2, dtype=np.int32)
     parts = [x.q.view(np.uint8), np.ascontiguousarray(x.scale).view(np.uint8), sums.view(np.uint8)]
     return np.concatenate(parts, axis=1).reshape(-1)
 

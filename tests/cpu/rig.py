@@ -35,7 +35,7 @@ def program(
     held = CPU.held_as[weight_format]
     steps = pipeline.passes(
         lambda w: held if len(w.shape) > 1 else "f32", kv_format, fused=fused,
-        int8_formats=CPU.int8_formats if int8 else (),
+        multiplies=CPU.multiplies if int8 else {},
     )  # fmt: skip
     return pipeline.run(captured, steps)
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
-from harness import ISAS, OneOp, backend, run_case
+from harness import ISAS, Bf16, OneOp, backend, run_case
 
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
 from ridgeline.ops.linear import linear, quantize_act
 from ridgeline.ops.spec import OPS, Case
 from ridgeline.program.ir import Weight
-from ridgeline.quant.format import FORMATS
+from ridgeline.quant.format import FORMATS, row_bytes
 from ridgeline.weights.source import Raw
 
 POOL = _native.Pool(2)
-HELD = sorted(FORMATS)
+HELD = list(CPU.held_as)
 PACKED = [f for f in HELD if FORMATS[f].pack_blocks]
-TWO = dict.fromkeys(("q4_1", "q5_1", "q4_k", "q5_k"), (0, 2))
+TWO = dict.fromkeys(("q4_1", "q5_1", "uint4_g64", "uint4_g128", "q4_k", "q5_k"), (0, 2))
 SCALES = {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), **TWO}  # where blocks hold halves, if not at 0 alone
 
 
@@ -48,19 +50,25 @@ def unpacked(w: _native.PackedWeight, rows: int, k: int) -> np.ndarray:
     return out
 
 
+def rounded(x: np.ndarray, rows: str) -> Any:
+    """Rows as an operand of type `rows`."""
+    done = quantize_act(x, dtype=rows)
+    return done.view(Bf16) if rows == "bf16" else done
+
+
 @pytest.mark.parametrize("fmt", HELD)
 @pytest.mark.parametrize("rows", [1, 31, 33, 64])
 def test_held_values_are_exact(fmt: str, rows: int) -> None:
     """Any bit pattern, inf and NaN too."""
     f = FORMATS[fmt]
-    for k in {1: (1, 7, 96), 32: (32, 96), 256: (256, 768)}[f.block]:
-        raw = np.random.default_rng(rows * k).integers(0, 256, (rows, k // f.block * f.block_bytes), np.uint8)
+    for k in (4, 96, 100) if f.row_header else (1, 7, 96) if f.block == 1 else (f.block, 3 * f.block):
+        raw = np.random.default_rng(rows * k).integers(0, 256, (rows, row_bytes(f, k)), np.uint8)
         raw = Raw(fmt, (rows, k), raw)
         np.testing.assert_array_equal(unpacked(hold(raw), rows, k), raw.float32())
 
 
 def test_every_format_is_held() -> None:
-    assert CPU.held_as.keys() >= FORMATS.keys()
+    assert CPU.held_as.keys() == FORMATS.keys()
 
 
 def test_bad_weights_are_refused() -> None:
@@ -75,42 +83,45 @@ def test_bad_weights_are_refused() -> None:
 
 @pytest.mark.parametrize("fmt", HELD)
 def test_linear_and_embedding_of_stored_bytes(fmt: str) -> None:
-    """Against the oracle on float32 rows. The operand is declared as held, and handed over as stored."""
+    """Against the oracle, for every kind of rows. The operand is declared as held, and handed over as stored."""
     raw = small(fmt, 45, 2 * max(FORMATS[fmt].block, 32)) if FORMATS[fmt].block > 1 else plain(fmt, 45, 64)
     values, held = raw.float32(), CPU.held_as[fmt]
     rng = np.random.default_rng(5)
     x = rng.standard_normal((7, values.shape[1]), dtype=np.float32)
     ids = rng.integers(0, 45, 7).astype(np.int32)
     cases = [("linear", "w", {"x": x, "w": values}), ("embedding", "table", {"ids": ids, "table": values})]
-    if held in CPU.int8_formats:
-        cases.append(("linear", "w", {"x": quantize_act(x), "w": values}))
+    for rows in CPU.multiplies.get(held, ()):
+        cases.append(("linear", "w", {"x": rounded(x, rows), "w": values}))
     for op, name, operands in cases:
         one = OneOp(op, Case("", operands), backend(2), held, **{name: raw})
         (out,), exact = one.run(), OPS[op].meaning(**operands)
         assert np.abs(out - exact).max() <= (1e-5 * np.abs(exact).max() if op == "linear" else 0)
 
 
+ROWS = [(f, rows) for f in PACKED for rows in ("f32", *CPU.multiplies.get(CPU.held_as[f], ()))]
+
+
 @pytest.mark.parametrize("isa", ISAS)
-@pytest.mark.parametrize(
-    ("fmt", "int8"), [(f, False) for f in PACKED] + [(f, True) for f in PACKED if CPU.held_as[f] in CPU.int8_formats]
-)
-def test_linear_formats(fmt: str, int8: bool, isa: str) -> None:
-    """Against the oracle, and every row the same bits at every M and thread count."""
+@pytest.mark.parametrize(("fmt", "rows"), ROWS)
+def test_linear_formats(fmt: str, rows: str, isa: str) -> None:
+    """Against the oracle, and every row the same bits at every M and thread count, also in passes over rows."""
     rng = np.random.default_rng(11)
-    k, n = 160, 100
-    raw_x = rng.standard_normal((23, k), dtype=np.float32)
+    k, n, m = (640 if FORMATS[fmt].block > 32 else 160), 100, 200
+    raw_x = rng.standard_normal((m, k), dtype=np.float32)
     w = FORMATS[fmt].unpack(FORMATS[fmt].pack(rng.standard_normal((n, k), dtype=np.float32)))
     bias = rng.standard_normal(n, dtype=np.float32)
 
-    def run(rows: slice, threads: int) -> np.ndarray:
-        x = quantize_act(raw_x[rows]) if int8 else raw_x[rows]
-        return run_case("linear", Case("", {"x": x, "w": w, "bias": bias}), backend(threads, isa), fmt)[0]
+    def act(at: slice) -> Any:
+        return raw_x[at] if rows == "f32" else rounded(raw_x[at], rows)
+
+    def run(at: slice, threads: int) -> np.ndarray:
+        return run_case("linear", Case("", {"x": act(at), "w": w, "bias": bias}), backend(threads, isa), fmt)[0]
 
     whole = run(slice(None), 1)
-    exact = linear(quantize_act(raw_x) if int8 else raw_x, w, bias)
+    exact = linear(act(slice(None)), w, bias)
     assert np.abs(whole - exact).max() < 1e-5 * np.abs(exact).max()
-    for m in range(1, 14):
-        assert np.array_equal(run(slice(3, 3 + m), 1 + m % 3), whole[3 : 3 + m]), m
+    for count in (*range(1, 14), 33, 128):
+        assert np.array_equal(run(slice(3, 3 + count), 1 + count % 3), whole[3 : 3 + count]), count
 
 
 def test_quantise_keeps_nan() -> None:

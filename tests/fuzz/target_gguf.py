@@ -127,6 +127,7 @@ def _formats() -> Seed:
     tensors = [
         Tensor(f"t.{f.name}", (2, 2 * f.block), f.ggml_type, 4 * f.block_bytes, bytes(range(17)))
         for f in FORMATS.values()
+        if f.ggml_type is not None
     ]
     return _seed(keys_of({"general.architecture": "none"}), tensors)
 

@@ -56,7 +56,7 @@ def step_of(kind: tuple[str, bool, str], threads: int, isa: str = ""):
         lambda w: "f32" if len(w.shape) == 1 else fmt,
         kv,
         held_as=backend.held_as,
-        int8_formats=backend.int8_formats if int8 else (),
+        multiplies=backend.multiplies if int8 else {},
     )
     program = pipeline.run(build(TINY), listed)
     return backend.compile(program, read, BatchLayout.of(LIMITS, program.states), PAGES)

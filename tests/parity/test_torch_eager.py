@@ -51,7 +51,7 @@ def to_torch(x, device):
         dtype = KV_DTYPES[x.format]
         return KVTensors(*(torch.tensor(p, device=device).to(dtype) for p in (x.k, x.v)), x.format)
     if isinstance(x, QuantizedRows):
-        return QuantizedRows(torch.tensor(x.q, device=device), torch.tensor(x.scale, device=device), x.columns)
+        return QuantizedRows(torch.tensor(x.q, device=device), torch.tensor(x.scale, device=device), x.columns, x.dtype)
     if not isinstance(x, np.ndarray):
         return x
     t = torch.tensor(x, device=device)

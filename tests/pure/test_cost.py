@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import MappingProxyType
+
 import pytest
 
 from ridgeline import models
@@ -17,9 +19,9 @@ VECTORS = LAYERS * 2 * H + H
 CONSTANT = 4 * (D // 2)  # rotary frequencies
 
 
-def program(weight_format="q4_1", kv_format="bf16", fused=True, int8=()):
+def program(weight_format="q4_1", kv_format="bf16", fused=True, int8=MappingProxyType({})):
     listed = pipeline.passes(
-        lambda w: "f32" if len(w.shape) == 1 else weight_format, kv_format, fused=fused, int8_formats=int8
+        lambda w: "f32" if len(w.shape) == 1 else weight_format, kv_format, fused=fused, multiplies=int8
     )
     return pipeline.run(models.build(SMOLLM2), listed)
 
@@ -110,7 +112,7 @@ def test_no_rows_no_sampling():
 
 
 def test_int8_rows_are_counted():
-    plain, quantised = (cost.total(program(int8=f), Load(((0, 64),), 1)) for f in ((), ("q4_1",)))
+    plain, quantised = (cost.total(program(int8=f), Load(((0, 64),), 1)) for f in ({}, {"q4_1": ("i8g32",)}))
     assert quantised.weight_bytes == plain.weight_bytes
     extra = 64 * LAYERS * (H + H + H + F) + H
     assert quantised.flops == plain.flops + 4 * extra

@@ -79,7 +79,7 @@ def test_a_buffer_lives_from_its_writer_to_its_last_reader(entry):
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_real_programs(name, fused):
-    listed = pipeline.passes(lambda w: "f32", "bf16", fused=fused, int8_formats=("f32",))
+    listed = pipeline.passes(lambda w: "f32", "bf16", fused=fused, multiplies={"f32": ("i8g32",)})
     program = pipeline.run(models.build(from_hf(tiny.CONFIGS[name])), listed)
     for entry in program.entries.values():
         check(entry, LIMITS)

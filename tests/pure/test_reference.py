@@ -131,7 +131,7 @@ def test_bf16_state_is_close_and_rounded(checkpoint):
 def test_int8_rows_are_close(checkpoint):
     program = pipeline.run(
         tiny.program_of(checkpoint, Reference()),
-        pipeline.passes(lambda w: "f32", "f32", int8_formats=("f32",))[3:],
+        pipeline.passes(lambda w: "f32", "f32", multiplies={"f32": ("i8g32",)})[3:],
     )
     exact = tiny.compile_model(checkpoint, Reference())
     rough = Reference().compile(program, checkpoint.read, exact.layout, 40)

@@ -23,8 +23,8 @@ def folder(tmp_path_factory):
     return toy.write_hollow(tmp_path_factory.mktemp("m") / "smollm2", toy.SMOLLM2)
 
 
-def opened(folder, activations="float32"):
-    return open_model(EngineConfig(str(folder), backend="reference", activations=activations)).program
+def opened(folder, activations="float32", **settings):
+    return open_model(EngineConfig(str(folder), backend="reference", activations=activations, **settings)).program
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +71,7 @@ def test_times_are_the_longer_of_arithmetic_and_bytes(program):
 
 
 def test_int8_rows_are_held_to_the_int8_peak(folder, program):
-    quantised = lines(opened(folder, "int8"), PREFILL)
+    quantised = lines(opened(folder, "int8", format="q8_0"), PREFILL)
     assert quantised["quantize_act"].count == 30 * 4 + 1
     rows = 2 * 512 * 30 * LAYER
     assert quantised["linear"].seconds < lines(program, PREFILL)["linear"].seconds / 3

@@ -186,9 +186,9 @@ def test_the_message_names_the_instruction_its_scope_and_line():
 
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
-@pytest.mark.parametrize("int8", [(), ("q4_1",)], ids=["float32", "int8"])
+@pytest.mark.parametrize("int8", [{}, {"q4_1": ("i8g32",)}], ids=["float32", "int8"])
 def test_every_pass_leaves_a_legal_program(name, int8):
-    listed = pipeline.passes(lambda w: "f32" if len(w.shape) == 1 else "q4_1", "bf16", int8_formats=int8)
+    listed = pipeline.passes(lambda w: "f32" if len(w.shape) == 1 else "q4_1", "bf16", multiplies=int8)
     program = pipeline.run(models.build(from_hf(tiny.CONFIGS[name])), listed)
     assert [label for label, _ in listed] == ["bind formats", "bind KV format", "fuse", "quantize activations"][
         : len(listed)

@@ -31,6 +31,7 @@ from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
 from ridgeline.program.ir import Program
 from ridgeline.program.memory import plan_memory
+from ridgeline.program.passes.repack import parse_formats
 from ridgeline.quant.format import FORMATS, row_bytes
 from ridgeline.text.template import require_template
 from ridgeline.text.tokenizer import Tokenizer, from_gguf
@@ -127,7 +128,7 @@ def inspect(config: EngineConfig, contexts: Sequence[int] = ()) -> Inspection:
 
 def _checkpoint(found: ResolvedModel, config: EngineConfig) -> Checkpoint:
     if found.kind == "random":
-        return random_checkpoint(config.model, config.random_format or "q4_1", config.seed)
+        return random_checkpoint(config.model, parse_formats(config.format).rest or "q4_1", config.seed)
     return open_checkpoint(found.path)
 
 

@@ -5,7 +5,7 @@ And what the backends that interpret share: the stores of a program's state, and
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ridgeline.errors import Unsupported
@@ -16,6 +16,16 @@ from ridgeline.weights.source import Raw
 ReadWeight = Callable[[Weight], Raw]
 Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
 States = dict[tuple[str, int], Any]  # (group, layer) -> its store
+
+# What the oracles multiply: what a backend with a kernel for every format would.
+MULTIPLIES: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs"), ("i8g32",)),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"), ("i8g32",)),
+    **dict.fromkeys(("int4_g64", "uint4_g64"), ("i8g64",)),
+    **dict.fromkeys(("int4_g128", "uint4_g128", "int8_g128"), ("i8g128",)),
+    "int8": ("i8", "i8g32"),
+    "bf16": ("bf16",),
+}
 
 
 class Step(Protocol):
@@ -30,8 +40,9 @@ class Backend(Protocol):
     """A way to run programs.
 
     `held_as` maps each stored weight format the backend takes to the (losslessly equal) format it holds it in, which
-    is the one the cost fold counts; `int8_formats` are held formats whose linears may read int8 rows. `unpacks_to` is
-    the format in which a compiled program's weights lie in memory where that is not the held one, else "".
+    is the one the cost fold counts. `multiplies` maps held formats to the types of rows, besides float32, that linears
+    over them may read, best first. `unpacks_to` is the format in which a compiled program's weights lie in memory where
+    that is not the held one, else "".
     """
 
     @property
@@ -41,7 +52,7 @@ class Backend(Protocol):
     def held_as(self) -> Mapping[str, str]: ...
 
     @property
-    def int8_formats(self) -> Collection[str]: ...
+    def multiplies(self) -> Mapping[str, tuple[str, ...]]: ...
 
     @property
     def unpacks_to(self) -> str: ...

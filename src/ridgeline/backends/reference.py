@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ridgeline.backends.base import ReadWeight, Store, open_states, run_copies
+from ridgeline.backends.base import MULTIPLIES, ReadWeight, Store, open_states, run_copies
 from ridgeline.ops.attention import KVPages
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
@@ -21,7 +21,7 @@ class Reference:
 
     name = "reference"
     held_as: Mapping[str, str] = {name: name for name in FORMATS}
-    int8_formats = tuple(FORMATS)
+    multiplies = MULTIPLIES
     unpacks_to = "f32"
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> ReferenceStep:
@@ -49,7 +49,7 @@ class ReferenceStep:
         run_copies(batch, self.states)
         fields = {**batch.fields(), "held": self.held}
         bindings = Bindings(fields, self.weights, self.states, self.comms)
-        kept, hidden = interpret(self.program.forward, [], bindings)
+        kept, hidden, *extra = interpret(self.program.forward, [], bindings)
         want = batch["want"]
         holding = np.flatnonzero(want & WANT_HOLD)
         self.held[batch["hold_slot"][holding]] = kept[holding]
@@ -57,4 +57,5 @@ class ReferenceStep:
         return StepResult(
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,
             hidden if np.any(want & WANT_HIDDEN) else None, logits if np.any(want & WANT_LOGITS) else None,
+            tuple(extra),
         )  # fmt: skip

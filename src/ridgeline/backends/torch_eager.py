@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ridgeline.backends.base import ReadWeight, Store, open_states, run_copies
+from ridgeline.backends.base import MULTIPLIES, ReadWeight, Store, open_states, run_copies
 from ridgeline.errors import ConfigError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import GROUP, OPS
+from ridgeline.ops.spec import OPS, groups_of
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Field, Program, State, Weight
@@ -121,15 +121,18 @@ def linear(x: Tensor | QuantizedRows, w: Tensor, bias: Tensor | None = None) -> 
 
 
 def dequantize(x: Any) -> Tensor:
-    return (x.q.float().unflatten(1, (-1, GROUP)) * x.scale[:, :, None]).flatten(1)[:, : x.columns]
+    return (x.q.float().unflatten(1, (-1, x.group)) * x.scale[:, :, None]).flatten(1)[:, : x.columns]
 
 
-def quantize_act(x: Any) -> QuantizedRows:
-    groups = F.pad(x, (0, -x.shape[1] % GROUP)).unflatten(1, (-1, GROUP))
+def quantize_act(x: Any, *, dtype: str = "i8g32") -> Any:
+    if dtype == "bf16":
+        return x.bfloat16().float()
+    count, group = groups_of(dtype, x.shape[1])
+    groups = F.pad(x, (0, count * group - x.shape[1])).unflatten(1, (count, group))
     scale = groups.abs().amax(dim=2) / 127
     inverse = torch.where(scale > 0, 1 / scale, 0)
     q: Any = (groups * inverse[:, :, None]).round().to(torch.int8).flatten(1)
-    return QuantizedRows(q, scale, x.shape[1])
+    return QuantizedRows(q, scale, x.shape[1], dtype)
 
 
 def rms_norm(x: Tensor, w: Tensor, *, eps: float, width: int = 0) -> Tensor:
@@ -234,7 +237,7 @@ class Torch:
 
     name = "torch"
     held_as: Mapping[str, str] = {name: name for name in FORMATS}
-    int8_formats = tuple(FORMATS)
+    multiplies = MULTIPLIES
     unpacks_to = "f32"
 
     def __init__(self, device: str = "cpu", threads: int = 0) -> None:
@@ -282,7 +285,7 @@ class TorchStep:
         holding = np.flatnonzero(want & WANT_HOLD)
         with torch.no_grad():
             bindings = self._bind(batch)
-            kept, hidden = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
+            kept, hidden, *extra = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
             self.held[batch["hold_slot"][holding].tolist()] = kept[holding.tolist()]
             found = interpret(self.program.sample, [hidden], bindings, meanings=MEANINGS)
         ids, logprobs, top_ids, top_logprobs, logits = found
@@ -290,6 +293,7 @@ class TorchStep:
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,
             hidden.cpu().numpy() if np.any(want & WANT_HIDDEN) else None,
             logits.cpu().numpy() if np.any(want & WANT_LOGITS) else None,
+            tuple(x.cpu().numpy() for x in extra),
         )  # fmt: skip
 
     def logits(self, batch: Batch) -> Tensor:
@@ -300,7 +304,7 @@ class TorchStep:
         with no more pages than the batch needs.
         """
         bindings = self._bind(batch)
-        _, hidden = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
+        _, hidden, *_ = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
         sample = self.program.sample
         head = replace(sample, instrs=tuple(i for i in sample.instrs if i.op != "sample"), results=sample.results[4:])
         [logits] = interpret(head, [hidden], bindings, meanings=MEANINGS)

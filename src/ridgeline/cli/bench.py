@@ -71,7 +71,8 @@ def bench(
 
     imported = time.perf_counter()
     most = max([1, *work.concurrency, *work.batch])
-    llm = open_llm(replace(config, max_requests=most, threads=config.threads or available_cores()))
+    settled = replace(config, max_requests=most, threads=config.threads or available_cores())
+    llm = open_llm(settled, notes=not json)
     cold = {"import_s": imported - begin, "load_s": time.perf_counter() - imported}
     result = _measure(llm, work, cold)
     if json:

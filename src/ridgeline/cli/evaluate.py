@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, AsJson, Group, takes
 from ridgeline.cli.output import emit_json, tell, token_bar
-from ridgeline.config import EngineConfig
+from ridgeline.config import CacheConfig, EngineConfig
 from ridgeline.errors import ConfigError, InvalidRequest
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ AGAINST = Group(
     {
         "against": (Annotated[str, Option("Reference model.", default="none, or the same")], ""),
         "against_backend": (Annotated[str, Option("Its backend.", default=_SAME)], ""),
+        "against_format": (Annotated[str, Option("Its format, as --format.", default="as stored")], ""),
         "against_activations": (Annotated[str, Option("Its activations.", default=_SAME)], ""),
         "against_kv_format": (Annotated[str, Option("Its KV format.", default=_SAME)], ""),
     },
@@ -53,12 +55,13 @@ def evaluate(
 ) -> None:
     """Perplexity on a text; with a reference also KL divergence and top-1 agreement.
 
-    Each window starts with the tokenizer's BOS where the tokenizer adds one; it is given, not predicted.
+    Each window starts with the tokenizer's BOS where the tokenizer adds one; it is given, not predicted. What a model
+    loses against itself as stored with float32 activations is kept, and shown whenever it is loaded like this again.
     """
     from ridgeline.tools import evaluate as tool
 
     content = read_text(text, tokens * BYTES_PER_TOKEN)
-    configs = [config, replace(config, **against)] if against else [config]
+    configs = [config, _reference(config, against)] if against else [config]
     window = _choose_window(configs, window)
     model, *others = (_load(c, window) for c in configs)
     reference = others[0] if others else None
@@ -67,12 +70,38 @@ def evaluate(
     texts = tool.windows(_encode(model, reference, content), window, tokens, bos)
     with token_bar("eval", sum(map(len, texts))) as advance:
         done = tool.evaluate(_stepped(model), texts, _stepped(reference) if reference else None, advance)
+    kept = reference is not None and _keep(model, reference, done, window, content)
     head = {
         "model": config.model, "backend": config.backend, "activations": config.activations,
-        "kv_format": config.kv_format, "text": str(text), "window": window,
+        "kv_format": config.kv_format, "format": config.format or None, "smoothing": config.smoothing,
+        "text": str(text), "window": window, "kept": kept,
         "bos": None if bos is None else tokenizer.bos_token, "against": against or None,
     }  # fmt: skip
     _show(head, done, json)
+
+
+def _reference(config: EngineConfig, against: dict[str, Any]) -> EngineConfig:
+    """The model's config with what `against` changes; as stored, unless that says otherwise."""
+    stored = {} if config.model.startswith("random:") else {"format": ""}
+    return replace(config, smoothing=0.0, calibration="", **{**stored, **against})
+
+
+def _keep(model: Loaded, reference: Loaded, done: Any, window: int, text: str) -> bool:
+    """Keep what the model lost, if the reference is the same one, exact. Whether it was."""
+    from ridgeline.engine import losses
+    from ridgeline.program.approximations import approximations
+    from ridgeline.weights.fingerprint import fingerprint
+
+    ours, theirs = model.opened, reference.opened
+    same = (
+        fingerprint(ours.checkpoint) == fingerprint(theirs.checkpoint) and ours.program.states == theirs.program.states
+    )
+    if not same or approximations(theirs.program) or not approximations(ours.program):
+        return False
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    loss = losses.Loss(done.kl, done.top1_agreement, done.perplexity_ratio, done.tokens, window, digest)
+    losses.keep(CacheConfig.from_env().path, ours.checkpoint, ours.program, loss)
+    return True
 
 
 def read_text(path: Path, limit: int) -> str:
@@ -140,3 +169,5 @@ def _show(head: dict[str, Any], done: Any, as_json: bool) -> None:
             f"reference {done.reference_perplexity:.4f} (ratio {done.perplexity_ratio:.5f}), "
             f"KL {done.kl:.3e} nats, top-1 agreement {100 * done.top1_agreement:.2f} %"
         )
+    if head["kept"]:
+        tell("kept: shown whenever the model is loaded like this")

@@ -44,6 +44,8 @@ _Model = Annotated[
     str, Argument(metavar="MODEL", help="An alias, a .gguf file, a model directory, a Hub id, or random:1b.")
 ]
 _Size = Option("KV pool, such as 512M.", metavar="SIZE", parser=parse_bytes, default="a quarter of the free memory")
+_FORMAT = "Pack weights anew: int8, int4, bf16, q8_0, ..., or by part: int4,head=int8,embedding=int8."
+_SMOOTHING = "SmoothQuant folding into per-channel int8 weights, such as 0.5; 0 = none."
 ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_Model, _REQUIRED),
     "backend": (Annotated[str, Option(_choice(BACKENDS, "What runs the program"))], EngineConfig.backend),
@@ -53,15 +55,17 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     ),
     "threads": (Annotated[int, Option("Threads.", default="all cores")], 0),
     "activations": (
-        Annotated[str, Option(_choice(ACTIVATIONS, "Rows of linears over packed weights"))],
+        Annotated[str, Option(_choice(ACTIVATIONS, "Rows of linears"))],
         EngineConfig.activations,
     ),
     "kv_format": (Annotated[str, Option(_choice(KV_FORMATS, "KV format"))], EngineConfig.kv_format),
     "context": (Annotated[int, Option("Longest context.", default="the model's own limit")], 0),
     "kv_memory": (Annotated[int, _Size], "0"),
-    "random_format": (
-        Annotated[str, Option("Weight format of random: models.", flag="--format")],
-        EngineConfig.random_format,
+    "format": (Annotated[str, Option(_FORMAT, default="as stored")], EngineConfig.format),
+    "smoothing": (Annotated[float, Option(_SMOOTHING)], EngineConfig.smoothing),
+    "calibration": (
+        Annotated[str, Option("Text for smoothing.", metavar="FILE", default="one of ours")],
+        EngineConfig.calibration,
     ),
     "isa": (Annotated[str, Option("Instruction set of the CPU kernels.", default="the best")], ""),
     "model_seed": (Annotated[int, Option("Seed of random: models.")], EngineConfig.seed),
@@ -69,7 +73,11 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
 
 
 def _config(**values: Any) -> EngineConfig:
-    return EngineConfig(seed=values.pop("model_seed"), **values)
+    from ridgeline.program.passes.repack import parse_formats
+
+    config = EngineConfig(seed=values.pop("model_seed"), **values)
+    parse_formats(config.format)  # before anything is fetched
+    return config
 
 
 SAMPLING_OPTIONS: dict[str, tuple[Any, Any]] = {

@@ -25,15 +25,18 @@ def fetch(model: str) -> None:
         hub.resolve(model, cache=CacheConfig.from_env().path, progress=progress)
 
 
-def open_llm(config: EngineConfig) -> LLM:
-    """The model, loaded in this process."""
+def open_llm(config: EngineConfig, notes: bool = True) -> LLM:
+    """The model, loaded in this process; says on stderr what is approximate, unless told not to."""
     if config.backend == "cpu":
         one_blas_thread()
     from ridgeline.llm import LLM
 
     fetch(config.model)
     settings = asdict(config)
-    return LLM(settings.pop("model"), **settings)
+    llm = LLM(settings.pop("model"), **settings)
+    for note in llm.info.notes if notes else ():
+        say(note)
+    return llm
 
 
 def roofline_of(llm: LLM) -> Roofline:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -10,8 +11,10 @@ from typing import TYPE_CHECKING
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
 from ridgeline.config import CacheConfig, EngineConfig, available_cores, available_memory
+from ridgeline.engine.calibrate import Calibrator, text_of
 from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor
+from ridgeline.engine.losses import notes
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.errors import ConfigError
@@ -23,6 +26,7 @@ from ridgeline.program.batch import BatchLayout, Limits, StepResult
 from ridgeline.program.dump import program_hash
 from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
+from ridgeline.program.passes.repack import parse_formats
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
 from ridgeline.weights.load import Checkpoint, open_checkpoint
@@ -73,7 +77,7 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
     """Find the model's files, check its config, capture and transform its program."""
     found = find(config.model, progress)
     if found.kind == "random":
-        checkpoint = random_checkpoint(config.model, config.random_format or "q4_1", config.seed)
+        checkpoint = random_checkpoint(config.model, parse_formats(config.format).rest or "q4_1", config.seed)
         tokenizer = tokenizer_of(found)
     else:
         checkpoint = open_checkpoint(found.path)
@@ -85,8 +89,10 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
 def program_of(checkpoint: Checkpoint, config: EngineConfig) -> tuple[Program, Backend]:
     """The program as the config's backend will run it, and that backend; every tensor of the file is accounted for."""
     backend = get_backend(config)
-    int8 = backend.int8_formats if config.activations == "int8" else ()
-    listed = pipeline.passes(checkpoint.format_of, config.kv_format, held_as=backend.held_as, int8_formats=int8)
+    listed = pipeline.passes(
+        checkpoint.format_of, config.kv_format, held_as=backend.held_as, multiplies=backend.multiplies,
+        activations=config.activations, formats=parse_formats(config.format), smoothing=smoothing_label(config),
+    )  # fmt: skip
     program = build(for_context(checkpoint.config, config.context))
     checkpoint.check_all_used(program.weights.values())
     return pipeline.run(program, listed), backend
@@ -139,13 +145,29 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
     limits = batch_limits(opened.config, config)
     layout = BatchLayout.of(limits, opened.program.states)
     pages = page_count(opened.program, opened.backend, limits, config)
-    step = opened.backend.compile(opened.program, opened.checkpoint.read, layout, pages)
+    step = opened.backend.compile(opened.program, smoothed_checkpoint(opened, config).read, layout, pages)
     info = engine_info(opened, limits, pages, config, time.perf_counter() - begin)
     tokenizer = opened.tokenizer
     engine = Engine(
         LocalExecutor(step), layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), observe
     )
     return Loaded(opened, step, engine)
+
+
+def smoothing_label(config: EngineConfig) -> str:
+    """What tells the scales of a config's smoothing from others; "" where it asks for none."""
+    if not config.smoothing:
+        return ""
+    return f"{config.smoothing:g}-{hashlib.sha256(text_of(config).encode()).hexdigest()[:8]}"
+
+
+def smoothed_checkpoint(opened: Opened, config: EngineConfig) -> Checkpoint:
+    """The checkpoint with the scales that the program names, calibrated if they are not in the cache."""
+    if not config.smoothing:
+        return opened.checkpoint
+    calibrator = Calibrator(opened.checkpoint, opened.backend, opened.tokenizer, text_of(config))
+    scales = calibrator.scales(opened.program, config.smoothing, CacheConfig.from_env().path)
+    return replace(opened.checkpoint, scales=scales)
 
 
 def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig, seconds: float) -> EngineInfo:
@@ -173,4 +195,5 @@ def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig
         weight_bytes=cost.weight_bytes(program),
         program=program_hash(program),
         load_seconds=seconds,
+        notes=notes(CacheConfig.from_env().path, opened.checkpoint, program),
     )

@@ -232,6 +232,8 @@ def _loaded(child: Child, model: str) -> EngineInfo:
 
 
 def _differences(old: EngineInfo, new: EngineInfo) -> str:
-    """Names of the fields, but for the time of loading, in which two engines differ."""
-    names = (n for n in old.__struct_fields__ if n != "load_seconds" and getattr(old, n) != getattr(new, n))
+    """Names of the fields in which two engines differ, but for the time of loading and what is known of losses."""
+    names = (
+        n for n in old.__struct_fields__ if n not in ("load_seconds", "notes") and getattr(old, n) != getattr(new, n)
+    )
     return ", ".join(names)

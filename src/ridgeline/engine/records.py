@@ -93,6 +93,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     weight_bytes: int
     program: str
     load_seconds: float
+    notes: tuple[str, ...] = ()  # what is approximate, and what it costs
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):

@@ -11,20 +11,39 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ridgeline.ops.spec import GROUP, Array, Call, Case, Cost, Load, TensorType, elements, op
+from ridgeline.ops.attention import round_bf16
+from ridgeline.ops.spec import INT8_GROUPS, Array, Call, Case, Cost, Load, TensorType, elements, groups_of, op
 
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """Activations of type i8g32: q int8 [T, K'] with K' = K padded to a multiple of 32, scale float32 [T, K'/32]."""
+    """Activations of an int8 type: q int8 [T, K'] with K' = K padded to whole groups, scale float32 [T, groups]."""
 
     q: Array
     scale: Array
     columns: int
+    dtype: str = "i8g32"
+
+    def __len__(self) -> int:
+        return len(self.q)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(T, K)."""
+        return len(self.q), self.columns
+
+    def __getitem__(self, at: slice) -> QuantizedRows:
+        """Some of the rows."""
+        return QuantizedRows(self.q[at], self.scale[at], self.columns, self.dtype)
+
+    @property
+    def group(self) -> int:
+        """Columns that share a scale."""
+        return int(self.q.shape[1] // self.scale.shape[1])
 
     def float32(self) -> Array:
         """The rows as float32 [T, K]."""
-        groups = self.q.reshape(*self.scale.shape, GROUP).astype(np.float32) * self.scale[:, :, None]
+        groups = self.q.reshape(*self.scale.shape, self.group).astype(np.float32) * self.scale[:, :, None]
         return groups.reshape(self.q.shape)[:, : self.columns]
 
 
@@ -32,26 +51,36 @@ def _quantize_cases(rng: np.random.Generator) -> Iterable[Case]:
     for rows, k in ((1, 576), (3, 640), (7, 80), (5, 32)):
         yield Case(f"{rows}x{k}", {"x": rng.standard_normal((rows, k), dtype=np.float32)})
     yield Case("zeros", {"x": np.zeros((2, 64), np.float32)})
+    for dtype in (*INT8_GROUPS, "bf16"):
+        for rows, k in ((1, 576), (3, 640), (2, 33)):
+            x = rng.standard_normal((rows, k), dtype=np.float32)
+            yield Case(f"{rows}x{k} {dtype}", {"x": x}, {"dtype": dtype})
 
 
 @op(
     "x:act",
-    shape=lambda x: TensorType(x.shape, "i8g32"),
+    shape=lambda x, dtype="i8g32": TensorType(x.shape, dtype),
     cost=lambda call, load: Cost(4.0 * elements(call.outs[0], load), 0.0, 0.0, call.act(load)),
     cases=_quantize_cases,
     tolerance=1e-2,  # a value on a rounding edge may land one step (1/127 of its group's maximum) away
 )
-def quantize_act(x: Array) -> QuantizedRows:
-    """Round rows [T, K] to int8 with one scale per group of 32 columns: scale = max|x| / 127, round half to even."""
+def quantize_act(x: Array, *, dtype: str = "i8g32") -> QuantizedRows | Array:
+    """Round rows [T, K] to `dtype`, half to even.
+
+    int8 types have one scale = max|x| / 127 for each group of 32, 64 or 128 columns ("i8g32", ...) or for the row
+    ("i8"); columns that pad the last group are 0. "bf16" rows are float32 arrays here, of values that bf16 has.
+    """
+    if dtype == "bf16":
+        return round_bf16(x)
     rows, k = x.shape
-    groups = -(-k // GROUP)
-    padded = np.zeros((rows, groups * GROUP), np.float32)
+    groups, group = groups_of(dtype, k)
+    padded = np.zeros((rows, groups * group), np.float32)
     padded[:, :k] = x
-    padded = padded.reshape(rows, groups, GROUP)
-    scale = (np.abs(padded).max(axis=2) / np.float32(127)).astype(np.float32)
+    split = padded.reshape(rows, groups, group)
+    scale = (np.abs(split).max(axis=2) / np.float32(127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-    q = np.rint(padded * inverse[:, :, None]).astype(np.int8)
-    return QuantizedRows(q.reshape(rows, groups * GROUP), scale, k)
+    q = np.rint(split * inverse[:, :, None]).astype(np.int8)
+    return QuantizedRows(q.reshape(rows, groups * group), scale, k, dtype)
 
 
 def _linear_cost(call: Call, load: Load) -> Cost:
@@ -66,6 +95,10 @@ def _linear_cases(rng: np.random.Generator) -> Iterable[Case]:
         w = rng.standard_normal((n, k), dtype=np.float32)
         yield Case(f"{rows}x{n}x{k}", {"x": x, "w": w})
         yield Case(f"{rows}x{n}x{k}+bias", {"x": x, "w": w, "bias": rng.standard_normal(n, dtype=np.float32)})
+    for dtype in (*INT8_GROUPS, "bf16"):
+        for rows, n, k in ((1, 192, 576), (7, 100, 640), (3, 48, 80)):
+            x = quantize_act(rng.standard_normal((rows, k), dtype=np.float32), dtype=dtype)
+            yield Case(f"{rows}x{n}x{k} {dtype}", {"x": x, "w": rng.standard_normal((n, k), dtype=np.float32)})
 
 
 @op(
@@ -76,7 +109,7 @@ def _linear_cases(rng: np.random.Generator) -> Iterable[Case]:
     tolerance=1e-5,
 )
 def linear(x: Array | QuantizedRows, w: Array, bias: Array | None = None) -> Array:
-    """y[T, N] = x[T, K] · w[N, K]^T + bias[N], float32."""
+    """y[T, N] = x[T, K] · w[N, K]^T + bias[N], float32; x may be rows that quantize_act made."""
     rows = x.float32() if isinstance(x, QuantizedRows) else x
     y = np.empty((len(rows), len(w)), np.float32)
     for i, row in enumerate(rows):

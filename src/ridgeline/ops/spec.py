@@ -18,9 +18,10 @@ Array = NDArray[Any]
 Size = int | str  # an int, or one of the symbols "T", "R", "L"
 Shape = tuple[Size, ...]
 
-GROUP = 32  # activations of type i8g32 carry one scale per 32 columns
+GROUP = 32  # columns that share a scale in rows of type i8g32; every int8 row is padded to a multiple of it
+INT8_GROUPS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0}  # int8 row types: columns per scale; 0: the whole row
+ROWS = ("f32", *INT8_GROUPS, "bf16")  # what linear's rows may be
 
-_ROWS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0, "bf16": 1}
 _ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
 
 
@@ -130,20 +131,25 @@ class Call:
 
 def nbytes(t: TensorType, load: Load) -> int:
     """Bytes of a tensor of type `t` in a step."""
-    if t.dtype in _ROWS:
-        return elements(t, load) // t.columns * row_bytes(t)
-    return elements(t, load) * _ELEMENT_BYTES[t.dtype]
+    if t.dtype in _ELEMENT_BYTES:
+        return elements(t, load) * _ELEMENT_BYTES[t.dtype]
+    return elements(t, load) // t.columns * row_bytes(t)
+
+
+def groups_of(dtype: str, columns: int) -> tuple[int, int]:
+    """(groups, columns of one, padding included) in an int8 row of `columns`."""
+    group = INT8_GROUPS[dtype] or -(-columns // GROUP) * GROUP
+    return -(-columns // group), group
 
 
 def row_bytes(t: TensorType) -> int:
     """Bytes of one row of a [rows, columns] activation, or of one element of a vector."""
     columns = t.columns if len(t.shape) > 1 else 1
-    if t.dtype == "bf16":
-        return (columns + columns % 2) * 2 + 64
-    if t.dtype in _ROWS:
-        group = _ROWS[t.dtype] or -(-columns // 32) * 32
-        groups = -(-columns // group)
+    if t.dtype in INT8_GROUPS:
+        groups, group = groups_of(t.dtype, columns)
         return groups * group + groups * 8  # values, then a scale and a sum per group
+    if t.dtype == "bf16":
+        return -(-columns // 2) * 4 + 64  # whole pairs; rows 4 KiB apart would share cache sets
     return columns * _ELEMENT_BYTES[t.dtype]
 
 

@@ -180,7 +180,8 @@ class Batch:
 
 @dataclass
 class StepResult:
-    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them."""
+    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them.
+    `extra` are further results of the forward entry, one row per token (passes/observe.py)."""
 
     step: int
     ids: Array  # i32 [L]
@@ -189,3 +190,4 @@ class StepResult:
     top_logprobs: Array  # f32 [L, MAX_TOP]
     hidden: Array | None = None  # f32 [L, hidden]
     logits: Array | None = None  # f32 [L, vocab]
+    extra: tuple[Array, ...] = ()  # f32 [T, columns]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import GROUP, OPS, Array
+from ridgeline.ops.spec import OPS, Array
 from ridgeline.program.ir import CommRef, Entry, Field, Instr, Operand, StateRef, View, Weight
 
 
@@ -61,10 +61,12 @@ def _resolve(x: Operand, values: Mapping[int, Any], b: Bindings) -> Any:
 
 
 def _columns(value: Any, start: int, stop: int) -> Any:
-    if isinstance(value, QuantizedRows):
-        assert start % GROUP == 0, "a view of quantised rows starts inside a group"
-        end = -(-stop // GROUP)
-        return QuantizedRows(
-            value.q[:, start : end * GROUP], value.scale[:, start // GROUP : end], min(stop, value.columns) - start
-        )
-    return value[:, start:stop] if value.ndim > 1 else value
+    if not isinstance(value, QuantizedRows):
+        return value[:, start:stop] if value.ndim > 1 else value
+    if (start, stop) == (0, value.columns):
+        return value
+    group = value.group
+    assert start % group == 0, "a view of quantised rows starts inside a group"
+    end = -(-stop // group)
+    q, scale = value.q[:, start : end * group], value.scale[:, start // group : end]
+    return QuantizedRows(q, scale, min(stop, value.columns) - start, value.dtype)

@@ -53,7 +53,9 @@ class Weight:
 
     `parts` are the names of the stored tensors whose rows, one after the other, make this weight; `rows` optionally
     cuts [start, stop) ranges of each part, `columns` one range of the last axis (sharding). `format` is "" until
-    the source is known. A `constant` is computed from the config, not loaded.
+    the source is known. A `constant` is computed from the config, not loaded. A weight with `repack` is packed anew in
+    that format when it is read. `smooth` names a vector s of calibrated scales: a matrix is read with its columns
+    multiplied by s, a vector divided by it.
     """
 
     name: str
@@ -64,6 +66,8 @@ class Weight:
     rows: tuple[tuple[int, int], ...] = ()
     columns: tuple[int, int] | None = None
     constant: tuple[float, ...] | None = None
+    repack: str = ""
+    smooth: str = ""
 
     @property
     def type(self) -> TensorType:

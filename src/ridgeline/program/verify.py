@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ridgeline.ops.spec import OPS, TensorType
+from ridgeline.ops.spec import OPS, ROWS, TensorType
 from ridgeline.program.ir import Buffer, CommRef, Entry, Field, Instr, Operand, Program, StateRef, View, Weight
 
 _KINDS: dict[str, tuple[type, ...]] = {
@@ -67,6 +67,8 @@ def _verify_operands(at: str, instr: Instr) -> None:
         if isinstance(x, View):
             width = x.buffer.type.columns if len(x.buffer.type.shape) > 1 else 1
             assert 0 <= x.start < x.stop <= width, f"{at}: {param.name} views columns {x.start}:{x.stop} of {width}"
+            if x.type.dtype in ROWS[1:]:
+                assert (instr.op, param.name) == ("linear", "x"), f"{at}: {param.name} cannot be {x.type.dtype} rows"
 
 
 def _verify_shapes(at: str, instr: Instr) -> None:

@@ -2,7 +2,8 @@
 
 A format is one row of `FORMATS`: an unpack function (`unpack.py`, `kquants.py`) and, where weights can be packed in
 it here, a packer (`pack.py`). Weights are packed along the last axis K: `block` consecutive weights take `block_bytes`
-bytes. Unpacking follows GGUF's definitions bit for bit. Must not know about files, tensors' names, ops or kernels.
+bytes, after `row_header` bytes that belong to the whole row. Unpacking follows GGUF's definitions bit for bit; formats
+without a GGUF type are ours. Must not know about files, tensors' names, ops or kernels.
 """
 
 from __future__ import annotations
@@ -21,19 +22,21 @@ _PIECE = 1 << 16  # weights unpacked at a time, so that what is between bytes an
 
 @dataclass(frozen=True)
 class Format:
-    """One packed layout. `*_blocks` map uint8 [n, block_bytes] to float32 [n, block] and back."""
+    """One packed layout. `*_blocks` map uint8 [n, block_bytes] to float32 [n, block] and back; in a format with a row
+    header they map whole rows, uint8 [n, row_header + K * block_bytes / block] to float32 [n, K]."""
 
     name: str
     block: int  # weights per block along K
     block_bytes: int
     unpack_blocks: Callable[[U8], F32]
     pack_blocks: Callable[[F32], U8] | None  # None: read only
-    ggml_type: int  # tensor type number in GGUF files
+    ggml_type: int | None = None  # tensor type number in GGUF files
     safetensors: str | None = None  # dtype name in safetensors files
+    row_header: int = 0  # bytes before the blocks of each row
 
     @property
     def bits(self) -> float:
-        """Bits per weight, scales included."""
+        """Bits per weight, scales of blocks included, a row's header not."""
         return 8 * self.block_bytes / self.block
 
     def packer(self) -> Callable[[F32], U8]:
@@ -46,13 +49,24 @@ class Format:
     def unpack(self, raw: U8) -> F32:
         """uint8 [rows, row_bytes] to float32 [rows, K]; f32 may come back as a view of `raw`."""
         rows, row = raw.shape
-        if row % self.block_bytes:
-            raise Unsupported(f"{self.name} blocks have {self.block_bytes} bytes; {row} is not a multiple")
-        k = row // self.block_bytes * self.block
+        if row < self.row_header or (row - self.row_header) % self.block_bytes:
+            after = f" after {self.row_header}" if self.row_header else ""
+            raise Unsupported(f"{self.name} blocks have {self.block_bytes} bytes{after}; {row} is not a multiple")
+        k = (row - self.row_header) // self.block_bytes * self.block
+        if self.row_header:
+            return self._unpack_rows(raw, k)
         blocks = raw.reshape(-1, self.block_bytes)
         with np.errstate(all="ignore"):  # a file may hold inf or nan scales; the result shows them
             w = self.unpack_blocks(blocks) if self.block == 1 else self._unpack_pieces(blocks)
         return w.reshape(rows, k)
+
+    def _unpack_rows(self, raw: U8, k: int) -> F32:
+        w = np.empty((len(raw), k), np.float32)
+        step = max(1, _PIECE // max(1, k))
+        with np.errstate(all="ignore"):
+            for i in range(0, len(raw), step):
+                w[i : i + step] = self.unpack_blocks(raw[i : i + step])
+        return w
 
     def _unpack_pieces(self, blocks: U8) -> F32:
         w = np.empty((len(blocks), self.block), np.float32)
@@ -67,6 +81,8 @@ class Format:
         rows, k = x.shape
         row, pack_blocks = row_bytes(self, k), self.packer()
         x = np.ascontiguousarray(x, dtype=np.float32)
+        if self.row_header:
+            return pack_blocks(x)
         return pack_blocks(x.reshape(-1, self.block)).reshape(rows, row)
 
 
@@ -74,9 +90,17 @@ def row_bytes(fmt: Format, k: int) -> int:
     """Bytes of one packed row of k weights; Unsupported when k is not a multiple of the block."""
     if k % fmt.block:
         raise Unsupported(
-            f"format {fmt.name} packs {fmt.block} weights per block; a row of {k} is not a multiple (use f16 or bf16)"
+            f"format {fmt.name} packs {fmt.block} weights per block; a row of {k} is not a multiple "
+            f"(use {', '.join(_fitting(fmt, k))})"
         )
-    return k // fmt.block * fmt.block_bytes
+    return fmt.row_header + k // fmt.block * fmt.block_bytes
+
+
+def _fitting(wanted: Format, k: int) -> list[str]:
+    """Formats that rows of k can be packed in: those of smaller blocks named alike, and those that take any row."""
+    family = wanted.name.rstrip("0123456789")
+    like = [f for f in FORMATS.values() if f.name.startswith(family) and f.block > 1 and k % f.block == 0]
+    return [*(f.name for f in like if f.pack_blocks), "int8", "f16", "bf16"]
 
 
 def get_format(name: str) -> Format:
@@ -105,5 +129,11 @@ FORMATS: dict[str, Format] = {
         Format("q6_k", 256, 210, kquants.q6_k, None, ggml_type=14),
         Format("q8_k", 256, 292, kquants.q8_k, None, ggml_type=15),
         Format("iq4_xs", 256, 136, kquants.iq4_xs, None, ggml_type=23),
+        Format("int8", 1, 1, unpack.int8, pack.int8, row_header=4),
+        Format("int8_g128", 128, 130, unpack.q8_0, pack.q8_0),
+        Format("int4_g64", 64, 34, unpack.q4_0, pack.q4_0),
+        Format("int4_g128", 128, 66, unpack.q4_0, pack.q4_0),
+        Format("uint4_g64", 64, 36, unpack.q4_1, pack.q4_1),
+        Format("uint4_g128", 128, 68, unpack.q4_1, pack.q4_1),
     )
 }

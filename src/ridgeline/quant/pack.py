@@ -1,6 +1,7 @@
 """float32 blocks to packed bytes, rounded as ggml's reference quantisers round.
 
-Each function takes float32 [n, block] and returns uint8 [n, block_bytes] in GGUF's block layout. They know
+Each function takes float32 [n, block] and returns uint8 [n, block_bytes] in GGUF's block layout; q4_0, q4_1 and q8_0
+take blocks of any even length. They know
 nothing of tensors, names or files; `format.py` holds the table. Values are expected to be finite: the block
 formats have no way to store inf or nan. Like the files, this code is little-endian.
 """
@@ -32,6 +33,14 @@ def bf16(x: F32) -> U8:
     rounded: U32 = np.where(nan, bits | np.uint32(0x00400000), bits + half)
     top: U32 = rounded >> np.uint32(16)
     return top.astype(np.uint16).view(np.uint8)
+
+
+def int8(x: F32) -> U8:
+    """Whole rows: [scale f32][K int8]: w = scale * q, with scale = max|x| / 127, halves rounded to even."""
+    scale = np.abs(x).max(axis=1, keepdims=True, initial=0) / np.float32(127)
+    q = np.rint(np.divide(x, scale, out=np.zeros_like(x), where=scale > 0))
+    packed = np.clip(q, -127, 127).astype(np.int8)
+    return np.concatenate([scale.view(np.uint8), packed.view(np.uint8)], axis=1)
 
 
 def q8_0(x: F32) -> U8:
@@ -85,7 +94,7 @@ def _half(d: F32) -> U8:
 
 
 def _nibbles(shifted: F32) -> U8:
-    """Truncate to 0..15; weight j sits in the low half of byte j, weight j + 16 in the high half."""
+    """Truncate to 0..15; of n weights, j sits in the low half of byte j, j + n/2 in the high half."""
     return _paired(np.clip(shifted, 0, 15).astype(np.uint8))
 
 
@@ -96,5 +105,6 @@ def _fives(shifted: F32) -> tuple[U8, U8]:
 
 
 def _paired(q: U8) -> U8:
-    packed: U8 = q[:, :16] | (q[:, 16:] << np.uint8(4))
+    half = q.shape[1] // 2
+    packed: U8 = q[:, :half] | (q[:, half:] << np.uint8(4))
     return packed

@@ -30,6 +30,13 @@ def bf16(blocks: U8) -> F32:
     return bits.view(np.float32)
 
 
+def int8(rows: U8) -> F32:
+    """Whole rows: [scale f32][K int8]."""
+    w = rows[:, 4:].view(np.int8).astype(np.float32)
+    w *= np.ascontiguousarray(rows[:, :4]).view(np.float32)
+    return w
+
+
 def q8_0(blocks: U8) -> F32:
     w = blocks[:, 2:].view(np.int8).astype(np.float32)
     w *= f16(blocks[:, :2])
@@ -83,8 +90,9 @@ def fields(packed: U8, width: int, bits: int) -> U8:
 
 
 def nibbles(packed: U8) -> U8:
-    """uint8 [n, 16] to [n, 32] in 0..15: low halves are weights 0..15, high halves 16..31."""
-    return fields(packed, 16, 4).reshape(-1, 32)
+    """uint8 [n, half] to [n, 2 * half] in 0..15: low halves are the first weights, high halves the last."""
+    half = packed.shape[1]
+    return fields(packed, half, 4).reshape(-1, 2 * half)
 
 
 def _fives(low: U8, fifth: U8) -> F32:

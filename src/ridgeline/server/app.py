@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
@@ -137,6 +138,8 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
             )
             _stop_gently(server, app.state.hub)
             listener.listen()
+            for note in client.info.notes:
+                print(f"ridgeline: {note}", file=sys.stderr, flush=True)
             print(f"ridgeline serves {name} at {_url(listener)}", flush=True)
             server.run(sockets=[listener])
         finally:

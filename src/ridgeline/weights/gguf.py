@@ -34,7 +34,7 @@ _STRING, _ARRAY, _BOOL = 8, 9, 7
 _SCALARS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 
-_FORMAT_OF_TYPE = {fmt.ggml_type: fmt for fmt in FORMATS.values()}
+_FORMAT_OF_TYPE = {fmt.ggml_type: fmt for fmt in FORMATS.values() if fmt.ggml_type is not None}
 # Named so that a refusal can say what the file holds; listed by type number.
 _TYPE_NAMES = (
     "f32 f16 q4_0 q4_1 - - q5_0 q5_1 q8_0 q8_1 q2_k q3_k q4_k q5_k q6_k q8_k iq2_xxs iq2_xs iq3_xxs iq1_s "

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from ridgeline.models.hf import from_hf
 from ridgeline.models.names import GGUF, HF, names_of
 from ridgeline.program.ir import Weight
 from ridgeline.quant.format import FORMATS
+from ridgeline.quant.pack import F32
 from ridgeline.weights.gguf import GGUFFile
 from ridgeline.weights.layout import arrange, stored_shape, take, vector
+from ridgeline.weights.repack import repacked
 from ridgeline.weights.source import GGUFSource, Raw, SafetensorsSource, WeightSource
 
 _MAX_JSON = 16 << 20
@@ -34,13 +36,15 @@ _KINDS = {"hf": HF, "gguf": GGUF}
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's config and the source of its tensors; `kind` is the source's naming scheme: hf, gguf, random (ours)."""
+    """A model's config and the source of its tensors; `kind` is the source's naming scheme: hf, gguf, random (ours).
+    `scales` are the vectors that weights' `smooth` names."""
 
     config: ModelConfig
     source: WeightSource
     kind: str
     where: str
     metadata: Mapping[str, Any]
+    scales: Mapping[str, F32] = field(default_factory=dict)
 
     def format_of(self, w: Weight) -> str:
         """Stored format of a declared weight; vectors are held in float32. Its shape is checked here, from the
@@ -62,10 +66,12 @@ class Checkpoint:
             raise Unsupported(f"{self.where}: tensor {left[0]!r} is not understood for {self.config.family}")
 
     def read(self, w: Weight) -> Raw:
-        """The packed rows of a weight, all parts, cut as asked. Shapes are checked against the declaration."""
+        """The packed rows of a weight, all parts, cut, smoothed and packed anew as asked. Shapes are checked against
+        the declaration."""
         pieces = [self._part(w, i) for i in range(len(w.parts))]
         if len(w.shape) == 1:
-            whole = vector(np.concatenate([p.float32() for p in pieces]))
+            values = np.concatenate([p.float32() for p in pieces])
+            whole = vector(values / self.scales[w.smooth] if w.smooth else values)
         else:
             formats = {p.format for p in pieces}
             assert len(formats) == 1, f"{w.name} merges parts of different formats {formats}"
@@ -110,14 +116,17 @@ class Checkpoint:
             raw = _columns(raw, *w.columns)
         if raw.shape[1:] != w.shape[1:]:
             raise self._misfit(self.stored(part), raw.shape, w.shape)
+        if len(w.shape) > 1 and (w.repack or w.smooth):
+            return repacked(raw, w.repack or raw.format, self.scales[w.smooth] if w.smooth else None)
         return raw
 
 
 def _columns(raw: Raw, start: int, stop: int) -> Raw:
     fmt = FORMATS[raw.format]
     assert start % fmt.block == 0 and stop % fmt.block == 0, f"columns {start}:{stop} cut a block of {fmt.name}"
-    cut = slice(start // fmt.block * fmt.block_bytes, stop // fmt.block * fmt.block_bytes)
-    return Raw(raw.format, (raw.shape[0], stop - start), raw.data[:, cut])
+    head, blocks = np.split(raw.data, [fmt.row_header], axis=1)
+    cut = blocks[:, start // fmt.block * fmt.block_bytes : stop // fmt.block * fmt.block_bytes]
+    return Raw(raw.format, (raw.shape[0], stop - start), np.concatenate([head, cut], axis=1) if head.size else cut)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

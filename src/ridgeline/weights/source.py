@@ -154,20 +154,24 @@ class RandomSource:
         digest = hashlib.blake2b(f"{self.seed}/{name}".encode(), digest_size=8).digest()
         counter = np.arange(start * chunks, stop * chunks, dtype=np.uint64)
         picks = _hash(counter, int.from_bytes(digest, "little")) & np.uint64(self.POOL_CHUNKS - 1)
-        packed = self._pool.take(picks.astype(np.intp), axis=0).reshape(stop - start, -1)
-        return np.ascontiguousarray(packed[:, : row_bytes(self.format, k)])
+        header, chunk = self._pool
+        packed = chunk.take(picks.astype(np.intp), axis=0).reshape(stop - start, -1)
+        packed = packed[:, : row_bytes(self.format, k) - header.size]
+        return np.concatenate([np.broadcast_to(header, (stop - start, header.size)), packed], axis=1)
 
     @property
     def _chunk(self) -> int:
         return -(-self.CHUNK // self.format.block) * self.format.block
 
     @cached_property
-    def _pool(self) -> U8:
-        """uint8 [POOL_CHUNKS, bytes of one chunk]."""
+    def _pool(self) -> tuple[U8, U8]:
+        """The header that every row shares (empty where the format has none), and uint8 [POOL_CHUNKS, chunk's bytes]:
+        the pool is packed as one row."""
         rng = np.random.default_rng(self.seed)
-        normal = rng.standard_normal((self.POOL_CHUNKS, self._chunk), dtype=np.float32)
+        normal = rng.standard_normal((1, self.POOL_CHUNKS * self._chunk), dtype=np.float32)
         normal *= np.float32(self.STD)
-        return self.format.pack(normal)
+        header, chunks = np.split(self.format.pack(normal)[0], [self.format.row_header])
+        return header, chunks.reshape(self.POOL_CHUNKS, -1)
 
 
 def _hash(counter: U64, key: int) -> U64:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import numpy as np
@@ -45,7 +45,7 @@ class CPU:
         "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
         **{held: held for held in MULTIPLIES},
     }  # fmt: skip
-    int8_formats: Collection[str] = tuple(held for held, rows in MULTIPLIES.items() if "i8g32" in rows)
+    multiplies: Mapping[str, tuple[str, ...]] = MULTIPLIES
     unpacks_to = ""
 
     def __init__(self, threads: int, isa: str = "") -> None:
@@ -127,7 +127,7 @@ class CPUStep:
         self._native.run(batch.buffer)
         self.native_s += time.perf_counter() - begin
         rows, want = batch.size("L"), batch["want"]
-        _, hidden, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
+        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
         return StepResult(
             batch.size("step"),
             self._result(ids, rows),
@@ -136,6 +136,7 @@ class CPUStep:
             self._result(top_logprobs, rows),
             self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
             self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
+            tuple(self._result(x, batch.size("T")) for x in extra),
         )
 
     def profile(self, batch: Batch) -> list[tuple[Instr, float, float]]:

@@ -22,11 +22,12 @@ def fuse(program: Program) -> Program:
 
 
 def _mergeable(instr: Instr) -> tuple[object, ...] | None:
-    """Linears with equal keys may be merged: same rows, same format, same K, biased or not."""
+    """Linears with equal keys may be merged: same rows, read alike in the same format, same K, biased or not."""
     w, bias = instr.operands.get("w"), instr.operands.get("bias")
     if instr.op != "linear" or not isinstance(w, Weight) or len(w.parts) == 0:
         return None
-    return instr.operands["x"], w.format, w.shape[1], w.columns, isinstance(bias, Weight), instr.scope
+    read_as = w.format, w.shape[1], w.columns, w.repack, w.smooth
+    return instr.operands["x"], read_as, isinstance(bias, Weight), instr.scope
 
 
 def _merge_linears(entry: Entry, fresh: Iterator[int]) -> Entry:

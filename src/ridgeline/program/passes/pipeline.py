@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 
 from ridgeline.program.ir import Instr, Program, Weight
 from ridgeline.program.passes.formats import bind_formats, bind_kv_format, hold_formats
 from ridgeline.program.passes.fuse import fuse
-from ridgeline.program.passes.quantize import quantize_activations
+from ridgeline.program.passes.quantize import Multiplies, quantize_activations
+from ridgeline.program.passes.repack import AS_STORED, Formats, repack
+from ridgeline.program.passes.smooth import smooth
 from ridgeline.program.verify import verify
 
 Pass = tuple[str, Callable[[Program], Program]]
@@ -19,23 +22,30 @@ def passes(
     *,
     fused: bool = True,
     held_as: Mapping[str, str] | None = None,
-    int8_formats: Collection[str] = (),
+    multiplies: Multiplies = MappingProxyType({}),
+    activations: str = "auto",
+    formats: Formats = AS_STORED,
+    smoothing: str = "",
 ) -> list[Pass]:
     """The pipeline for one load.
 
-    `format_of` knows the source; `held_as` is the backend's (None: as stored); linears over `int8_formats` (held
-    ones) read int8 rows.
+    `format_of` knows the source, `formats` what it is packed anew in; `smoothing` labels calibrated scales ("": none).
+    `held_as` (None: as stored) and `multiplies` (rows that linears over held formats may read) are the backend's.
     """
     listed: list[Pass] = [
         ("bind formats", lambda p: bind_formats(p, format_of)),
         ("bind KV format", lambda p: bind_kv_format(p, kv_format)),
     ]
+    if formats:
+        listed.append(("repack", lambda p: repack(p, formats)))
+    if smoothing:
+        listed.append(("smooth", lambda p: smooth(p, smoothing)))
     if fused:
         listed.append(("fuse", fuse))
     if held_as is not None:
         listed.append(("hold formats", lambda p: hold_formats(p, held_as)))
-    if int8_formats:
-        listed.append(("quantize activations", lambda p: quantize_activations(p, int8_formats)))
+    if multiplies:
+        listed.append(("quantize activations", lambda p: quantize_activations(p, multiplies, activations)))
     return listed
 
 

@@ -1,6 +1,6 @@
 // y = x W^T for bfloat16 activations over bfloat16 weights: one sum per output, pairs of k ascending.
+#include "bf16.h"
 #include "kernels.h"
-#include "simd.h"
 #include "tiles.h"
 
 namespace ridgeline::RL_ISA {
@@ -16,7 +16,7 @@ struct Tile {
     u32x16 w[2];
     RL_FOR (v, 2) w[v] = load_bits(unit + (2 * j + v) * 64);
     RL_FOR (m, M) {
-      const int32_t pair = RowPointers<M>::template read<int32_t>(x, m, j);
+      const uint32_t pair = RowPointers<M>::template read<uint32_t>(x, m, j);
       RL_FOR (v, 2) sums[m][v] = dot2(sums[m][v], w[v], pair);
     }
   }

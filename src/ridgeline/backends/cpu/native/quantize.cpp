@@ -1,9 +1,9 @@
 // Float rows to int8, with a scale for each group of columns or one for the row: scale = max|x| / 127,
 // q = x * (1 / scale) rounded half to even. And float rows to bfloat16.
+#include "bf16.h"
 #include "half.h"
 #include "kernels.h"
 #include "rowwise.h"
-#include "simd.h"
 
 namespace ridgeline::RL_ISA {
 namespace {

@@ -153,32 +153,6 @@ RL_INLINE i32r dot4(i32r acc, u32r w, int32_t a) {
 #endif
 }
 
-// acc + the two products of bfloat16 pairs in each lane, the odd one first. The instruction flushes
-// subnormals.
-RL_INLINE f32r dot2(f32r acc, u32r w, int32_t pair) {
-#if defined(__AVX512BF16__)
-  return (f32r)_mm512_dpbf16_ps((__m512)acc, (__m512bh)w, (__m512bh)_mm512_set1_epi32(pair));
-#else
-  f32r even, odd;
-  uint32_t low = (uint32_t)pair << 16, high = (uint32_t)pair & 0xffff0000u;
-  float x;
-  memcpy(&x, &low, sizeof x);
-  splat_into(even, x);
-  memcpy(&x, &high, sizeof x);
-  splat_into(odd, x);
-  acc = fma((f32r)(w & 0xffff0000u), odd, acc);
-  return fma((f32r)(w << 16u), even, acc);
-#endif
-}
-
-// Rounded half to even; a NaN stays one.
-RL_INLINE void store_bf16(uint16_t* p, f32r x) {
-  const u32r bits = (u32r)x, rounded = (bits + 0x7fffu + ((bits >> 16u) & 1u)) >> 16u;
-  const u32r nan = (u32r)((i32r)(bits & 0x7fffffffu) > 0x7f800000);
-  const u16r out = __builtin_convertvector((nan & ((bits >> 16u) | 0x40u)) | (~nan & rounded), u16r);
-  memcpy(p, &out, sizeof out);
-}
-
 RL_INLINE void load_f16_into(f32r& v, const uint8_t* p) {
 #if defined(__AVX512F__)
   v = (f32r)_mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p));

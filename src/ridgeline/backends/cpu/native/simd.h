@@ -165,18 +165,6 @@ RL_INLINE Two<I> dot4(const Two<I>& acc, const Two<U>& w, int32_t a) {
   return {dot4(acc.lo, w.lo, a), dot4(acc.hi, w.hi, a)};
 }
 
-// acc + the two products of the bfloat16 pair of each lane with those of `pair`, the odd one first.
-template <class F, class U>
-RL_INLINE Two<F> dot2(const Two<F>& acc, const Two<U>& w, int32_t pair) {
-  return {dot2(acc.lo, w.lo, pair), dot2(acc.hi, w.hi, pair)};
-}
-
-template <class V>
-RL_INLINE void store_bf16(uint16_t* p, const Two<V>& v) {
-  store_bf16(p, v.lo);
-  store_bf16(p + lanes_of<V>, v.hi);
-}
-
 // The 4 bits of each lane from bit `shift` up, as 0.0 .. 15.0.
 template <class V>
 RL_INLINE auto nibble_to_f32(const Two<V>& x, uint32_t shift) {
