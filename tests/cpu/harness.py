@@ -124,7 +124,7 @@ class OneOp:
     def _output(self, arena: _native.Memory, plan: MemoryPlan, buffer: Buffer) -> Any:
         rows = buffer.type.shape[0]
         if buffer.type.dtype != "i8g32":
-            return result(arena.array(), plan, _whole(buffer), rows)
+            return result(arena.array(), plan, _whole(buffer), rows).copy()
         groups = -(-buffer.type.columns // GROUP)
         at, width = plan.offsets[buffer.id], groups * (GROUP + 8)
         raw = arena.array()[at : at + rows * width].reshape(rows, width).copy()
