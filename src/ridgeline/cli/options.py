@@ -70,8 +70,12 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         EngineConfig.smoothing,
     ),
+    "sparsity": (
+        Annotated[float, typer.Option(help="Part of what linears read that becomes 0, such as 0.4; 0 = none.")],
+        EngineConfig.sparsity,
+    ),
     "calibration": (
-        Annotated[str, typer.Option(metavar="FILE", help="Text for smoothing.", show_default="one of ours")],
+        Annotated[str, typer.Option(metavar="FILE", help="What both calibrate on.", show_default="one of ours")],
         EngineConfig.calibration,
     ),
     "isa": (Annotated[str, typer.Option(help="Instruction set of the CPU kernels.", show_default="the best")], ""),

@@ -21,11 +21,13 @@ from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, for_context
 from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
+from ridgeline.program.approximations import row_types
 from ridgeline.program.batch import BatchLayout, Limits, StepResult
 from ridgeline.program.dump import program_hash
 from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.program.passes.repack import parse_formats
+from ridgeline.program.passes.sparsify import sparsify
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
 from ridgeline.weights.fetch import Progress
@@ -71,7 +73,7 @@ def tokenizer_of(found: hub.ResolvedModel, checkpoint: Checkpoint | None = None)
 
 
 def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened:
-    """Find the model's files, check its config, capture and transform its program."""
+    """Find the model's files, check its config, capture and transform its program; sparsity is calibrated here."""
     found = find(config.model, progress)
     if found.kind == "random":
         checkpoint = random_checkpoint(config.model, parse_formats(config.format).rest or "q4_1", config.seed)
@@ -80,6 +82,10 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
         checkpoint = open_checkpoint(found.path)
         tokenizer = tokenizer_of(found, checkpoint)
     program, backend = program_of(checkpoint, config)
+    if config.sparsity:
+        calibrator = Calibrator(checkpoint, backend, tokenizer, text_of(config))
+        thresholds = calibrator.thresholds(config.sparsity, CacheConfig.from_env().path)
+        program = pipeline.run(program, [("sparsify", lambda p: sparsify(p, thresholds))])
     return Opened(config.model, checkpoint, program, tokenizer, backend)
 
 
@@ -186,7 +192,7 @@ def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig
         depth=1,
         backend=opened.backend.name,
         format=max(formats, key=lambda f: formats[f]),
-        activations=config.activations,
+        activations=row_types(program),
         kv_format=config.kv_format,
         threads=config.threads or available_cores(),
         weight_bytes=cost.weight_bytes(program),
