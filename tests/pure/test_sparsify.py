@@ -72,6 +72,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_thresholds_leave_the_part_that_was_asked_for(config, monkeypatch):
+    monkeypatch.setattr(calibrate, "_SAMPLES", 1 << 20)  # all there are: the text is short
     opened = open_model(config)
     calibrator = calibrate.Calibrator(opened.checkpoint, opened.backend, opened.tokenizer, TEXT)
     cut = {i.outputs[0].id: i.attrs["threshold"] for i in opened.program.instrs if i.op == "quantize_act"}
@@ -87,7 +88,7 @@ def test_thresholds_leave_the_part_that_was_asked_for(config, monkeypatch):
             total[name] += x.size
 
     calibrator.observe(visit)
-    assert all(abs(below[name] / total[name] - 0.4) < 0.02 for name in threshold)
+    assert all(abs(below[name] / total[name] - 0.4) < 0.001 for name in threshold)
     monkeypatch.setattr(calibrate.Calibrator, "observe", lambda *args: 1 / 0)
     assert open_model(config).program == opened.program  # from the cache
     with pytest.raises(ZeroDivisionError):
