@@ -48,8 +48,9 @@ class EngineConfig:
     only the one or the other; "int8-row": int8, with one scale a row over per-channel weights, which costs much
     unless smoothed; "float32" keeps them exact. context 0 = the model's own limit.
     format: what weights are packed anew in, such as "int8" or "int4,head=int8"; "" = as stored (approximate).
-    smoothing: strength of SmoothQuant's folding, for per-channel int8 weights; 0 = none, 0.5 is usual. calibration: the
-    text it is calibrated on, "" = one of ours.
+    smoothing: strength of SmoothQuant's folding, for per-channel int8 weights; 0 = none, 0.5 is usual. sparsity: the
+    part of what linears read that becomes 0, smallest values first; 0 = none (approximate). calibration: the text that
+    both are calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
     step_tokens: most tokens in one step. seed: of `random:` models, whose format is q4_1 unless given.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
@@ -68,6 +69,7 @@ class EngineConfig:
     queue: int = 512
     format: str = ""
     smoothing: float = 0.0
+    sparsity: float = 0.0
     calibration: str = ""
     seed: int = 0
     device: str = "cpu"
@@ -92,8 +94,12 @@ class EngineConfig:
             raise ConfigError(f"smoothing must be 0 (none) to 1, is {self.smoothing}")
         if self.smoothing and "int8" not in re.split("[,=]", self.format):
             raise ConfigError("smoothing is for per-channel int8 weights; give --format int8 with it")
-        if self.calibration and not self.smoothing:
-            raise ConfigError("a calibration text is for smoothing; give --smoothing 0.5 with it")
+        if not 0 <= self.sparsity < 1:
+            raise ConfigError(f"sparsity must be 0 (none) or more, below 1, is {self.sparsity}")
+        if self.sparsity and self.smoothing:
+            raise ConfigError("sparsity and smoothing do not go together; set only one of them")
+        if self.calibration and not (self.smoothing or self.sparsity):
+            raise ConfigError("a calibration text is for smoothing or sparsity; give one of them with it")
         if self.smoothing and self.activations in ("float32", "bf16"):
             raise ConfigError(f"smoothing makes int8 rows finer; it does nothing for activations {self.activations}")
 

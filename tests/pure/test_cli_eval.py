@@ -47,6 +47,38 @@ def test_eval_needs_one_vocabulary(cli, model, tmp_path):
     refused(done, "260", "300")
 
 
+INT8 = ("--backend", "reference", "--format", "int8")
+
+
+def test_a_loss_is_kept_and_shown_at_load(cli, model, tmp_path):
+    text = write(tmp_path / "t.txt", TEXT)
+    options = ["--text", text, "--window", 50, "--tokens", 120, *INT8]
+    unknown = cli("run", model, "hi", "--max-tokens", 1, *INT8)
+    assert "approximate: weights rounded again to int8, activations int8 in groups of 32\n" in unknown.err
+    assert "loss not measured: `ridgeline eval" in unknown.err
+    done = only_json(cli("eval", model, "--json", "--against-activations", "float32", *options))
+    assert done["kept"] and done["kl"] > 0 and (done["format"], done["against"]) == ("int8", {"activations": "float32"})
+    known = cli("run", model, "hi", "--max-tokens", 1, *INT8)
+    assert f"loss: KL {done['kl']:.4f} nats" in known.err and "(117 tokens of text" in known.err
+    assert "not measured" in cli("run", model, "hi", "--max-tokens", 1, *INT8, "--kv-format", "f32").err
+    exact = cli("run", model, "hi", "--max-tokens", 1, *toy.REFERENCE)
+    assert "approximate" not in exact.err and "loss" not in exact.err
+
+
+def test_only_losses_against_the_exact_model_are_kept(cli, model, tmp_path):
+    options = ["--json", "--text", write(tmp_path / "t.txt", TEXT), "--window", 50, "--tokens", 120]
+    for against in (["--against-format", "int8", "--against-activations", "float32"], ["--against-kv-format", "f32"]):
+        assert not only_json(cli("eval", model, *options, *INT8, *against))["kept"]
+    assert not only_json(cli("eval", model, *options, *toy.REFERENCE, "--against-format", "int8"))["kept"]
+    assert not only_json(cli("eval", model, *options, *INT8))["kept"]
+
+
+def test_a_smoothed_model_is_compared_with_the_stored_one(cli, model, tmp_path):
+    options = ["--json", "--text", write(tmp_path / "t.txt", TEXT), "--window", 50, "--tokens", 120, *INT8]
+    smoothed = only_json(cli("eval", model, *options, "--smoothing", 0.5, "--against-activations", "float32"))
+    assert smoothed["kept"] and smoothed["smoothing"] == 0.5 and 0 < smoothed["kl"] < 1
+
+
 @pytest.fixture
 def starts(tmp_path):
     """A model whose tokenizer puts BOS before each text."""

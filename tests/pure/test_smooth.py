@@ -191,7 +191,7 @@ def test_a_smoothed_model_loads_and_says_so(opened):
         ({"smoothing": 0.5, "format": "int4"}, "--format int8"),
         ({"smoothing": 1.5, "format": "int8"}, "0 .none. to 1"),
         ({"smoothing": 0.5, "format": "int8", "activations": "float32"}, "does nothing"),
-        ({"calibration": "x"}, "--smoothing"),
+        ({"calibration": "x"}, "smoothing or sparsity"),
     ],
 )
 def test_what_makes_no_sense_is_refused(settings, words):

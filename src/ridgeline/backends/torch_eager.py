@@ -124,9 +124,10 @@ def dequantize(x: Any) -> Tensor:
     return (x.q.float().unflatten(1, (-1, x.group)) * x.scale[:, :, None]).flatten(1)[:, : x.columns]
 
 
-def quantize_act(x: Any, *, dtype: str = "i8g32") -> Any:
-    if dtype == "bf16":
-        return x.bfloat16().float()
+def quantize_act(x: Any, *, dtype: str = "i8g32", threshold: float = 0.0) -> Any:
+    x = torch.where(x.abs() < threshold, 0, x) if threshold > 0 else x
+    if dtype in ("f32", "bf16"):
+        return x if dtype == "f32" else x.bfloat16().float()
     count, group = groups_of(dtype, x.shape[1])
     groups = F.pad(x, (0, count * group - x.shape[1])).unflatten(1, (count, group))
     scale = groups.abs().amax(dim=2) / 127

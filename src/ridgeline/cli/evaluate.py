@@ -72,8 +72,9 @@ def evaluate(
         done = tool.evaluate(_stepped(model), texts, _stepped(reference) if reference else None, advance)
     kept = reference is not None and _keep(model, reference, done, window, content)
     head = {
-        "model": config.model, "backend": config.backend, "activations": config.activations,
+        "model": config.model, "backend": config.backend, "activations": model.engine.info.activations,
         "kv_format": config.kv_format, "format": config.format or None, "smoothing": config.smoothing,
+        "sparsity": config.sparsity,
         "text": str(text), "window": window, "kept": kept,
         "bos": None if bos is None else tokenizer.bos_token, "against": against or None,
     }  # fmt: skip
@@ -83,7 +84,7 @@ def evaluate(
 def _reference(config: EngineConfig, against: dict[str, Any]) -> EngineConfig:
     """The model's config with what `against` changes; as stored, unless that says otherwise."""
     stored = {} if config.model.startswith("random:") else {"format": ""}
-    return replace(config, smoothing=0.0, calibration="", **{**stored, **against})
+    return replace(config, smoothing=0.0, sparsity=0.0, calibration="", **{**stored, **against})
 
 
 def _keep(model: Loaded, reference: Loaded, done: Any, window: int, text: str) -> bool:

@@ -45,6 +45,7 @@ _Model = Annotated[
 ]
 _Size = Option("KV pool, such as 512M.", metavar="SIZE", parser=parse_bytes, default="a quarter of the free memory")
 _FORMAT = "Pack weights anew: int8, int4, bf16, q8_0, ..., or by part: int4,head=int8,embedding=int8."
+_SPARSITY = "Part of what linears read that becomes 0, such as 0.4; 0 = none."
 _SMOOTHING = "SmoothQuant folding into per-channel int8 weights, such as 0.5; 0 = none."
 ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "model": (_Model, _REQUIRED),
@@ -63,8 +64,9 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
     "kv_memory": (Annotated[int, _Size], "0"),
     "format": (Annotated[str, Option(_FORMAT, default="as stored")], EngineConfig.format),
     "smoothing": (Annotated[float, Option(_SMOOTHING)], EngineConfig.smoothing),
+    "sparsity": (Annotated[float, Option(_SPARSITY)], EngineConfig.sparsity),
     "calibration": (
-        Annotated[str, Option("Text for smoothing.", metavar="FILE", default="one of ours")],
+        Annotated[str, Option("What both calibrate on.", metavar="FILE", default="one of ours")],
         EngineConfig.calibration,
     ),
     "isa": (Annotated[str, Option("Instruction set of the CPU kernels.", default="the best")], ""),

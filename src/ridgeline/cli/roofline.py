@@ -49,13 +49,14 @@ def _record(
     opened: Opened, config: EngineConfig, roof: Roofline, steps: dict[str, Load], lines: dict[str, list[Line]]
 ) -> dict[str, Any]:
     from ridgeline.program import cost
+    from ridgeline.program.approximations import row_types
     from ridgeline.program.dump import program_hash
 
     record: dict[str, Any] = {
         "model": opened.name,
         "program": program_hash(opened.program),
         "backend": opened.backend.name,
-        "activations": config.activations,
+        "activations": row_types(opened.program),
         "kv_format": config.kv_format,
         "parameters": cost.parameters(opened.program),
         "weight_bytes": cost.weight_bytes(opened.program),
@@ -96,12 +97,13 @@ def _print(
 ) -> None:
     from ridgeline.analysis.roofline import total
     from ridgeline.program import cost
+    from ridgeline.program.approximations import row_types
 
     program, p = opened.program, roof.peaks
     tell(
         f"{opened.name}: {cost.parameters(program) / 1e6:.1f} M parameters in {size(cost.weight_bytes(program))}, "
         f"{cost.kv_token_bytes(program):.0f} bytes of KV per token ({config.kv_format}), "
-        f"activations {config.activations}, backend {opened.backend.name}\n"
+        f"activations {row_types(program)}, backend {opened.backend.name}\n"
         f"peaks ({p.source}), {p.threads} threads: {p.fp32_gflops:.0f} GFLOP/s float32, {p.int8_gops:.0f} Gop/s int8, "
         f"{p.dram_gb_s:.1f} GB/s from memory"
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -40,6 +41,7 @@ _WINDOW = 512
 _LEAST_TOKENS = 64
 _MAX_TEXT = 1 << 20
 _TEXT = "calibration.txt"
+_SAMPLES = 1 << 16  # of what one matrix reads, for quantiles
 _PIECE = 1 << 20  # weights unpacked at a time
 
 Visit = Callable[[tuple[str, ...], Array], None]  # (stored matrices, the rows [T, K] they read)
@@ -96,6 +98,33 @@ class Calibrator:
             values = Raw(raw.format, (len(data), w.shape[1]), data).float32()
             largest = np.maximum(largest, np.abs(values).max(axis=0))
         return largest
+
+    def thresholds(self, part: float, cache: Path) -> Mapping[str, float]:
+        """Below which value the given part of what each of forward's matrices reads lies; cached or measured now."""
+        file = cache / "calibration" / f"{self.name}-sparse-{part:g}.npz"
+        found = _stored(file)
+        if found is None:
+            found = self._quantiles(part)
+            _store(file, found)
+        return {name: float(v[0]) for name, v in found.items()}
+
+    def _quantiles(self, part: float) -> dict[str, Array]:
+        samples: dict[str, list[Array]] = {}
+
+        def visit(readers: tuple[str, ...], x: Array) -> None:
+            stride = max(1, x.shape[1] * TOKENS // _SAMPLES)
+            while math.gcd(stride, x.shape[1]) > 1:  # so that every column is met alike
+                stride += 1
+            values = np.abs(x.reshape(-1)[::stride])
+            for name in readers:
+                samples.setdefault(name, []).append(values)
+
+        self.observe(visit)
+        least = np.float32(1e-30)  # a threshold of 0 would ask for nothing
+        return {
+            name: np.maximum(np.quantile(np.concatenate(v), [part]).astype(np.float32), least)
+            for name, v in samples.items()
+        }
 
     def observe(self, visit: Visit) -> None:
         """Show `visit` the rows that linears of the exact model read on the text.

@@ -22,11 +22,13 @@ from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, for_context
 from ridgeline.models.random import random_checkpoint
 from ridgeline.program import cost
+from ridgeline.program.approximations import row_types
 from ridgeline.program.batch import BatchLayout, Limits, StepResult
 from ridgeline.program.dump import program_hash
 from ridgeline.program.ir import Program
 from ridgeline.program.passes import pipeline
 from ridgeline.program.passes.repack import parse_formats
+from ridgeline.program.passes.sparsify import sparsify
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
 from ridgeline.weights.load import Checkpoint, open_checkpoint
@@ -74,7 +76,7 @@ def tokenizer_of(found: hub.ResolvedModel, checkpoint: Checkpoint | None = None)
 
 
 def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened:
-    """Find the model's files, check its config, capture and transform its program."""
+    """Find the model's files, check its config, capture and transform its program; sparsity is calibrated here."""
     found = find(config.model, progress)
     if found.kind == "random":
         checkpoint = random_checkpoint(config.model, parse_formats(config.format).rest or "q4_1", config.seed)
@@ -83,6 +85,10 @@ def open_model(config: EngineConfig, progress: Progress | None = None) -> Opened
         checkpoint = open_checkpoint(found.path)
         tokenizer = tokenizer_of(found, checkpoint)
     program, backend = program_of(checkpoint, config)
+    if config.sparsity:
+        calibrator = Calibrator(checkpoint, backend, tokenizer, text_of(config))
+        thresholds = calibrator.thresholds(config.sparsity, CacheConfig.from_env().path)
+        program = pipeline.run(program, [("sparsify", lambda p: sparsify(p, thresholds))])
     return Opened(config.model, checkpoint, program, tokenizer, backend)
 
 
@@ -189,7 +195,7 @@ def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig
         depth=1,
         backend=opened.backend.name,
         format=max(formats, key=lambda f: formats[f]),
-        activations=config.activations,
+        activations=row_types(program),
         kv_format=config.kv_format,
         threads=config.threads or available_cores(),
         weight_bytes=cost.weight_bytes(program),

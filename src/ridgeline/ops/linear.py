@@ -55,21 +55,30 @@ def _quantize_cases(rng: np.random.Generator) -> Iterable[Case]:
         for rows, k in ((1, 576), (3, 640), (2, 33)):
             x = rng.standard_normal((rows, k), dtype=np.float32)
             yield Case(f"{rows}x{k} {dtype}", {"x": x}, {"dtype": dtype})
+    for dtype in (*INT8_GROUPS, "bf16", "f32"):
+        x = rng.standard_normal((3, 80), dtype=np.float32)
+        x[1, :40] *= np.float32(0.1)
+        yield Case(f"3x80 {dtype} sparse", {"x": x}, {"dtype": dtype, "threshold": 0.5})
 
 
 @op(
     "x:act",
-    shape=lambda x, dtype="i8g32": TensorType(x.shape, dtype),
+    shape=lambda x, dtype="i8g32", threshold=0.0: TensorType(x.shape, dtype),
     cost=lambda call, load: Cost(4.0 * elements(call.outs[0], load), 0.0, 0.0, call.act(load)),
     cases=_quantize_cases,
     tolerance=1e-2,  # a value on a rounding edge may land one step (1/127 of its group's maximum) away
 )
-def quantize_act(x: Array, *, dtype: str = "i8g32") -> QuantizedRows | Array:
-    """Round rows [T, K] to `dtype`, half to even.
+def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> QuantizedRows | Array:
+    """Round rows [T, K] to `dtype`, half to even; values nearer to 0 than `threshold` become 0 first.
 
     int8 types have one scale = max|x| / 127 for each group of 32, 64 or 128 columns ("i8g32", ...) or for the row
-    ("i8"); columns that pad the last group are 0. "bf16" rows are float32 arrays here, of values that bf16 has.
+    ("i8"); columns that pad the last group are 0. "bf16" rows are float32 arrays here, of values that bf16 has; "f32"
+    rows are only cut off at the threshold.
     """
+    if threshold > 0:
+        x = np.where(np.abs(x) < np.float32(threshold), np.float32(0), x)
+    if dtype == "f32":
+        return x
     if dtype == "bf16":
         return round_bf16(x)
     rows, k = x.shape

@@ -18,22 +18,34 @@ def approximations(program: Program) -> tuple[str, ...]:
     found = [f"weights rounded again to {name}" for name in rounded(program)]
     if any(w.smooth for w in program.weights.values()):
         found.append("smoothed")
-    types = dict.fromkeys(x.type.dtype for i, x in _linears(program) if x.type.dtype != "f32")
-    rows = ", ".join(map(_row, types))
-    return tuple([*found, f"activations {rows}"] if rows else found)
+    if any(_thresholds(program).values()):
+        found.append("small values of rows cut off")
+    rows = row_types(program)
+    return tuple([*found, f"activations {rows}"] if rows != "float32" else found)
+
+
+def row_types(program: Program) -> str:
+    """The types of the rows that linears read, in words: "float32", "int8 by row, int8 in groups of 32"."""
+    types = dict.fromkeys(x.type.dtype for _, x in _linears(program) if x.type.dtype != "f32")
+    return ", ".join(map(_row, types)) or "float32"
 
 
 def key(program: Program) -> str:
     """16 hex digits over what each linear rounds, and the KV format."""
-    lines = []
+    lines, cut = [], _thresholds(program)
     for instr, x in _linears(program):
         w = instr.operands["w"]
         assert isinstance(w, Weight)
         repack = w.repack if w.repack in rounded(program) else ""
-        lines.append(repr((w.parts, w.rows, w.columns, repack, w.smooth, x.type.dtype)))
+        lines.append(repr((w.parts, w.rows, w.columns, repack, w.smooth, x.type.dtype, cut.get(x.buffer.id, 0.0))))
     tables = sorted(w.repack for w in program.weights.values() if w.repack)
     states = [(s.name, s.format) for s in program.states]
     return hashlib.sha256(repr((program.name, sorted(lines), tables, states)).encode()).hexdigest()[:16]
+
+
+def _thresholds(program: Program) -> dict[int, float]:
+    """Buffer of quantised rows -> below which value they were cut off."""
+    return {i.outputs[0].id: i.attrs.get("threshold", 0.0) for i in program.instrs if i.op == "quantize_act"}
 
 
 def _linears(program: Program) -> Iterator[tuple[Instr, View]]:

@@ -122,7 +122,10 @@ class CPUStep:
         self.layout, self._native, self._entry = layout, native, entry
         self._arena, self.kv = arena.array(), kv.array()
         self.native_s = 0.0
-        self._results = [result(self._arena, plan, view, layout.limits.rows) for view in entry.results]
+        capacity = layout.limits.capacity
+        self._results = [
+            result(self._arena, plan, view, capacity(str(view.buffer.type.shape[0]))) for view in entry.results
+        ]
 
     def run(self, batch: Batch) -> StepResult:
         begin = time.perf_counter()
