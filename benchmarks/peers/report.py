@@ -101,6 +101,7 @@ def section(case: CaseRecord, results: Iterable[Result], works: dict[str, Work])
 
 def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
     ours, peers = case.subjects[0].title, [s.title for s in case.subjects[1:]]
+    absent = {s.title for s in case.subjects if s.reason}  # the reason is told once, below the table
     rows = []
     for figure in figures(result.rounds, ours) or [f for f in FIGURES if f in _gives(work)]:
         mine = median(result.rounds, ours, figure)
@@ -109,7 +110,8 @@ def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
             if peer == LOADS and theirs is None:
                 continue
             value = median_ratio(result.rounds, ours, peer, figure)
-            shown = _number(theirs, figure) if theirs is not None else f"{NOT_MEASURED}{_why(result.failed.get(peer))}"
+            reason = "" if peer in absent else result.failed.get(peer, "")
+            shown = NOT_MEASURED + (f": {reason}" if reason else "") if theirs is None else _number(theirs, figure)
             rows.append([
                 title(work, figure), peer, shown, _number(mine, figure), "-" if value is None else f"{value:.2f}",
                 states(result.rounds) if len(used(result.rounds)) else "-",
@@ -120,10 +122,6 @@ def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
 def _gives(work: Work) -> Sequence[str]:
     names = {"batch": ("output",), "long": ("decode",), "cold": ("first token",)}
     return names.get(work.kind, ("prefill", "decode"))
-
-
-def _why(reason: str | None) -> str:
-    return f": {reason}" if reason else ""
 
 
 def _kl(value: float | None) -> str:
