@@ -147,7 +147,7 @@ def _measured(
     failed = {s.title: s.reason for s in subjects if s.reason}
     wanted = {e.title for e in (case.ours, *case.peers) if not e.works or work.name in e.works} | {LOADS}
     taking = {title: session for title, session in sessions.items() if title in wanted}
-    watch = Instruments(_handover, hardware.state_of)
+    watch = Instruments(_barrier, hardware.state_of)
     rounds = measure(work, taking, 1 if options.quick else options.rounds, watch, failed)
     _say(f"{case.name}, {work.name}: {len(rounds)} rounds, {[r.state for r in rounds]}")
     for title in taking:
@@ -159,10 +159,10 @@ def _measured(
     return Result(case.name, work.name, datetime.date.today().isoformat(), rounds, failed)
 
 
-def _handover() -> float | None:
-    """Core to core in ns; None if the machine is too busy to tell."""
+def _barrier() -> float | None:
+    """A barrier of two threads in ns; None if the machine is too busy to tell."""
     try:
-        return hardware.handover()
+        return hardware.barrier()
     except RidgelineError:
         return None
 

@@ -23,7 +23,8 @@ threads, in turn within each round; a ratio is taken within a round, and the tab
 
 - **Ratio**: how many times better ours is; above 1 is in our favour, for rates and for times.
 - **Rounds**: how many count, by the state of the machine: *together* if the cores used share a last-level cache
-  (hand-over between them under 150 ns), *apart* if not. Rounds in which the state changed count only where no other is.
+  (a barrier of two threads under 150 ns), *apart* if not; behind it the median of that barrier. Rounds in which the
+  state changed count only where there are no others.
 - **loads only**: what decoding would reach if reading the weights' bytes once per token were all it had to do.
 - **KL**: mean divergence in nats of next-token distributions from those of the same weights with float activations:
   what the engine's own arithmetic costs, not what the weight format costs. Measured on the same text in windows of 512
