@@ -151,7 +151,8 @@ def main(argv: Sequence[str] | None = None) -> None:
           f"{args.format}, {args.pages} pages, {bench.cpu.isa}, {args.threads} threads (barrier "
           f"{found['barrier_ns']:.0f} ns)")  # fmt: skip
     print(f"{found['layer_us']:.1f} us a layer, {found['gflops']:.0f} GFLOP/s; {found['mb']:.0f} MB at "
-          f"{found['gb_s']:.1f} GB/s, load-only {found['load_only_gb_s']:.1f}: {found['of_load_only']:.0%}")  # fmt: skip
+          f"{found['gb_s']:.1f} GB/s, load-only {found['load_only_gb_s']:.1f}: "
+          f"{found['of_load_only']:.0%}")  # fmt: skip
 
 
 if __name__ == "__main__":

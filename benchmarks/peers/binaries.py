@@ -33,6 +33,8 @@ class Binaries:
     def version(self) -> str:
         if not self._settings.directory:
             raise Unmeasured("no folder of binaries given")
+        if not (self._folder / "llama-bench").exists():
+            raise Unmeasured("no llama-bench in the folder given")
         found = re.search(r"version: (.+)", self.output("llama-perplexity", ["--version"]))
         return self._settings.version or (found[1].strip() if found else "unknown version")
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -18,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).parents[2]
-sys.path[:0] = [str(ROOT / "benchmarks"), str(ROOT / "src")]
+sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from peers.binaries import Binaries  # noqa: E402
 from peers.child import Unmeasured  # noqa: E402
@@ -29,8 +30,10 @@ from peers.report import CaseRecord, Store, Subject, document  # noqa: E402
 from peers.rounds import Instruments, Result, measure, median, median_ratio  # noqa: E402
 from peers.work import FIGURES, Work, quick_works, works  # noqa: E402
 from ridgeline.analysis import hardware  # noqa: E402
+from ridgeline.errors import RidgelineError  # noqa: E402
 
 BINARIES = ("llama.cpp", "ik_llama.cpp")
+BUSY = 0.5  # load average, before anything is started
 RESULTS, DOCUMENT = ROOT / "build" / "peers.json", ROOT / "docs" / "benchmarks.md"
 
 
@@ -53,6 +56,8 @@ def measure_cases(config: Config, known: Mapping[str, Work], store: Store, optio
     chosen = [case for case in config.cases if options.case in case.name]
     if not chosen:
         raise SystemExit(f"no case has {options.case!r} in its name; there are: {[c.name for c in config.cases]}")
+    if (load_average := os.getloadavg()[0]) > BUSY:
+        _say(f"the machine is busy (load average {load_average:.1f}): these figures are not for the record")
     for case in chosen:
         names = options.work or case.works or list(known)
         record, results = run(config, case, [known[name] for name in names if name in known], options)
@@ -142,7 +147,7 @@ def _measured(
     failed = {s.title: s.reason for s in subjects if s.reason}
     wanted = {e.title for e in (case.ours, *case.peers) if not e.works or work.name in e.works} | {LOADS}
     taking = {title: session for title, session in sessions.items() if title in wanted}
-    watch = Instruments(hardware.handover, hardware.state_of)
+    watch = Instruments(_barrier, hardware.state_of)
     rounds = measure(work, taking, 1 if options.quick else options.rounds, watch, failed)
     _say(f"{case.name}, {work.name}: {len(rounds)} rounds, {[r.state for r in rounds]}")
     for title in taking:
@@ -152,6 +157,14 @@ def _measured(
             if value is not None:
                 _say(f"  {title}: {figure} {value:.2f}" + (f", ratio {times:.2f}" if times else ""))
     return Result(case.name, work.name, datetime.date.today().isoformat(), rounds, failed)
+
+
+def _barrier() -> float | None:
+    """A barrier of two threads in ns; None if the machine is too busy to tell."""
+    try:
+        return hardware.barrier()
+    except RidgelineError:
+        return None
 
 
 def _stored(path: Path) -> Store:

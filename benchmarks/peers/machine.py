@@ -1,7 +1,6 @@
-"""The machine beside the engines: core-to-core hand-over, and a load-only loop over as many bytes as a model has.
+"""The machine beside the engines: a loop that only loads as many bytes as a model has, on as many threads.
 
-On virtual machines both change while a program runs: figures of one state only belong together. `python -m
-peers.machine THREADS BYTES` prints GB/s: measured in a process of its own, as the engines are.
+`python -m peers.machine THREADS BYTES` prints GB/s: measured in a process of its own, as the engines are.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ from peers.engines import Limits
 from peers.work import Work
 
 LOADS = "loads only"
-_LEAST = 64 << 20  # bytes: a smaller model would be read from a cache that its engine shares with everything else
+SECONDS = 0.5
 
 
 class Loads:
@@ -27,7 +26,7 @@ class Loads:
         """Tokens per second of decode; nothing for other work."""
         if work.kind not in ("stream", "long") or not self.weights:
             return {}
-        command = [sys.executable, "-m", "peers.machine", str(self._limits.threads), str(max(self.weights, _LEAST))]
+        command = [sys.executable, "-m", "peers.machine", str(self._limits.threads), str(self.weights)]
         return {"decode": float(output(command, self._limits.seconds)) * 1e9 / self.weights}
 
     def close(self) -> None:
@@ -35,10 +34,10 @@ class Loads:
 
 
 def main() -> None:
-    """Print the rate of reading, in GB/s."""
-    from ridgeline.analysis.probe import read_gb_s
+    """Print the rate of loading, in GB/s."""
+    from ridgeline.analysis.probe import load_only
 
-    print(read_gb_s(int(sys.argv[1]), int(sys.argv[2])))
+    print(load_only(int(sys.argv[2]), int(sys.argv[1]), SECONDS))
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ threads, in turn within each round; a ratio is taken within a round, and the tab
 
 - **Ratio**: how many times better ours is; above 1 is in our favour, for rates and for times.
 - **Rounds**: how many count, by the state of the machine: *together* if the cores used share a last-level cache
-  (hand-over between them under 150 ns), *apart* if not. Rounds in which the state changed count only where no other is.
+  (a barrier of two threads under 150 ns), *apart* if not; behind it the median of that barrier. Rounds in which the
+  state changed count only where there are no others.
 - **loads only**: what decoding would reach if reading the weights' bytes once per token were all it had to do.
 - **KL**: mean divergence in nats of next-token distributions from those of the same weights with float activations:
   what the engine's own arithmetic costs, not what the weight format costs. Measured on the same text in windows of 512
@@ -101,6 +102,7 @@ def section(case: CaseRecord, results: Iterable[Result], works: dict[str, Work])
 
 def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
     ours, peers = case.subjects[0].title, [s.title for s in case.subjects[1:]]
+    absent = {s.title for s in case.subjects if s.reason}  # the reason is told once, below the table
     rows = []
     for figure in figures(result.rounds, ours) or [f for f in FIGURES if f in _gives(work)]:
         mine = median(result.rounds, ours, figure)
@@ -109,7 +111,8 @@ def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
             if peer == LOADS and theirs is None:
                 continue
             value = median_ratio(result.rounds, ours, peer, figure)
-            shown = _number(theirs, figure) if theirs is not None else f"{NOT_MEASURED}{_why(result.failed.get(peer))}"
+            reason = "" if peer in absent else result.failed.get(peer, "")
+            shown = NOT_MEASURED + (f": {reason}" if reason else "") if theirs is None else _number(theirs, figure)
             rows.append([
                 title(work, figure), peer, shown, _number(mine, figure), "-" if value is None else f"{value:.2f}",
                 states(result.rounds) if len(used(result.rounds)) else "-",
@@ -120,10 +123,6 @@ def _rows(case: CaseRecord, result: Result, work: Work) -> list[list[str]]:
 def _gives(work: Work) -> Sequence[str]:
     names = {"batch": ("output",), "long": ("decode",), "cold": ("first token",)}
     return names.get(work.kind, ("prefill", "decode"))
-
-
-def _why(reason: str | None) -> str:
-    return f": {reason}" if reason else ""
 
 
 def _kl(value: float | None) -> str:

