@@ -163,7 +163,7 @@ class Batch:
         """Set actual sizes, e.g. resize(T=7, R=2, L=2)."""
         for axis, size in sizes.items():
             if axis != "step":
-                assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
+                assert size <= self._most.get(axis, size), f"{axis}={size} is over the batch's capacity"
             self.header[_PLACE[axis]] = size
 
     def full(self, name: str) -> Array:

@@ -169,7 +169,7 @@ class _Encoder:
 def _native_name(instr: Instr) -> str:
     """The native op: linear and quantize_act have one for each kind of row."""
     if instr.op == "quantize_act":
-        return "round_bf16" if instr.outputs[0].type.dtype == "bf16" else instr.op
+        return {"bf16": "round_bf16", "f32": "cut"}.get(instr.outputs[0].type.dtype, instr.op)
     x, w = instr.operands.get("x"), instr.operands.get("w")
     if instr.op != "linear" or not isinstance(x, View) or x.buffer.type.dtype == "f32":
         return instr.op

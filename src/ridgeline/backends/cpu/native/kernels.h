@@ -89,8 +89,9 @@ struct Kernels {
   void (*linear)(const View& x, const Weight& w, const float* bias, const View& y, Span panels);
   void (*linear_i8)(const QuantizedView& x, const Weight& w, const float* bias, const View& y, Span panels);
   void (*linear_bf16)(const Bf16View& x, const Weight& w, const float* bias, const View& y, Span panels);
-  void (*quantize)(const View& x, const QuantizedView& out, Span rows);
-  void (*round_bf16)(const View& x, const Bf16View& out, Span rows);
+  void (*quantize)(const View& x, const QuantizedView& out, float threshold, Span rows);
+  void (*round_bf16)(const View& x, const Bf16View& out, float threshold, Span rows);
+  void (*cut)(const View& x, const View& out, float threshold, Span rows);
   void (*rms_norm)(const View& x, const float* w, const View& out, float eps, int64_t width, Span rows);
   void (*add_rms_norm)(const View& x, const View& y, const float* w, const View& total, const View& out,
                        float eps, Span rows);

@@ -55,12 +55,16 @@ void run_linear_bf16(const Instr& i, const Frame& f) {
 
 void run_round_bf16(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.round_bf16(x, f.bf16_output(i, 0), f.rows(i));
+  f.kernels.round_bf16(x, f.bf16_output(i, 0), (float)i.floats[0], f.rows(i));
+}
+
+void run_cut(const Instr& i, const Frame& f) {
+  f.kernels.cut(f.view(i.operands[0]), f.output(i, 0), (float)i.floats[0], f.rows(i));
 }
 
 void run_quantize(const Instr& i, const Frame& f) {
   const View x = f.view(i.operands[0]);
-  f.kernels.quantize(x, f.quantized_output(i, 0), f.rows(i));
+  f.kernels.quantize(x, f.quantized_output(i, 0), (float)i.floats[0], f.rows(i));
 }
 
 void run_rms_norm(const Instr& i, const Frame& f) {
@@ -173,8 +177,9 @@ const OpEntry OPS[] = {
     {"linear", "x w bias", "awV", "", "a", "", "", false, false, false, run_linear, nullptr},
     {"linear_i8", "x w bias", "qwV", "", "a", "", "", false, false, false, run_linear_i8, nullptr},
     {"linear_bf16", "x w bias", "bwV", "", "a", "", "", false, false, false, run_linear_bf16, nullptr},
-    {"round_bf16", "x", "a", "", "b", "", "", true, true, true, run_round_bf16, nullptr},
-    {"quantize_act", "x", "a", "", "q", "", "", true, true, true, run_quantize, nullptr},
+    {"round_bf16", "x", "a", "", "b", "", "threshold", true, true, true, run_round_bf16, nullptr},
+    {"cut", "x", "a", "", "a", "", "threshold", true, true, true, run_cut, nullptr},
+    {"quantize_act", "x", "a", "", "q", "", "threshold", true, true, true, run_quantize, nullptr},
     {"rms_norm", "x w", "av", "", "a", "width", "eps", true, true, true, run_rms_norm, nullptr},
     {"add_rms_norm", "x y w", "aav", "", "aa", "", "eps", true, true, true, run_add_rms_norm, nullptr},
     {"layer_norm", "x w b", "avV", "", "a", "", "eps", true, true, true, run_layer_norm, nullptr},

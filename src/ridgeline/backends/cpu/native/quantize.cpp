@@ -1,5 +1,6 @@
 // Float rows to int8, with a scale for each group of columns or one for the row: scale = max|x| / 127,
-// q = x * (1 / scale) rounded half to even. And float rows to bfloat16.
+// q = x * (1 / scale) rounded half to even. And float rows to bfloat16. Values nearer to 0 than a threshold
+// become 0 first.
 #include "bf16.h"
 #include "half.h"
 #include "kernels.h"
@@ -7,6 +8,10 @@
 
 namespace ridgeline::RL_ISA {
 namespace {
+
+RL_INLINE f32x16 cut_off(f32x16 x, float threshold) {
+  return select(absolute(x) < threshold, f32x16{}, x);
+}
 
 // Magnitudes compare as integers, in which NaN is above all numbers: it must not be rounded away.
 RL_INLINE i32x16 magnitude(f32x16 x) {
@@ -31,19 +36,20 @@ RL_INLINE f32x16 inverse_of(f32x16 scale) {
 }
 
 // n values and zeros up to `padded`, a multiple of 32; returns their sum.
-RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, float inverse, int8_t* q) {
+RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, float threshold, float inverse,
+                                 int8_t* q) {
   i32x16 sums = {};
   for (int64_t c = 0; c < padded; c += LANES) {
     const f32x16 part = n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : f32x16{};
     // 0 times inf or NaN would be NaN
-    sums = store_int8(q + c, inverse != 0 ? part * inverse : f32x16{}, sums);
+    sums = store_int8(q + c, inverse != 0 ? cut_off(part, threshold) * inverse : f32x16{}, sums);
   }
   return sum(sums);
 }
 
 }  // namespace
 
-void quantize(const View& x, const QuantizedView& out, Span rows) {
+void quantize(const View& x, const QuantizedView& out, float threshold, Span rows) {
   const int64_t group = out.group ? out.group : out.padded;
   const auto left = [&](int64_t g) { return x.cols - g * group < group ? x.cols - g * group : group; };
   for (int64_t r = rows.begin; r < rows.end; r++)
@@ -52,22 +58,22 @@ void quantize(const View& x, const QuantizedView& out, Span rows) {
       float top[LANES] = {}, inverse[LANES];
       for (int64_t i = 0; i < count; i++)
         top[i] = largest_magnitude(x.row(r) + (at + i) * group, left(at + i));
-      const f32x16 scale = load(top) / 127.0f;
+      const f32x16 scale = cut_off(load(top), threshold) / 127.0f;  // a group may be 0 altogether
       store(inverse, inverse_of(scale));
       write(out.scale(r) + at, scale, count);
       for (int64_t i = 0; i < count; i++) {
         const int64_t first = (at + i) * group;
         out.sum(r)[at + i] =
-            quantize_group(x.row(r) + first, left(at + i), group, inverse[i], out.q(r) + first);
+            quantize_group(x.row(r) + first, left(at + i), group, threshold, inverse[i], out.q(r) + first);
       }
     }
 }
 
-void round_bf16(const View& x, const Bf16View& out, Span rows) {
+void round_bf16(const View& x, const Bf16View& out, float threshold, Span rows) {
   for (int64_t r = rows.begin; r < rows.end; r++) {
     uint16_t* to = out.row(r);
     for_vectors(x.cols, [&](int64_t c, int64_t n) {
-      const f32x16 v = read(x.row(r) + c, n);
+      const f32x16 v = cut_off(read(x.row(r) + c, n), threshold);
       if (n == LANES) return store_bf16(to + c, v);
       uint16_t part[LANES];
       store_bf16(part, v);
@@ -75,6 +81,13 @@ void round_bf16(const View& x, const Bf16View& out, Span rows) {
     });
     if (x.cols % 2) to[x.cols] = 0;
   }
+}
+
+void cut(const View& x, const View& out, float threshold, Span rows) {
+  for (int64_t r = rows.begin; r < rows.end; r++)
+    for_vectors(x.cols, [&](int64_t c, int64_t n) {
+      write(out.row(r) + c, cut_off(read(x.row(r) + c, n), threshold), n);
+    });
 }
 
 }  // namespace ridgeline::RL_ISA

@@ -9,8 +9,9 @@ namespace ridgeline::RL_ISA {
 void linear(const View&, const Weight&, const float*, const View&, Span);
 void linear_i8(const QuantizedView&, const Weight&, const float*, const View&, Span);
 void linear_bf16(const Bf16View&, const Weight&, const float*, const View&, Span);
-void quantize(const View&, const QuantizedView&, Span);
-void round_bf16(const View&, const Bf16View&, Span);
+void quantize(const View&, const QuantizedView&, float, Span);
+void round_bf16(const View&, const Bf16View&, float, Span);
+void cut(const View&, const View&, float, Span);
 void rms_norm(const View&, const float*, const View&, float, int64_t, Span);
 void add_rms_norm(const View&, const View&, const float*, const View&, const View&, float, Span);
 void layer_norm(const View&, const float*, const float*, const View&, float, Span);
@@ -38,6 +39,7 @@ const Kernels kernels = {RL_STRING(RL_ISA),
                          linear_bf16,
                          quantize,
                          round_bf16,
+                         cut,
                          rms_norm,
                          add_rms_norm,
                          layer_norm,
