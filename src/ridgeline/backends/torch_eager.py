@@ -73,6 +73,11 @@ class KVTensors:
             store[target : target + count] = store[source : source + count].clone()
 
 
+def _round_bf16(x: Tensor) -> Tensor:
+    """x rounded to bfloat16, with the gradient of the unrounded."""
+    return x + (x.detach().bfloat16().float() - x.detach())
+
+
 def _round_int8(x: Tensor) -> Tensor:
     """x [..., head_dim] as int8 with one scale per row, its maximum / 127 rounded up to bfloat16."""
     exact = x.abs().amax(dim=-1, keepdim=True) / 127
@@ -170,6 +175,8 @@ def attention(
 ) -> Tensor:  # fmt: skip
     """All tokens together, one range of 64 absolute positions after the other; a range nobody sees changes nothing."""
     keys, values = kv.write(kv_slot, k, v)
+    bf16 = kv.format == "bf16"  # queries and probabilities are rounded like keys and values
+    q = _round_bf16(q) if bf16 else q
     q = q.unflatten(1, (keys.shape[1], -1, keys.shape[2]))  # [T, n_kv_heads, group, head_dim]
     seen = kv_len if span is None else torch.maximum(kv_len, span)
     branch = torch.zeros_like(kv_len) if path is None else (path >= 0).sum(dim=1)
@@ -196,10 +203,12 @@ def attention(
         if slopes is not None:
             scores = scores + slopes.view(*q.shape[1:3], 1) * (at - position[:, None])[:, None, None]
         scores = scores.masked_fill(~visible[:, None, None], -math.inf)
-        new = torch.maximum(top, scores.detach().amax(dim=3))
-        old, p = (top - new).exp(), (scores - new[..., None]).exp()
-        total = total * old[..., None] + p @ v_range
-        weight, top = weight * old + p.sum(dim=3), new
+        own = scores.detach().amax(dim=3).clamp(min=torch.finfo(q.dtype).min)  # a range may have nothing to see
+        new = torch.maximum(top, own)
+        old, fresh, p = (top - new).exp(), (own - new).exp(), (scores - own[..., None]).exp()
+        p = _round_bf16(p) if bf16 else p
+        total = total * old[..., None] + (p @ v_range) * fresh[..., None]
+        weight, top = weight * old + p.sum(dim=3) * fresh, new
     return (total / weight[..., None]).flatten(1)
 
 

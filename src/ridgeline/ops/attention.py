@@ -42,12 +42,15 @@ def round_int8(x: Array) -> Array:
 class KVFormat:
     """How a key or value is stored: `packed` dimensions of `element_bytes` lie together, then `scale_bytes` per head.
 
-    `round` is what storing does to float32 [..., head_dim]. A backend may round queries and probabilities as it
-    rounds keys and values; `tolerance` bounds what that changes, relative to the largest result (0: the op's own).
+    `round` is what storing does to float32 [..., head_dim]; `factor` what multiplying with keys and values does to
+    queries, and to probabilities relative to their range's own maximum. `tolerance`, relative to the largest result,
+    is for what stays open: a factor on a rounding edge, and the int8 factors, whose scales only a backend has (0: the
+    op's own).
     """
 
     element_bytes: int
     round: Callable[[Array], Array]
+    factor: Callable[[Array], Array] = lambda x: x
     packed: int = 1
     scale_bytes: int = 0
     tolerance: float = 0.0
@@ -59,7 +62,7 @@ class KVFormat:
 
 KV_FORMATS = {
     "f32": KVFormat(4, lambda x: x),
-    "bf16": KVFormat(2, round_bf16, packed=2, tolerance=8e-3),
+    "bf16": KVFormat(2, round_bf16, factor=round_bf16, packed=2, tolerance=1e-3),
     "int8": KVFormat(1, round_int8, packed=4, scale_bytes=2, tolerance=2e-2),
 }
 
@@ -167,8 +170,9 @@ def attention(
     ALiBi's. Returns [T, n_heads * d].
     """
     kv.write(kv_slot, k, v)
+    factor = KV_FORMATS[kv.format].factor
     out = np.empty((len(q), n_heads, kv.k.shape[2]), np.float32)
-    for t, row in enumerate(q.reshape(out.shape)):
+    for t, row in enumerate(factor(q).reshape(out.shape)):
         seen = int(kv_len[t] if span is None else max(kv_len[t], span[t]))
         branch = path[t][path[t] >= 0] if path is not None else np.empty(0, np.int32)
         position = int(kv_len[t]) + len(branch) - 1
@@ -176,13 +180,14 @@ def attention(
         at = np.arange(first, seen)
         slots = np.concatenate([page_table[request[t], at // PAGE] * PAGE + at % PAGE, branch])
         bias = None if slopes is None else slopes[:, None] * (np.arange(first, first + len(slots)) - position)
-        out[t] = _attend(row, kv.k[slots], kv.v[slots], first, scale, softcap, sinks, bias)
+        out[t] = _attend(row, kv.k[slots], kv.v[slots], factor, first, scale, softcap, sinks, bias)
     return out.reshape(q.shape)
 
 
 def _attend(
-    q: Array, k: Array, v: Array, first: int, scale: float, softcap: float, sinks: Array | None, bias: Array | None
-) -> Array:
+    q: Array, k: Array, v: Array, factor: Callable[[Array], Array], first: int, scale: float, softcap: float,
+    sinks: Array | None, bias: Array | None,
+) -> Array:  # fmt: skip
     """One query row [H, d] over visible keys k, v [n, KV, d], the first at absolute position `first`."""
     heads, dim = q.shape
     group = heads // k.shape[1]
@@ -199,7 +204,7 @@ def _attend(
         at = slice(max(start, first) - first, min(start + PAGE, end) - first)
         part = scores[:, at]
         new = np.maximum(top, part.max(axis=1))
-        p = np.exp(part - part.max(axis=1)[:, None])
+        p = factor(np.exp(part - part.max(axis=1)[:, None]))
         old_scale, new_scale = np.exp(top - new), np.exp(part.max(axis=1) - new)
         values = np.einsum("kgn,nkd->kgd", p.reshape(-1, group, p.shape[1]), v[at]).reshape(heads, dim)
         total = total * old_scale[:, None] + values * new_scale[:, None]
