@@ -70,18 +70,16 @@ template <Format F>
 struct Tile {
   // M rows of x from `row` against one panel.
   template <int M>
-  static void run(const View& x, const Weight& w, const float* bias, const View& y, int64_t panel,
-                  int64_t row, const Ahead&) {
+  static void run(const View& x, int64_t row, const Panel& w, const float* bias, const View& y) {
     constexpr Layout l = layout(F);
-    const int64_t units = w.units();
-    const uint8_t *bytes = w.panel(panel), *tail = bytes + units * l.unit_bytes();
+    const uint8_t *bytes = w.units, *tail = bytes + w.count * l.unit_bytes();
     const float* in = x.row(row);
     Sums<M> sums{};
-    for (int64_t u = 0; u < units; u++, bytes += l.unit_bytes(), in += l.unit())
+    for (int64_t u = 0; u < w.count; u++, bytes += l.unit_bytes(), in += l.unit())
       RL_FOR (v, 2)
         accumulate<F>(sums, v, bytes, l.is_super() ? tail + u / (SUPER / l.unit()) * l.tail_bytes() : tail,
-                      in, x.stride, w.cols - u * l.unit());
-    store_tile(sums.at, bias, y, panel, row);
+                      in, x.stride, x.cols - u * l.unit());
+    store_tile(sums.at, bias, y, w.index, row);
   }
 };
 

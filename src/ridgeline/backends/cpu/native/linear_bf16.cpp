@@ -23,21 +23,20 @@ struct Tile {
 
   // M rows of x from `row` against one panel.
   template <int M>
-  static void run(const Bf16View& x, const Weight& w, const float* bias, const View& y, int64_t panel,
-                  int64_t row, const Ahead& ahead) {
+  static void run(const Bf16View& x, int64_t row, const Panel& w, const float* bias, const View& y) {
     constexpr int64_t unit_bytes = layout(Format::bf16).unit_bytes();
-    const int64_t units = w.units();
-    const uint8_t* at = w.panel(panel);
+    const uint8_t* at = w.units;
+    int64_t wait = w.turn;
     RowPointers<M> in = RowPointers<M>::at(x.row(row), x.stride * (int64_t)sizeof(uint16_t));
     f32x16 sums[M][2] = {};
     int64_t u = 0;
-    for (; u + STEPS <= units; u += STEPS, at += STEPS * unit_bytes) {
-      Ahead::fetch(ahead, at, u / STEPS, STEPS * unit_bytes);
+    for (; u + STEPS <= w.count; u += STEPS, at += STEPS * unit_bytes) {
+      Panel::fetch(w, at, STEPS * unit_bytes, wait);
       RL_FOR (j, STEPS) step(sums, at, in, j);
       RowPointers<M>::advance(in, STEPS * 4);
     }
-    for (int j = 0; u < units; u++, j++) step(sums, at, in, j);
-    store_tile(sums, bias, y, panel, row);
+    for (int j = 0; u < w.count; u++, j++) step(sums, at, in, j);
+    store_tile(sums, bias, y, w.index, row);
   }
 };
 

@@ -134,17 +134,16 @@ RL_INLINE void add_group(f32x16 (&sums)[M][2], const uint8_t* unit, const uint8_
 template <Format F>
 struct GroupTile {
   template <int M>
-  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
-                  int64_t row, const Ahead& ahead) {
+  static void run(const QuantizedView& x, int64_t row, const Panel& w, const float* bias, const View& y) {
     constexpr Layout l = layout(F);
     typedef RowPointers<M> Rows;
-    const int64_t units = w.units();
-    const uint8_t *at = w.panel(panel), *tail = at + units * l.unit_bytes();
+    const uint8_t *at = w.units, *tail = at + w.count * l.unit_bytes();
+    int64_t wait = w.turn;
     Rows q = Rows::at(x.q(row), x.stride), scales = Rows::at(x.scale(row), x.stride),
          totals = Rows::at(x.sum(row), x.stride);
     f32x16 sums[M][2] = {};
-    for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
-      Ahead::fetch(ahead, at, u, l.unit_bytes());
+    for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
+      Panel::fetch(w, at, l.unit_bytes(), wait);
       for (int64_t g = 0; g < l.unit() / l.group; g++)
         add_group<F, M>(sums, at, tail, q, scales, totals, u, g);
       Rows::advance(q, l.unit());
@@ -153,7 +152,7 @@ struct GroupTile {
     if constexpr (l.scales == Scales::channel)
       RL_FOR (v, 2)
         RL_FOR (m, M) sums[m][v] = sums[m][v] * scales_of<F>(nullptr, tail, v);
-    store_tile(sums, bias, y, panel, row);
+    store_tile(sums, bias, y, w.index, row);
   }
 };
 
@@ -161,18 +160,17 @@ struct GroupTile {
 template <Format F>
 struct ChannelTile {
   template <int M>
-  static void run(const QuantizedView& x, const Weight& w, const float* bias, const View& y, int64_t panel,
-                  int64_t row, const Ahead& ahead) {
+  static void run(const QuantizedView& x, int64_t row, const Panel& w, const float* bias, const View& y) {
     constexpr Layout l = layout(F);
     typedef RowPointers<M> Rows;
-    const int64_t units = w.units();
-    const uint8_t* at = w.panel(panel);
+    const uint8_t* at = w.units;
+    int64_t wait = w.turn;
     Rows q = Rows::at(x.q(row), x.stride);
     Dots<M> dots;
     RL_FOR (m, M)
       RL_FOR (v, 2) dots[m][v] = splat(x.sum(row + m)[0] * -(int32_t)l.zero);
-    for (int64_t u = 0; u < units; u++, at += l.unit_bytes()) {
-      Ahead::fetch(ahead, at, u, l.unit_bytes());
+    for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
+      Panel::fetch(w, at, l.unit_bytes(), wait);
       dot_group<l.bits, M>(dots, at, q, l.unit() / 4);
       Rows::advance(q, l.unit());
     }
@@ -181,7 +179,7 @@ struct ChannelTile {
       const f32x16 scale = scales_of<F>(nullptr, at, v);
       RL_FOR (m, M) sums[m][v] = to_f32(dots[m][v]) * splat(x.scale(row + m)[0]) * scale;
     }
-    store_tile(sums, bias, y, panel, row);
+    store_tile(sums, bias, y, w.index, row);
   }
 };
 

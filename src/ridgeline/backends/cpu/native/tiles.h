@@ -7,15 +7,19 @@
 
 namespace ridgeline::RL_ISA {
 
-// Where a tile looks ahead while it computes: it fetches its share of the next panel into L2.
-struct Ahead {
-  int64_t bytes;  // from a unit to the same unit of the next panel; 0: no look ahead
-  int64_t turn, turns;
+// One panel as a tile sees it. While it computes, the tile fetches its share of the next panel into L2.
+struct Panel {
+  const uint8_t* units;
+  int64_t count;  // of units
+  int64_t index;
+  int64_t ahead;        // bytes to the next panel; 0: no look ahead
+  int64_t turn, turns;  // the tile's, and of all tiles that pass the panel
 
-  // Fetches `count` bytes of the next panel at unit `u`, when it is this tile's turn.
-  RL_INLINE void fetch(const Ahead& a, const uint8_t* unit, int64_t u, int64_t count) {
-    if (a.bytes == 0 || u % a.turns != a.turn) return;
-    for (int64_t i = 0; i < count; i += 64) __builtin_prefetch(unit + a.bytes + i, 0, 2);
+  // To be called before unit `at` of `bytes` bytes; `wait` counts units to the tile's next turn.
+  RL_INLINE void fetch(const Panel& p, const uint8_t* at, int64_t bytes, int64_t& wait) {
+    if (p.ahead == 0 || --wait >= 0) return;
+    wait = p.turns - 1;
+    for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(at + p.ahead + i, 0, 2);
   }
 };
 
@@ -63,13 +67,13 @@ RL_INLINE void store_tile(const f32x16 (&sums)[M][2], const float* bias, const V
 
 // Runs the tile of m rows (1 <= m <= M).
 template <class Tile, int M, class X>
-RL_INLINE void run_tile(int64_t m, const X& x, const Weight& w, const float* bias, const View& y,
-                        int64_t panel, int64_t row, const Ahead& ahead) {
-  if (m == M) return Tile::template run<M>(x, w, bias, y, panel, row, ahead);
-  if constexpr (M > 1) run_tile<Tile, M - 1>(m, x, w, bias, y, panel, row, ahead);
+RL_INLINE void run_tile(int64_t m, const X& x, int64_t row, const Panel& w, const float* bias,
+                        const View& y) {
+  if (m == M) return Tile::template run<M>(x, row, w, bias, y);
+  if constexpr (M > 1) run_tile<Tile, M - 1>(m, x, row, w, bias, y);
 }
 
-constexpr int64_t PASS_BYTES = 384 << 10;  // of activations, which stay in L2 while all panels pass by
+constexpr int64_t PASS_BYTES = 256 << 10;  // of activations, which stay in L2 while all panels pass by
 
 // All rows of x against the panels of one thread, in tiles of up to ROWS rows; `row_bytes` is what a tile
 // reads of a row. Row blocks are balanced (16 = 5 + 5 + 6), and run inside a panel, which stays in cache
@@ -80,15 +84,17 @@ RL_INLINE void for_tiles(const X& x, const Weight& w, const float* bias, const V
                          int64_t row_bytes, int64_t ahead_from) {
   const int64_t blocks = (x.rows + ROWS - 1) / ROWS, fit = PASS_BYTES / (row_bytes * ROWS) + 1,
                 passes = (blocks + fit - 1) / fit;
+  const int64_t units = w.units(), panel_bytes = w.panel_bytes();
   for (int64_t pass = 0; pass < passes; pass++) {
     const int64_t first = blocks * pass / passes, end = blocks * (pass + 1) / passes;
-    for (int64_t p = panels.begin; p < panels.end; p++)
-      for (int64_t b = first; b < end; b++) {
-        const int64_t row = x.rows * b / blocks, next = x.rows * (b + 1) / blocks;
-        const bool look = x.rows >= ahead_from && p + 1 < panels.end;
-        const Ahead ahead{look ? w.panel_bytes() : 0, b - first, end - first};
-        run_tile<Tile, ROWS>(next - row, x, w, bias, y, p, row, ahead);
+    for (int64_t p = panels.begin; p < panels.end; p++) {
+      const int64_t ahead = x.rows >= ahead_from && p + 1 < panels.end ? panel_bytes : 0;
+      for (int64_t b = first, row = x.rows * b / blocks, next; b < end; b++, row = next) {
+        next = x.rows * (b + 1) / blocks;
+        const Panel panel{w.data + p * panel_bytes, units, p, ahead, b - first, end - first};
+        run_tile<Tile, ROWS>(next - row, x, row, panel, bias, y);
       }
+    }
   }
 }
 
