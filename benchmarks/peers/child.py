@@ -48,7 +48,10 @@ def output(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None
 
 
 class Child:
-    """A process that is asked one line of JSON and answers with one; {"error": text} becomes Unmeasured."""
+    """A process that is asked one line of JSON and answers with one; {"error": text} becomes Unmeasured.
+
+    Between answers it is stopped, with the processes it started: some engines spin while they wait.
+    """
 
     def __init__(self, command: Sequence[str], limit_s: float, env: Mapping[str, str]) -> None:
         self._began = time.perf_counter()
@@ -73,12 +76,15 @@ class Child:
     def ask(self, question: Mapping[str, Any]) -> dict[str, Any]:
         """One question, one answer."""
         assert self._process.stdin is not None
+        self._signal(signal.SIGCONT)
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
             self._process.stdin.flush()
+            return self.answer()
         except OSError as wrong:
             raise Unmeasured("its process has ended") from wrong
-        return self.answer()
+        finally:
+            self._signal(signal.SIGSTOP)
 
     def answer(self) -> dict[str, Any]:
         """The next line. Unmeasured if it is an error, does not come in time, or the process ends."""
@@ -93,9 +99,12 @@ class Child:
 
     def close(self) -> None:
         """End the process and those it started."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._process.communicate()
+
+    def _signal(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
 
     def _read(self, limit_s: float) -> bytes:
         assert self._process.stdout is not None

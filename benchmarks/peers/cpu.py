@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import datetime
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -40,6 +41,7 @@ RESULTS, DOCUMENT = ROOT / "build" / "peers.json", ROOT / "docs" / "benchmarks.m
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line."""
     options = _parser().parse_args(arguments)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as for Ctrl-C: what was started ends too
     known = quick_works() if options.quick else works()
     options.results = options.results or (RESULTS.with_name("peers-quick.json") if options.quick else RESULTS)
     store = _stored(options.results)

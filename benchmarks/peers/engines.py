@@ -102,7 +102,7 @@ class PackageSession:
         self._child = Child(command, limits.seconds, env)
         try:
             self.weights = int(self._child.answer()["bytes"])
-            self._child.ask({"kind": "warm", "new": 0, "seed": 0})
+            self._child.ask({"name": "warm", "kind": "warm", "new": 0, "seed": 0})
         except BaseException:
             self._child.close()
             raise

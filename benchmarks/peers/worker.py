@@ -36,11 +36,11 @@ def main() -> None:
 
 
 def do(generate: Generate, work: dict[str, Any]) -> dict[str, float]:
-    """Figures of one piece of work (`Work`'s fields and a seed)."""
+    """Figures of one piece of work (the fields of `Work`, and a seed)."""
     import random
     import time
 
-    rng = random.Random(work["seed"])
+    rng = random.Random(f"{work['name']} {work['seed']}")  # no two prompts of a run begin alike
 
     def prompt(length: int) -> list[int]:
         return [rng.randrange(LOW_ID, HIGH_ID) for _ in range(length)]

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import time
+from dataclasses import asdict
+from pathlib import Path
 
 import pytest
 
@@ -221,6 +224,20 @@ def test_children_that_fail_or_hang_become_unmeasured():
         child.close()
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_child_is_stopped_while_others_are_measured():
+    child = Child(["sh", "-c", "while read line; do echo '{\"pid\": '$$'}'; done"], 5.0, {})
+    try:
+        for _ in range(2):
+            stat = Path(f"/proc/{child.ask({})['pid']}/stat")
+            end = time.monotonic() + 10
+            while stat.read_text().rpartition(")")[2].split()[0] != "T":  # signals take their time
+                assert time.monotonic() < end
+    finally:
+        child.close()
+    assert not stat.exists()
+
+
 def test_worker_figures_are_of_the_work_asked_for():
     calls = []
 
@@ -229,15 +246,14 @@ def test_worker_figures_are_of_the_work_asked_for():
         return [0.5 + 0.01 * i for i in range(new)]
 
     def asked(work):
-        return do(generate, {"kind": work.kind, "prompt": work.prompt, "new": work.new, "count": work.count,
-                             "short": 16, "seed": 1})  # fmt: skip
+        return do(generate, {**asdict(work), "short": 16, "seed": 1})
 
     assert asked(Work("stream", "stream", 512, 128)) == pytest.approx({"prefill": 1024.0, "decode": 100.0})
     assert asked(Work("long", "long", 4096, 64)) == pytest.approx({"decode": 100.0})
     assert set(asked(Work("batch-4", "batch", 128, 128, 4))) == {"output"}
     assert calls == [(1, 512, 1), (1, 16, 129), (1, 4096, 65), (4, 128, 128)]
     with pytest.raises(ValueError, match="tokens came"):
-        do(lambda prompts, new: [1.0], {"kind": "long", "prompt": 8, "new": 4, "count": 1, "short": 16, "seed": 1})
+        do(lambda prompts, new: [1.0], {**asdict(Work("long", "long", 8, 4)), "seed": 1})
 
 
 def test_works_and_loads():
