@@ -1,12 +1,10 @@
 // append_kv: stores the step's keys and values in their pages, in the state's format and layout.
 #include "attention.h"
-#include "bf16.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
 
-constexpr int64_t CHUNK =
-    COLUMN_GROUP;  // dimensions converted at a time; a multiple of every format's packing
+constexpr int64_t CHUNK = COLUMN_GROUP;  // dimensions converted at a time
 
 struct Slot {
   uint8_t *keys, *values;
@@ -87,25 +85,24 @@ void append_int8(const KVView& kv, const Slot& slot, uint8_t* key_scale, uint8_t
 
 }  // namespace
 
-void append_kv(const AttentionArgs& a, Span rows) {
-  const int64_t heads = a.kv.n_kv_heads, dim = a.kv.head_dim;
-  for (int64_t u = rows.begin * heads; u < rows.end * heads; u++) {
-    const int64_t t = u / heads, h = u % heads, page = a.kv_slot[t] / PAGE, key = a.kv_slot[t] % PAGE;
-    const Slot slot{a.kv.keys(page, h), a.kv.values(page, h), key};
-    const float *k = a.k.row(t) + h * dim, *v = a.v.row(t) + h * dim;
-    switch (a.kv.format) {
-      case KVFormat::f32:
-        append_f32(a.kv, slot, k, v);
-        break;
-      case KVFormat::bf16:
-        append_bf16(a.kv, slot, k, v);
-        break;
-      case KVFormat::int8:
-        append_int8(a.kv, slot, a.kv.key_scales(page, h) + 2 * key, a.kv.value_scales(page, h) + 2 * key, k,
-                    v);
-        break;
-    }
+void append_head(const AttentionArgs& a, int64_t t, int64_t head) {
+  const int64_t dim = a.kv.head_dim, page = a.kv_slot[t] / PAGE, key = a.kv_slot[t] % PAGE;
+  const Slot slot{a.kv.keys(page, head), a.kv.values(page, head), key};
+  const float *k = a.k.row(t) + head * dim, *v = a.v.row(t) + head * dim;
+  switch (a.kv.format) {
+    case KVFormat::f32:
+      return append_f32(a.kv, slot, k, v);
+    case KVFormat::bf16:
+      return append_bf16(a.kv, slot, k, v);
+    case KVFormat::int8:
+      return append_int8(a.kv, slot, a.kv.key_scales(page, head) + 2 * key,
+                         a.kv.value_scales(page, head) + 2 * key, k, v);
   }
+}
+
+void append_kv(const AttentionArgs& a, Span rows) {
+  for (int64_t t = rows.begin; t < rows.end; t++)
+    for (int64_t h = 0; h < a.kv.n_kv_heads; h++) append_head(a, t, h);
 }
 
 }  // namespace ridgeline::RL_ISA

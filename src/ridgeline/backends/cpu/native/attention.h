@@ -37,6 +37,19 @@ RL_INLINE float* columns_of(float* record) {
   return record + RECORD_HEAD;
 }
 
+// Holds a loaded vector in its register: the compiler would rather load it again for every row of a tile.
+template <class V>
+RL_INLINE void hold(V& x) {
+#if defined(__AVX512F__)
+  asm("" : "+v"(x));
+#else
+  (void)x;
+#endif
+}
+
+// Stores the key and value of one token and KV head (append.cpp).
+void append_head(const AttentionArgs& a, int64_t t, int64_t head);
+
 // One range of one KV head.
 struct Range {
   const uint8_t *keys, *key_scales, *value_scales, *values;
@@ -51,6 +64,11 @@ struct Softmax {
   float value_scale[TILE_ROWS];  // int8 alone: of the products with p
 };
 
+// Rare, and long: kept out of the tiles.
+__attribute__((noinline)) inline void cap_scores(f32x16* s, float softcap) {
+  for (int v = 0; v < RANGE_VECTORS; v++) s[v] = softcap * tanh(s[v] / softcap);
+}
+
 // Raw products to scores of one row: scale, softcap, slope, -inf where the row may not look.
 // Returns their maximum.
 RL_INLINE float finish_scores(const AttentionArgs& a, const QueryRow& row, f32x16 (&s)[RANGE_VECTORS],
@@ -60,10 +78,15 @@ RL_INLINE float finish_scores(const AttentionArgs& a, const QueryRow& row, f32x1
   const bool whole = row.first <= begin && row.end >= begin + PAGE;
   const int32_t lo = (int32_t)(row.first - begin), hi = (int32_t)(row.end - begin);
   f32x16 top = none;
+  RL_FOR (v, RANGE_VECTORS) s[v] *= a.scale;
+  if (a.softcap > 0) {
+    f32x16 capped[RANGE_VECTORS];
+    RL_FOR (v, RANGE_VECTORS) capped[v] = s[v];
+    cap_scores(capped, a.softcap);
+    RL_FOR (v, RANGE_VECTORS) s[v] = capped[v];
+  }
   RL_FOR (v, RANGE_VECTORS) {
     const i32x16 key = lane + v * LANES;
-    s[v] *= a.scale;
-    if (a.softcap > 0) s[v] = a.softcap * tanh(s[v] / a.softcap);
     if (row.slope != 0) s[v] += row.slope * to_f32(key + (int32_t)(begin - row.position));
     if (!whole) s[v] = select((key >= lo) & (key < hi), s[v], none);
     top = maximum(s[v], top);

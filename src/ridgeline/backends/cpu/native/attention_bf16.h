@@ -3,9 +3,17 @@
 #pragma once
 
 #include "attention.h"
-#include "bf16.h"
 
 namespace ridgeline::RL_ISA {
+
+// Rounded as products of pairs take them: the instruction takes a subnormal for 0.
+RL_INLINE void store_factors(uint16_t* p, const f32x16& x) {
+#if defined(__AVX512BF16__)
+  _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
+#else
+  store_bf16(p, x);
+#endif
+}
 
 struct BF16Pages {
   typedef uint16_t P;
@@ -13,22 +21,23 @@ struct BF16Pages {
   static void prepare(QueryRow& row, int64_t dim, uint8_t* space) {
     const float* q = row.input;
     for (int64_t d = 0; d < dim; d += LANES)
-      store_bf16((uint16_t*)space + d, dim - d >= LANES ? load(q + d) : load_part(q + d, dim - d));
+      store_factors((uint16_t*)space + d, dim - d >= LANES ? load(q + d) : load_part(q + d, dim - d));
     row.q = space;
   }
 
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,
                         f32x16 (&s)[R][RANGE_VECTORS]) {
-    const uint32_t* q[R];
+    const int32_t* q[R];
     RL_FOR (r, R) {
-      q[r] = (const uint32_t*)rows[r]->q;
+      q[r] = (const int32_t*)rows[r]->q;
       RL_FOR (v, RANGE_VECTORS) s[r][v] = f32x16{};
     }
     const uint8_t* keys = range.keys;
     for (int64_t d = 0; d < (dim + 1) / 2; d++, keys += PAGE * 4) {
       u32x16 pairs[RANGE_VECTORS];
       RL_FOR (v, RANGE_VECTORS) pairs[v] = load_bits(keys + v * LANES * 4);
+      RL_FOR (v, RANGE_VECTORS) hold(pairs[v]);
       RL_FOR (r, R)
         RL_FOR (v, RANGE_VECTORS) s[r][v] = dot2(s[r][v], pairs[v], q[r][d]);
     }
@@ -37,7 +46,7 @@ struct BF16Pages {
   // The weight sums what values are multiplied by, so that rounding leaves a mean a mean.
   RL_INLINE f32x16 probabilities(const f32x16 (&e)[RANGE_VECTORS], const Range&, uint16_t* p, float&) {
     f32x16 lanes = {};
-    RL_FOR (v, RANGE_VECTORS) store_bf16(p + v * LANES, e[v]);
+    RL_FOR (v, RANGE_VECTORS) store_factors(p + v * LANES, e[v]);
     RL_FOR (v, RANGE_VECTORS / 2) {
       const u32x16 pairs = load_bits((const uint8_t*)(p + 2 * v * LANES));
       lanes += bf16_low(pairs);
@@ -55,8 +64,8 @@ struct BF16Pages {
     const Range& range;
     int64_t from[R], to[R], lo, hi;  // keys of each row; pairs of all
 
-    RL_MEMBER uint32_t pair(int r, int64_t j) const {
-      uint32_t bits;
+    RL_MEMBER int32_t pair(int r, int64_t j) const {
+      int32_t bits;
       memcpy(&bits, softmax.p[r] + 2 * j, sizeof bits);
       return bits;
     }
@@ -91,6 +100,7 @@ struct BF16Pages {
       for (int64_t j = lo; j < hi; j++) {
         u32x16 row[V];
         RL_FOR (v, V) row[v] = load_bits(values + (j * stride + v * LANES) * 4);
+        RL_FOR (v, V) hold(row[v]);
         RL_FOR (r, R)
           RL_FOR (v, V) acc[r][v] = dot2(acc[r][v], row[v], pair(r, j));
       }

@@ -12,6 +12,7 @@ RL_INLINE void multiply(f32x16 (&acc)[R][V], const float* const (&a)[R], const f
   for (int64_t k = from; k < to; k++) {
     f32x16 row[V];
     RL_FOR (v, V) row[v] = load(b + k * stride + v * LANES);
+    RL_FOR (v, V) hold(row[v]);
     RL_FOR (r, R)
       RL_FOR (v, V) acc[r][v] = fma(splat(a[r][k]), row[v], acc[r][v]);
   }

@@ -57,6 +57,7 @@ struct Int8Pages {
     for (int64_t d = 0; d < (dim + 3) / 4; d++, keys += PAGE * 4) {
       u32x16 fours[RANGE_VECTORS];
       RL_FOR (v, RANGE_VECTORS) fours[v] = load_bits(keys + v * LANES * 4);
+      RL_FOR (v, RANGE_VECTORS) hold(fours[v]);
       RL_FOR (r, R)
         RL_FOR (v, RANGE_VECTORS) acc[r][v] = dot4(acc[r][v], fours[v], q[r][d]);
     }
@@ -97,6 +98,7 @@ struct Int8Pages {
       for (int64_t j = 0; j < PAGE / 4; j++, values += stride * 4) {
         u32x16 row[V];
         RL_FOR (v, V) row[v] = load_bits(values + v * LANES * 4);
+        RL_FOR (v, V) hold(row[v]);
         RL_FOR (r, R) {
           uint32_t four;
           memcpy(&four, softmax.p[r] + 4 * j, sizeof four);

@@ -54,6 +54,16 @@ struct Pass {
   }
 };
 
+// Where a pass is cut before a unit: by head, the first range behind the cut.
+struct Edge {
+  int64_t split, before,
+      after;  // heads below `split` are cut before range `before`, the others before `after`
+
+  Edge(const Pass& p, int64_t unit)
+      : split(unit % p.heads), before(p.range_of(unit / p.heads + 1)), after(p.range_of(unit / p.heads)) {}
+  int64_t range(int64_t head) const { return head < split ? before : after; }
+};
+
 RL_INLINE int64_t first_key(const AttentionArgs& a, int64_t t) {
   return a.window && a.kv_len[t] > a.window ? a.kv_len[t] - a.window : 0;
 }
@@ -70,19 +80,17 @@ RL_INLINE void clear(float* record, int64_t floats) {
 // Merges the record `next` into `record`.
 inline void merge(float* record, const float* next, int64_t floats) {
   const float top = *record > *next ? *record : *next;
-  float scales[LANES] = {*record - top, *next - top};
-  store(scales, exp(load(scales)));
+  const f32x16 old = exp(splat(*record - top)), added = exp(splat(*next - top));
   *record = top;
   for (int64_t i = LANES; i < floats; i += LANES)
-    store(record + i, fma(load(next + i), splat(scales[1]), load(record + i) * scales[0]));
+    store(record + i, fma(load(next + i), added, load(record + i) * old));
 }
 
 // Divides by the weight, after the sink (a key without value) has joined it.
 inline void finish(const QueryRow& row, const float* record, int64_t head_dim) {
   const float top = *record > row.sink ? *record : row.sink;
-  float scales[LANES] = {*record - top, row.sink - top};
-  store(scales, exp(load(scales)));
-  const float scale = scales[0] / (sum(load(record + LANES)) * scales[0] + scales[1]);
+  const f32x16 old = exp(splat(*record - top)), sink = exp(splat(row.sink - top));
+  const f32x16 scale = old / (sum(load(record + LANES)) * old + sink);
   const float* columns = record + RECORD_HEAD;
   for (int64_t c = 0; c < head_dim; c += LANES) {
     const f32x16 out = load(columns + c) * scale;
@@ -94,12 +102,11 @@ inline void finish(const QueryRow& row, const float* record, int64_t head_dim) {
 }
 
 inline void set_rows(const AttentionArgs& a, const Workspace& w, const Pass& p) {
-  const int64_t dim = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads;
+  const int64_t dim = a.kv.head_dim, group = a.n_heads / a.kv.n_kv_heads, from = p.from % group;
   QueryRow* row = w.rows;
   for (int64_t h = 0; h < p.heads; h++)
-    for (int64_t i = 0; i < p.rows; i++, row++) {
-      const int64_t t = p.token + (p.from + i) / group, at = row - w.rows;
-      const int64_t head = (p.head + h) * group + (p.from + i) % group;
+    for (int64_t i = 0, t = p.token + p.from / group, g = from; i < p.rows; i++, row++) {
+      const int64_t at = row - w.rows, head = (p.head + h) * group + g;
       row->record = w.records + at * w.record;
       row->parts = w.parts + at * w.record;
       row->input = a.q.row(t) + head * dim;
@@ -109,6 +116,7 @@ inline void set_rows(const AttentionArgs& a, const Workspace& w, const Pass& p) 
       row->first = first_key(a, t);
       row->end = end_key(a, t);
       row->position = a.kv_len[t] - 1;
+      if (++g == group) g = 0, t++;
     }
 }
 
@@ -184,12 +192,15 @@ template <class F>
 void run_pass(const AttentionArgs& a, const Workspace& w, const Pass& p) {
   set_rows(a, w, p);
   set_queries<F>(a, w, p);
-  const int64_t begin = p.range_of(p.spans_before(p.units.begin, p.heads)),
-                end = p.range_of(p.spans_before(p.units.end, 0));
+  const Edge from(p, p.units.begin), to(p, p.units.end);
+  const auto ranges_of = [&](int64_t h) { return Span{from.range(h), to.range(h)}; };
+  const int64_t present = (a.kv_len[p.token] - 1) / PAGE;
+  for (int64_t h = 0; a.appends && h < p.heads; h++)
+    if (present >= ranges_of(h).begin && present < ranges_of(h).end) append_head(a, p.token, p.head + h);
+  const int64_t begin = ranges_of(p.heads).begin, end = ranges_of(0).end;
   for (int64_t r = begin; r < end; r++)
     for (int64_t h = 0; h < p.heads; h++) {
-      const Span ranges{p.range_of(p.spans_before(p.units.begin, h)),
-                        p.range_of(p.spans_before(p.units.end, h))};
+      const Span ranges = ranges_of(h);
       if (r >= ranges.begin && r < ranges.end) run_range<F>(a, w, p, h, r, ranges);
     }
   if (!p.whole()) return;

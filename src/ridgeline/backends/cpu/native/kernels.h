@@ -57,6 +57,7 @@ struct AttentionArgs {
   int64_t n_heads, window;      // window 0: none
   float scale, softcap;         // softcap 0: none
   const float *sinks, *slopes;  // [n_heads], or null
+  bool appends;  // `attend` stores the one token's keys and values itself: who reads them, stores them
 };
 
 // A thread's place among those that share one call, and the scratch of all of them: AttentionScratch's bytes

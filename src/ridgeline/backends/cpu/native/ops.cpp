@@ -125,8 +125,11 @@ void run_attention(const Instr& i, const Frame& f) {
   a.window = i.ints[1];
   a.scale = (float)i.floats[0];
   a.softcap = (float)i.floats[1];
-  f.kernels.append_kv(a, f.mine(a.q.rows));
-  f.barrier.wait(f.thread);  // a query may read what any thread has stored
+  a.appends = f.own && a.n_heads / a.kv.n_kv_heads <= WIDE_ROWS;
+  if (!a.appends) {
+    f.kernels.append_kv(a, f.mine(a.q.rows));
+    f.barrier.wait(f.thread);  // a query may read what any thread has stored
+  }
   const Team team{f.scratch - f.thread * f.scratch_bytes, f.scratch_bytes, f.thread, f.threads};
   if (f.kernels.attend(a, team)) {
     f.barrier.wait(f.thread);
