@@ -22,7 +22,6 @@ from ridgeline.analysis import hardware
 from ridgeline.analysis.probe import Probe
 from ridgeline.analysis.roofline import multiplies
 from ridgeline.backends.cpu.backend import CPU
-from ridgeline.backends.cpu.record import MULTIPLIES
 from ridgeline.config import available_cores
 from ridgeline.ops.spec import TensorType
 from ridgeline.program import cost
@@ -178,7 +177,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     rows = [int(m) for m in args.rows.split(",")]
     cpu = CPU(args.threads, args.isa)
-    rows_type = args.activations or MULTIPLIES.get(cpu.held_as[args.format], ("f32",))[0]
+    rows_type = args.activations or cpu.multiplies.get(cpu.held_as[args.format], ("f32",))[0]
     case = build(args.shape, args.layers, args.format, rows_type, cpu, max(rows))
     head = {"shape": args.shape, "format": args.format, "activations": rows_type, "isa": cpu.isa}
     result = {**head, "threads": args.threads, **measure(case, args.threads, rows, args.rounds)}

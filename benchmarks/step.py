@@ -1,7 +1,7 @@
 """Where a step's time goes: its instructions by op, in the native loop, with the waits that their imbalance causes.
 
     python benchmarks/step.py smollm2-135m --rows 1 --context 128
-    python benchmarks/step.py random:1b --set random_format=q8_0 --tokens 256 --context 0
+    python benchmarks/step.py random:1b --set format=q8_0 --tokens 256 --context 0
 
 A step of `--rows` requests, each with `--tokens` new tokens after `--context` ones, is run `--repeat` times. Times are
 thread 0's: its own work, and its wait for the other threads afterwards; medians by instruction, summed by op.
