@@ -123,7 +123,7 @@ class OneOp:
     def _output(self, arena: _native.Memory, plan: MemoryPlan, buffer: Buffer) -> Any:
         rows, dtype = buffer.type.shape[0], buffer.type.dtype
         if dtype in ("f32", "i32"):
-            return result(arena.array(), plan, _whole(buffer), rows)
+            return result(arena.array(), plan, _whole(buffer), rows).copy()
         at, width, columns = plan.offsets[buffer.id], row_bytes(buffer.type), buffer.type.columns
         raw = arena.array()[at : at + rows * width].reshape(rows, width).copy()
         if dtype == "bf16":

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass
 
@@ -10,8 +11,13 @@ import numpy as np
 from ridgeline.engine.scheduler import Chunk
 from ridgeline.engine.sequence import Sequence
 from ridgeline.ops.attention import PAGE
-from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT
+from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
 from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch
+
+_CODES = {"u8": "Q", "u4": "I", "i4": "i", "f4": "f"}
+# Packing numbers costs a tenth of assigning a numpy record.
+_RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in SAMPLER.names or ()))
+assert _RECORD.size == SAMPLER.itemsize
 
 
 @dataclass(frozen=True)
@@ -32,13 +38,14 @@ def fill(batch: Batch, chunks: Seq[Chunk], step: int) -> list[Row]:
     start = 0
     for r, chunk in enumerate(chunks):
         first[id(chunk.sequence)] = start - chunk.start
-        _fill_chunk(batch, chunk, r, slice(start, start + chunk.count))
+        fill_chunk = _fill_token if chunk.count == 1 else _fill_chunk
+        fill_chunk(batch, chunk, r, start)
         start += chunk.count
-    out, want, sampler = batch["out_rows"], batch["want"], batch["sampler"]
+    out, want, sampler = batch.full("out_rows"), batch.full("want"), batch.full("sampler").data.cast("B")
     for i, row in enumerate(rows):
         out[i] = first[id(row.sequence)] + row.position - 1
         want[i] = WANT_IDS if row.sequence.params.logprobs is None and row.target < 0 else WANT_IDS | WANT_LOGPROBS
-        sampler[i] = _sampler(batch, row)
+        _RECORD.pack_into(sampler, i * _RECORD.size, *_sampler(batch, row))
     return rows
 
 
@@ -53,8 +60,23 @@ def _rows(c: Chunk) -> list[Row]:
     return rows
 
 
-def _fill_chunk(batch: Batch, c: Chunk, r: int, at: slice) -> None:
-    s, stop = c.sequence, c.start + c.count
+def _fill_token(batch: Batch, c: Chunk, r: int, t: int) -> None:
+    """A chunk of one token: what decoding is made of. Numbers are set one by one, for arrays cost more."""
+    s, position = c.sequence, c.start
+    known = position < len(s.tokens)
+    step, row = (-1, -1) if known else s.sources[position - len(s.tokens)]
+    full = batch.full
+    full("ids")[t] = s.tokens[position] if known else 0
+    full("source_step")[t], full("source_row")[t] = step, row
+    full("positions")[:, t] = position
+    full("kv_len")[t], full("request")[t] = position + 1, r
+    for group, table in zip(s.groups, s.tables, strict=True):
+        full(f"page_table.{group.name}")[r, : len(table)] = table
+        full(f"kv_slot.{group.name}")[t] = table[position // PAGE] * PAGE + position % PAGE
+
+
+def _fill_chunk(batch: Batch, c: Chunk, r: int, first_row: int) -> None:
+    s, stop, at = c.sequence, c.start + c.count, slice(first_row, first_row + c.count)
     known = s.tokens[c.start : stop]
     batch["ids"][at] = known + [0] * (c.count - len(known))
     batch["source_step"][at] = -1
@@ -81,7 +103,8 @@ def _sampler(batch: Batch, row: Row) -> tuple[float, ...]:
     given = row.target >= 0
     bias = {} if given else p.logit_bias
     history = {} if given or s.history is None else s.history
-    batch.resize(E=e + len(bias), H=h + len(history))
+    if bias or history:
+        batch.resize(E=e + len(bias), H=h + len(history))
     if bias:
         batch["bias_ids"][e:] = list(bias.keys())
         batch["bias_values"][e:] = list(bias.values())

@@ -31,15 +31,19 @@ class LocalExecutor:
         self._ids: dict[int, Array] = {}
 
     def submit(self, batch: Batch) -> int:
-        source = batch["source_step"]
-        for t in np.flatnonzero(source >= 0):
-            # A dead end samples -1; its sequence ends at the commit, and this late row is never published.
-            batch["ids"][t] = max(self._ids[int(source[t])][batch["source_row"][t]], 0)
+        if self.depth > 1:  # else every token was committed before it was scheduled
+            self._fill_sources(batch)
         result = self.step.run(batch)
         self._results.append(result)
         self._ids[result.step] = result.ids
         self._ids.pop(result.step - self.depth - 1, None)
         return result.step
+
+    def _fill_sources(self, batch: Batch) -> None:
+        source = batch["source_step"]
+        for t in np.flatnonzero(source >= 0):
+            # A dead end samples -1; its sequence ends at the commit, and this late row is never published.
+            batch["ids"][t] = max(self._ids[int(source[t])][batch["source_row"][t]], 0)
 
     def collect(self, ticket: int) -> StepResult:
         result = self._results.popleft()

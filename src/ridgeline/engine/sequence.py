@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
@@ -35,7 +36,7 @@ class Sequence:
         self.computed = 0
         self.finish: str | None = None
         self.groups = info.groups
-        self.tables: list[list[int]] = [[] for _ in info.groups]
+        self.tables = [array("i") for _ in info.groups]  # of pages; -1: given back
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
         self.pages = pages_needed(info, self.limit)
         self.promised = 0
@@ -103,7 +104,7 @@ class Sequence:
             for page in table:
                 if page >= 0:
                     pool.give(page)
-            table.clear()
+            del table[:]
         pool.unbook(self.promised)
         self.promised = 0
 

@@ -19,6 +19,7 @@ from ridgeline.program.ir import State
 MAGIC = 0x4742_4C52  # "RLBG"
 VERSION = 1
 HEADER = ("magic", "version", "bytes", "step", "T", "R", "L", "C", "E", "H", "M")  # int64 each, 16 slots
+_PLACE = {name: i for i, name in enumerate(HEADER)}
 _ALIGN = 64
 
 # want bits of a row
@@ -144,6 +145,10 @@ class Batch:
         self.layout = layout
         self.buffer = np.zeros(layout.nbytes, np.uint8) if buffer is None else buffer
         self.header = self.buffer[: 8 * 16].view(np.int64)
+        self._fields = {name: self._view(slot) for name, slot in layout.slots.items()}
+        capacities = {axis: layout.limits.capacity(axis) for slot in layout.slots.values() for axis in slot.axes}
+        self._fixed = {axis: size for axis, size in capacities.items() if axis not in _PLACE}
+        self._most = {axis: size for axis, size in capacities.items() if axis in _PLACE}
         if buffer is None:
             self.header[:3] = MAGIC, VERSION, layout.nbytes
             for name in layout.slots:
@@ -152,26 +157,28 @@ class Batch:
 
     def size(self, axis: str) -> int:
         """Actual size of an axis in this step."""
-        if axis in HEADER:
-            return int(self.header[HEADER.index(axis)])
-        return self.layout.limits.capacity(axis)
+        return int(self.header[_PLACE[axis]]) if axis in _PLACE else self._fixed[axis]
 
     def resize(self, **sizes: int) -> None:
         """Set actual sizes, e.g. resize(T=7, R=2, L=2)."""
         for axis, size in sizes.items():
             if axis != "step":
-                assert size <= self.layout.limits.capacity(axis), f"{axis}={size} is over the batch's capacity"
-            self.header[HEADER.index(axis)] = size
+                assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
+            self.header[_PLACE[axis]] = size
 
     def full(self, name: str) -> Array:
         """The whole field at its capacity, writable."""
-        slot = self.layout.slots[name]
-        size = int(np.prod(slot.shape, dtype=np.int64)) * slot.dtype.itemsize
-        return self.buffer[slot.offset : slot.offset + size].view(slot.dtype).reshape(slot.shape)
+        return self._fields[name]
 
     def __getitem__(self, name: str) -> Array:
-        slot = self.layout.slots[name]
-        return self.full(name)[tuple(slice(0, self.size(axis)) for axis in slot.axes)]
+        axes = self.layout.slots[name].axes
+        if len(axes) == 1:
+            return self._fields[name][: self.size(axes[0])]
+        return self._fields[name][tuple(slice(0, self.size(axis)) for axis in axes)]
+
+    def _view(self, slot: FieldSlot) -> Array:
+        size = int(np.prod(slot.shape, dtype=np.int64)) * slot.dtype.itemsize
+        return self.buffer[slot.offset : slot.offset + size].view(slot.dtype).reshape(slot.shape)
 
     def fields(self) -> dict[str, Array]:
         """All fields in use, by name."""

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -118,25 +119,29 @@ class CPUStep:
         self, native: _native.Step, layout: BatchLayout, entry: Entry, plan: MemoryPlan, arena: _native.Memory,
         kv: _native.Memory,
     ) -> None:  # fmt: skip
-        self.layout, self._native, self._entry, self._plan = layout, native, entry, plan
+        self.layout, self._native, self._entry = layout, native, entry
         self._arena, self.kv = arena.array(), kv.array()
         self.native_s = 0.0
+        self._results = [
+            result(self._arena, plan, x, layout.limits.capacity(x.buffer.type.shape[0])) for x in entry.results
+        ]
 
     def run(self, batch: Batch) -> StepResult:
         begin = time.perf_counter()
         self._native.run(batch.buffer)
         self.native_s += time.perf_counter() - begin
-        rows, want = batch.size("L"), batch["want"]
-        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._entry.results
+        rows = batch.size("L")
+        want = int(np.bitwise_or.reduce(batch["want"]))
+        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._results
         return StepResult(
             batch.size("step"),
-            self._result(ids, rows),
-            self._result(logprobs, rows),
-            self._result(top_ids, rows),
-            self._result(top_logprobs, rows),
-            self._result(hidden, rows) if np.any(want & WANT_HIDDEN) else None,
-            self._result(logits, rows) if np.any(want & WANT_LOGITS) else None,
-            tuple(self._result(x, batch.size("T")) for x in extra),
+            ids[:rows].copy(),
+            logprobs[:rows].copy(),
+            top_ids[:rows].copy(),
+            top_logprobs[:rows].copy(),
+            hidden[:rows].copy() if want & WANT_HIDDEN else None,
+            logits[:rows].copy() if want & WANT_LOGITS else None,
+            tuple(x[: batch.size("T")].copy() for x in extra),
         )
 
     def profile(self, batch: Batch) -> list[tuple[Instr, float, float]]:
@@ -144,17 +149,13 @@ class CPUStep:
         times = self._native.profile(batch.buffer)
         return [(instr, *took) for instr, took in zip(self._entry.instrs, times, strict=False)]
 
-    def _result(self, view: View, rows: int) -> NDArray[np.generic]:
-        """A copy of the first `rows` rows of a result."""
-        return result(self._arena, self._plan, view, rows)
 
-
-def result(arena: NDArray[np.uint8], plan: MemoryPlan, view: View, rows: int) -> NDArray[np.generic]:
-    """A copy of the first `rows` rows of a view, read from the arena."""
+def result(arena: NDArray[np.uint8], plan: MemoryPlan, view: View, rows: int) -> NDArray[Any]:
+    """The first `rows` rows of a view, as they lie in the arena."""
     shape, offset = view.buffer.type.shape, plan.offsets[view.buffer.id]
     columns = view.buffer.type.columns if len(shape) > 1 else 1
     flat = arena[offset : offset + rows * columns * 4].view(_DTYPES[view.buffer.type.dtype])
-    values: NDArray[np.generic] = flat.reshape(rows, columns)[:, view.start : view.stop].copy()
+    values = flat.reshape(rows, columns)[:, view.start : view.stop]
     return values if len(shape) > 1 else values[:, 0]
 
 
