@@ -1,4 +1,5 @@
 // append_kv: stores the step's keys and values in their pages, in the state's format and layout.
+#include "bf16.h"
 #include "attention.h"
 
 namespace ridgeline::RL_ISA {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "attention.h"
+#include "bf16.h"
 
 namespace ridgeline::RL_ISA {
 
