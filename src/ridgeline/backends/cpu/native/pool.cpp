@@ -1,6 +1,6 @@
 #include "pool.h"
 
-#include <chrono>
+#include <algorithm>
 #include <stdexcept>
 
 #if defined(__x86_64__)
@@ -22,6 +22,10 @@ static inline void pause() {
 constexpr int BARRIER_SPINS = 1000;
 constexpr auto PARK_AFTER = std::chrono::microseconds(50);
 
+// A time slice is some milliseconds; waking a parked thread takes less than a tenth of one.
+constexpr auto LOST_MUCH = std::chrono::microseconds(500);
+constexpr auto PAUSE_LEAST = std::chrono::milliseconds(20), PAUSE_MOST = std::chrono::milliseconds(320);
+
 Barrier::Barrier(int threads) : threads_(threads), flags_(new Flag[threads]) {}
 
 void Barrier::wait(int thread) {
@@ -29,11 +33,40 @@ void Barrier::wait(int thread) {
   flags_[thread].round.store(round, std::memory_order_release);
   for (int other = 0; other < threads_; other++)
     for (int spins = 0; (int32_t)(flags_[other].round.load(std::memory_order_acquire) - round) < 0; spins++) {
-      if (spins < BARRIER_SPINS)
-        pause();
-      else
-        std::this_thread::yield();
+      if (spins == BARRIER_SPINS) return wait_long(thread, other, round);
+      pause();
     }
+}
+
+void Barrier::wait_long(int thread, int other, uint32_t round) {
+  const auto begin = std::chrono::steady_clock::now();
+  for (; other < threads_; other++)
+    while ((int32_t)(flags_[other].round.load(std::memory_order_acquire) - round) < 0)
+      std::this_thread::yield();
+  flags_[thread].lost += std::chrono::steady_clock::now() - begin;
+}
+
+std::chrono::nanoseconds Barrier::take_lost() {
+  std::chrono::nanoseconds most{0};
+  for (int t = 0; t < threads_; t++) {
+    most = std::max(most, flags_[t].lost);
+    flags_[t].lost = {};
+  }
+  return most;
+}
+
+bool Contention::crowded() const {
+  return std::chrono::steady_clock::now() < until_;
+}
+
+void Contention::ran(std::chrono::nanoseconds took, std::chrono::nanoseconds lost) {
+  if (lost < LOST_MUCH || lost < took / 4) {
+    pause_ /= 2;
+    return;
+  }
+  pause_ = std::min<std::chrono::nanoseconds>(std::max<std::chrono::nanoseconds>(2 * pause_, PAUSE_LEAST),
+                                              PAUSE_MOST);
+  until_ = std::chrono::steady_clock::now() + pause_;
 }
 
 static int at_least_one(int threads) {
@@ -74,8 +107,10 @@ void Pool::run(const std::function<void(int)>& work) {
     }
     wake_.notify_all();
   }
+  const auto begin = std::chrono::steady_clock::now();
   work(0);
   barrier_.wait(0);
+  contention_.ran(std::chrono::steady_clock::now() - begin, barrier_.take_lost());
 }
 
 uint32_t Pool::await(uint32_t seen) {

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <functional>
 #include <memory>
@@ -17,12 +18,31 @@ class Barrier {
   explicit Barrier(int threads);
   void wait(int thread);
 
+  // The longest that a thread has waited beyond what balanced work explains, since this was last asked. To be
+  // asked while nobody waits.
+  std::chrono::nanoseconds take_lost();
+
  private:
   struct alignas(128) Flag {
     std::atomic<uint32_t> round{0};
+    std::chrono::nanoseconds lost{0};
   };
+  void wait_long(int thread, int other, uint32_t round);
   const int threads_;
   std::unique_ptr<Flag[]> flags_;
+};
+
+// Whether another process keeps one of our threads off its core. All others then wait for it, for
+// milliseconds at a time, and one thread alone is faster: `crowded` asks for that for a while, longer each
+// time in a row.
+class Contention {
+ public:
+  bool crowded() const;
+  void ran(std::chrono::nanoseconds took, std::chrono::nanoseconds lost);  // all threads together
+
+ private:
+  std::chrono::nanoseconds pause_{0};
+  std::chrono::steady_clock::time_point until_{};
 };
 
 // `run` may be called from one thread at a time; that caller is thread 0 of the pool.
@@ -37,6 +57,9 @@ class Pool {
   int threads() const { return threads_; }
   Barrier& barrier() { return barrier_; }
 
+  // Whether the caller had better do the next work alone.
+  bool crowded() const { return contention_.crowded(); }
+
   // Calls work(thread) once on every thread, and returns when all have returned.
   void run(const std::function<void(int)>& work);
 
@@ -47,6 +70,7 @@ class Pool {
 
   const int threads_;
   Barrier barrier_;
+  Contention contention_;
   const std::function<void(int)>* work_ = nullptr;  // null while stopping
   std::atomic<uint32_t> round_{0};
   std::mutex mutex_, running_;

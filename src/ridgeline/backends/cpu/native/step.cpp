@@ -99,22 +99,22 @@ int64_t Step::kv_bytes(const Program& p) {
   return p.layers * layer_bytes + KV_SLACK_BYTES;
 }
 
-Frame Step::frame(const uint8_t* batch, int thread) {
+Frame Step::frame(const uint8_t* batch, int thread, bool alone) {
   return {program_,
           kernels_,
           weights_,
           vectors_,
           arena_,
           kv_,
-          single(batch) ? own_.data() + thread * program_.arena_bytes : nullptr,
+          single(batch) && !alone ? own_.data() + thread * program_.arena_bytes : nullptr,
           (float*)held_.data(),
           batch,
           scratch_.data() + thread * scratch_bytes_,
           scratch_bytes_,
           (Piece*)pieces_.data(),
-          pool_.barrier(),
+          alone ? lone_ : pool_.barrier(),
           thread,
-          pool_.threads()};
+          alone ? 1 : pool_.threads()};
 }
 
 // With one token and one row to sample from, threads cannot share rows.
@@ -134,10 +134,9 @@ void Step::check(const uint8_t* batch, int64_t bytes) {
 
 void Step::run(const uint8_t* batch, int64_t bytes) {
   check(batch, bytes);
-  pool_.run([&](int thread) {
-    Untimed timer;
-    run_thread(frame(batch, thread), timer);
-  });
+  Untimed timer;
+  if (pool_.crowded()) return run_thread(frame(batch, 0, true), timer);
+  pool_.run([&](int thread) { run_thread(frame(batch, thread), timer); });
 }
 
 std::vector<InstrTime> Step::profile(const uint8_t* batch, int64_t bytes) {

@@ -25,7 +25,7 @@ class Step {
   static int64_t kv_bytes(const Program& p);
 
  private:
-  Frame frame(const uint8_t* batch, int thread);
+  Frame frame(const uint8_t* batch, int thread, bool alone = false);
   void check(const uint8_t* batch, int64_t bytes);
   template <class Timer>
   void run_thread(const Frame& f, Timer& timer) const;
@@ -39,6 +39,7 @@ class Step {
   uint8_t *kv_, *arena_;
   int64_t scratch_bytes_;
   HugeMemory scratch_, held_, pieces_;
+  Barrier lone_{1};
   HugeMemory own_;  // an arena for each thread, of which steps of one row touch little
 };
 
