@@ -39,10 +39,11 @@ def test_weight_bytes(format, bits):
     assert cost.weight_bytes(program(format)) == MATRICES * bits / 8 + 4 * VECTORS + CONSTANT
 
 
-@pytest.mark.parametrize(("format", "bytes_"), [("bf16", 2), ("f32", 4)])
+@pytest.mark.parametrize(("format", "bytes_"), [("bf16", 2), ("f32", 4), ("int8", 1)])
 def test_kv_bytes_per_token(format, bytes_):
     got = cost.kv_token_bytes(program(kv_format=format))
-    assert got == LAYERS * 2 * KV * D * bytes_ == {"bf16": 23_040, "f32": 46_080}[format]
+    scales = 2 * LAYERS * 2 * KV if format == "int8" else 0  # a bfloat16 per key and head, and per value
+    assert got == LAYERS * 2 * KV * D * bytes_ + scales == {"bf16": 23_040, "f32": 46_080, "int8": 11_880}[format]
     [state] = program(kv_format=format).states
     assert state.page_bytes == 64 * got
 

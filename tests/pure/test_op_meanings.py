@@ -215,6 +215,7 @@ VARIANTS = {
     "slopes": {"slopes": True},
     "all": {"window": 50, "softcap": 3.0, "sinks": True, "slopes": True},
     "bf16": {"format": "bf16"},
+    "int8": {"format": "int8"},
 }
 
 
@@ -268,7 +269,8 @@ def check_attention(operands, attrs):
     out = ops.attention(*given.values(), **attrs)
     expected = naive_attention(**given, **attrs)
     assert np.isfinite(out).all()
-    assert np.abs(out - expected).max() <= 2e-6 * max(1, np.abs(expected).max())
+    bound = 8e-3 if given["kv"].format == "bf16" else 2e-6  # over bf16 pages, queries and probabilities are rounded too
+    assert np.abs(out - expected).max() <= bound * max(1, np.abs(expected).max())
     kept = np.ones(len(given["kv"].k), bool)
     kept[given["kv_slot"]] = False
     assert np.array_equal(given["kv"].k[kept], operands["kv"].k[kept], equal_nan=True)

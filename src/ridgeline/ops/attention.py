@@ -1,8 +1,9 @@
 """attention: appends this step's keys and values to paged state, then attends; and the numpy store of such state.
 
 Invariant 1 in words: K/V are written in the state's format first and every query reads stored values, its own
-included; keys are cut in ranges of 64 by absolute position, each with its own maximum, merged in ascending order;
-keys that are not visible are never touched, so a page may hold anything (NaN in tests) outside its live slots.
+included; keys are cut in ranges of 64 by absolute position, each with its own maximum, merged in ascending order (a
+backend may merge spans of ranges first, if the spans follow from the row alone); keys that are not visible are never
+touched, so a page may hold anything (NaN in tests) outside its live slots.
 """
 
 from __future__ import annotations
@@ -35,7 +36,8 @@ def round_int8(x: Array) -> Array:
     scale = np.where(bits.view(np.float32) < 2.0**-100, np.float32(0), bits.view(np.float32))
     scale = np.where(np.isfinite(exact), scale, np.float32(np.nan))
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale != 0)
-    return np.where(np.isnan(scale), scale, np.round(x * inverse) * scale).astype(np.float32)
+    rounded: Array = np.where(np.isnan(scale), scale, np.round(x * inverse) * scale).astype(np.float32)
+    return rounded
 
 
 @dataclass(frozen=True)

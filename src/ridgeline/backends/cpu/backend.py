@@ -38,7 +38,8 @@ class CPU:
     """Backend of any CPU; x86-64 has kernels for AVX2, AVX-512 with VNNI, and that with BF16.
 
     `threads` 0 takes all available cores. `isa` forces a level: "portable" (runs anywhere), "avx2", "avx512" or
-    "avx512bf16"; "" takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can use.
+    "avx512bf16"; "" takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can
+    use.
     """
 
     name = "cpu"

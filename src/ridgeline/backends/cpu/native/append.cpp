@@ -1,6 +1,6 @@
 // append_kv: stores the step's keys and values in their pages, in the state's format and layout.
-#include "bf16.h"
 #include "attention.h"
+#include "bf16.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
