@@ -43,16 +43,15 @@ void Barrier::wait_long(int thread, int other, uint32_t round) {
   for (; other < threads_; other++)
     while ((int32_t)(flags_[other].round.load(std::memory_order_acquire) - round) < 0)
       std::this_thread::yield();
-  flags_[thread].lost += std::chrono::steady_clock::now() - begin;
+  const std::chrono::nanoseconds lost = std::chrono::steady_clock::now() - begin;
+  flags_[thread].lost_ns.fetch_add(lost.count(), std::memory_order_relaxed);
 }
 
 std::chrono::nanoseconds Barrier::take_lost() {
-  std::chrono::nanoseconds most{0};
-  for (int t = 0; t < threads_; t++) {
-    most = std::max(most, flags_[t].lost);
-    flags_[t].lost = {};
-  }
-  return most;
+  int64_t most = 0;
+  for (int t = 0; t < threads_; t++)
+    most = std::max(most, flags_[t].lost_ns.exchange(0, std::memory_order_relaxed));
+  return std::chrono::nanoseconds(most);
 }
 
 bool Contention::crowded() const {

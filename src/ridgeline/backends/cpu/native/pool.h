@@ -18,14 +18,13 @@ class Barrier {
   explicit Barrier(int threads);
   void wait(int thread);
 
-  // The longest that a thread has waited beyond what balanced work explains, since this was last asked. To be
-  // asked while nobody waits.
+  // The longest that a thread has waited beyond what balanced work explains, since this was last asked.
   std::chrono::nanoseconds take_lost();
 
  private:
   struct alignas(128) Flag {
     std::atomic<uint32_t> round{0};
-    std::chrono::nanoseconds lost{0};
+    std::atomic<int64_t> lost_ns{0};
   };
   void wait_long(int thread, int other, uint32_t round);
   const int threads_;
