@@ -13,11 +13,12 @@ from ridgeline.ops.linear import linear, quantize_act
 from ridgeline.ops.spec import INT8_GROUPS, Load, TensorType, groups_of, nbytes, row_bytes
 from ridgeline.program.passes import pipeline
 
+FINER = {**MULTIPLIES, "q4_1": ("i8g32", "i8g32x2")}
 GROUP = {"i8g32": 32, "i8g64": 64, "i8g128": 128}
 
 
 @pytest.mark.parametrize("k", [1, 32, 33, 80, 576, 640])
-@pytest.mark.parametrize("dtype", INT8_GROUPS)
+@pytest.mark.parametrize("dtype", [*GROUP, "i8"])
 def test_each_group_has_its_own_scale(dtype, k):
     x = np.random.default_rng(k).standard_normal((3, k)).astype(np.float32)
     x[1] *= 1e-3
@@ -34,6 +35,17 @@ def test_each_group_has_its_own_scale(dtype, k):
             q = rows.q[t, g * group : g * group + len(part)]
             assert np.abs(q * scale - part).max() <= 0.5001 * scale
             assert np.array_equal(rows.float32()[t, g * group : g * group + len(part)], q * scale)
+
+
+def test_two_terms_leave_a_hundredth_of_the_error():
+    x = np.random.default_rng(0).standard_normal((5, 80)).astype(np.float32)
+    x[2] = 0
+    one, two = quantize_act(x), quantize_act(x, dtype="i8g32x2")
+    assert two.q.shape == (5, 192) and two.scale.shape == (5, 6) and two.group == 32 and two.shape == (5, 80)
+    assert np.array_equal(two.q[:, :96], one.q) and np.array_equal(two.scale[:, :3], one.scale)
+    rest = quantize_act(x - one.float32())
+    assert np.array_equal(two.q[:, 96:], rest.q) and np.array_equal(two.float32(), one.float32() + rest.float32())
+    assert np.abs(two.float32() - x).max() < np.abs(one.float32() - x).max() / 100 and not two.float32()[2].any()
 
 
 def test_bf16_rows_are_rounded_values():
@@ -55,7 +67,7 @@ def test_row_bytes():
     expected = {
         ("i8g32", 80): 96 + 3 * 8, ("i8g64", 80): 128 + 2 * 8, ("i8g128", 80): 128 + 8, ("i8", 80): 96 + 8,
         ("i8g64", 576): 576 + 9 * 8, ("i8g128", 576): 640 + 5 * 8, ("i8", 576): 576 + 8,
-        ("bf16", 80): 160, ("bf16", 33): 68, ("f32", 33): 132,
+        ("i8g32x2", 80): 2 * (96 + 3 * 8), ("bf16", 80): 160 + 64, ("bf16", 33): 68 + 64, ("f32", 33): 132,
     }  # fmt: skip
     for (dtype, columns), size in expected.items():
         t = TensorType(("T", columns), dtype)
@@ -64,12 +76,12 @@ def test_row_bytes():
 
 
 def read_types(fmt, choice, multiplies=MULTIPLIES, config="llama"):
-    """Types of rows that the linears of a tiny model in one format read."""
+    """Types of rows that the linears of a tiny model in one format read, but for the head."""
     listed = pipeline.passes(
         lambda w: "f32" if len(w.shape) == 1 else fmt, "bf16", multiplies=multiplies, activations=choice
     )
     program = pipeline.run(models.build(from_hf(tiny.CONFIGS[config])), listed)
-    return {i.operands["x"].type.dtype for i in program.instrs if i.op == "linear"}
+    return {i.operands["x"].type.dtype for i in program.forward.instrs if i.op == "linear"}
 
 
 @pytest.mark.parametrize(
@@ -89,3 +101,20 @@ def test_choices(fmt, auto, int8, int8_row, bf16):
     expected = {"auto": auto, "int8": int8, "int8-row": int8_row, "bf16": bf16, "float32": "f32"}
     assert {choice: read_types(fmt, choice) for choice in expected} == {c: {t} for c, t in expected.items()}
     assert read_types(fmt, "auto", {}) == {"f32"}
+
+
+@pytest.mark.parametrize(
+    ("fmt", "choice", "able", "expected"),
+    [
+        ("q4_1", "auto", FINER, "i8g32x2"),
+        ("q4_1", "int8", FINER, "i8g32"),
+        ("q4_1", "auto", MULTIPLIES, "i8g32"),
+        ("q4_1", "float32", FINER, "f32"),
+        ("int4_g64", "auto", FINER, "i8g64"),
+    ],
+)
+def test_the_head_reads_two_terms_where_there_is_a_kernel(fmt, choice, able, expected):
+    listed = pipeline.passes(lambda w: "f32" if len(w.shape) == 1 else fmt, "bf16", multiplies=able, activations=choice)
+    program = pipeline.run(models.build(from_hf(tiny.CONFIGS["llama"])), listed)
+    [head] = [i for i in program.sample.instrs if i.op == "linear"]
+    assert head.operands["x"].type.dtype == expected

@@ -22,7 +22,7 @@ from ridgeline.backends.base import MULTIPLIES, ReadWeight, Store, open_states, 
 from ridgeline.errors import ConfigError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import OPS, groups_of
+from ridgeline.ops.spec import OPS, TWO_TERMS, groups_of
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Field, Program, State, Weight
@@ -126,13 +126,19 @@ def linear(x: Tensor | QuantizedRows, w: Tensor, bias: Tensor | None = None) -> 
 
 
 def dequantize(x: Any) -> Tensor:
-    return (x.q.float().unflatten(1, (-1, x.group)) * x.scale[:, :, None]).flatten(1)[:, : x.columns]
+    values = (x.q.float().unflatten(1, (-1, x.group)) * x.scale[:, :, None]).flatten(1)
+    return sum(values.chunk(1 + (x.dtype in TWO_TERMS), dim=1), start=0.0)[:, : x.columns]
 
 
 def quantize_act(x: Any, *, dtype: str = "i8g32", threshold: float = 0.0) -> Any:
     x = torch.where(x.abs() < threshold, 0, x) if threshold > 0 else x
     if dtype in ("f32", "bf16"):
         return x if dtype == "f32" else x.bfloat16().float()
+    if dtype in TWO_TERMS:
+        first = quantize_act(x, dtype=dtype[:-2])
+        second = quantize_act(x - dequantize(first), dtype=dtype[:-2])
+        both: Any = (torch.cat(pair, dim=1) for pair in ((first.q, second.q), (first.scale, second.scale)))
+        return QuantizedRows(*both, x.shape[1], dtype)
     count, group = groups_of(dtype, x.shape[1])
     groups = F.pad(x, (0, count * group - x.shape[1])).unflatten(1, (count, group))
     scale = groups.abs().amax(dim=2) / 127

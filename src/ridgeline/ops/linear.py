@@ -12,12 +12,25 @@ from dataclasses import dataclass
 import numpy as np
 
 from ridgeline.ops.attention import round_bf16
-from ridgeline.ops.spec import INT8_GROUPS, Array, Call, Case, Cost, Load, TensorType, elements, groups_of, op
+from ridgeline.ops.spec import (
+    INT8_GROUPS,
+    TWO_TERMS,
+    Array,
+    Call,
+    Case,
+    Cost,
+    Load,
+    TensorType,
+    elements,
+    groups_of,
+    op,
+)
 
 
 @dataclass(frozen=True)
 class QuantizedRows:
-    """Activations of an int8 type: q int8 [T, K'] with K' = K padded to whole groups, scale float32 [T, groups]."""
+    """Activations of an int8 type: q int8 [T, K'] with K' = K padded to whole groups, scale float32 [T, groups].
+    Of two terms the second comes after the first, in q [T, 2 K'] and scale [T, 2 groups]."""
 
     q: Array
     scale: Array
@@ -44,7 +57,11 @@ class QuantizedRows:
     def float32(self) -> Array:
         """The rows as float32 [T, K]."""
         groups = self.q.reshape(*self.scale.shape, self.group).astype(np.float32) * self.scale[:, :, None]
-        return groups.reshape(self.q.shape)[:, : self.columns]
+        values: Array = groups.reshape(self.q.shape)
+        if self.dtype in TWO_TERMS:
+            first, second = np.split(values, 2, axis=1)
+            values = first + second
+        return values[:, : self.columns]
 
 
 def _quantize_cases(rng: np.random.Generator) -> Iterable[Case]:
@@ -72,8 +89,8 @@ def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> Q
     """Round rows [T, K] to `dtype`, half to even; values nearer to 0 than `threshold` become 0 first.
 
     int8 types have one scale = max|x| / 127 for each group of 32, 64 or 128 columns ("i8g32", ...) or for the row
-    ("i8"); columns that pad the last group are 0. "bf16" rows are float32 arrays here, of values that bf16 has; "f32"
-    rows are only cut off at the threshold.
+    ("i8"); columns that pad the last group are 0. In a type of two terms the second rounds what the first leaves.
+    "bf16" rows are float32 arrays here, of values that bf16 has; "f32" rows are only cut off at the threshold.
     """
     if threshold > 0:
         x = np.where(np.abs(x) < np.float32(threshold), np.float32(0), x)
@@ -81,6 +98,15 @@ def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> Q
         return x
     if dtype == "bf16":
         return round_bf16(x)
+    if dtype in TWO_TERMS:
+        first = _round(x, dtype[:-2])
+        second = _round(x - first.float32(), dtype[:-2])
+        q = np.concatenate([first.q, second.q], axis=1)
+        return QuantizedRows(q, np.concatenate([first.scale, second.scale], axis=1), x.shape[1], dtype)
+    return _round(x, dtype)
+
+
+def _round(x: Array, dtype: str) -> QuantizedRows:
     rows, k = x.shape
     groups, group = groups_of(dtype, k)
     padded = np.zeros((rows, groups * group), np.float32)
@@ -95,7 +121,8 @@ def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> Q
 def _linear_cost(call: Call, load: Load) -> Cost:
     n, k = call.ins["w"].shape
     rows = load.size(call.outs[0].shape[0])
-    return Cost(2.0 * rows * n * k, sum(call.weight_bytes.values()), 0.0, call.act(load))
+    terms = 2 if call.ins["x"].dtype in TWO_TERMS else 1
+    return Cost(2.0 * terms * rows * n * k, sum(call.weight_bytes.values()), 0.0, call.act(load))
 
 
 def _linear_cases(rng: np.random.Generator) -> Iterable[Case]:

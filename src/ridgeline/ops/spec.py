@@ -19,7 +19,9 @@ Size = int | str  # an int, or one of the symbols "T", "R", "L"
 Shape = tuple[Size, ...]
 
 GROUP = 32  # columns that share a scale in rows of type i8g32; every int8 row is padded to a multiple of it
-INT8_GROUPS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0}  # int8 row types: columns per scale; 0: the whole row
+# int8 row types: columns per scale, 0 for the whole row. An "x2" row is two int8 rows, whose sum it means.
+INT8_GROUPS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0, "i8g32x2": 32}
+TWO_TERMS = ("i8g32x2",)
 ROWS = ("f32", *INT8_GROUPS, "bf16")  # what linear's rows may be
 
 _ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
@@ -137,7 +139,7 @@ def nbytes(t: TensorType, load: Load) -> int:
 
 
 def groups_of(dtype: str, columns: int) -> tuple[int, int]:
-    """(groups, columns of one, padding included) in an int8 row of `columns`."""
+    """(groups, columns of one, padding included) in an int8 row of `columns`; in each of its terms."""
     group = INT8_GROUPS[dtype] or -(-columns // GROUP) * GROUP
     return -(-columns // group), group
 
@@ -147,7 +149,8 @@ def row_bytes(t: TensorType) -> int:
     columns = t.columns if len(t.shape) > 1 else 1
     if t.dtype in INT8_GROUPS:
         groups, group = groups_of(t.dtype, columns)
-        return groups * group + groups * 8  # values, then a scale and a sum per group
+        term = groups * group + groups * 8  # values, then a scale and a sum per group
+        return 2 * term if t.dtype in TWO_TERMS else term
     if t.dtype == "bf16":
         return -(-columns // 2) * 4 + 64  # whole pairs; rows 4 KiB apart would share cache sets
     return columns * _ELEMENT_BYTES[t.dtype]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 
-from ridgeline.ops.spec import INT8_GROUPS
+from ridgeline.ops.spec import INT8_GROUPS, TWO_TERMS
 from ridgeline.program.ir import Instr, Program, View, Weight
 from ridgeline.program.passes.repack import rounded
 
@@ -58,4 +58,6 @@ def _linears(program: Program) -> Iterator[tuple[Instr, View]]:
 def _row(dtype: str) -> str:
     if dtype not in INT8_GROUPS:
         return dtype
+    if dtype in TWO_TERMS:
+        return f"two int8 terms in groups of {INT8_GROUPS[dtype]}"
     return f"int8 in groups of {INT8_GROUPS[dtype]}" if INT8_GROUPS[dtype] else "int8 by row"

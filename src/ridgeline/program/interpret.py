@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import OPS, Array
+from ridgeline.ops.spec import OPS, TWO_TERMS, Array
 from ridgeline.program.ir import CommRef, Entry, Field, Instr, Operand, StateRef, View, Weight
 
 
@@ -65,6 +65,7 @@ def _columns(value: Any, start: int, stop: int) -> Any:
         return value[:, start:stop] if value.ndim > 1 else value
     if (start, stop) == (0, value.columns):
         return value
+    assert value.dtype not in TWO_TERMS, "rows of two terms have no column views"
     group = value.group
     assert start % group == 0, "a view of quantised rows starts inside a group"
     end = -(-stop // group)

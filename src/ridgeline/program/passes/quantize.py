@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 
-from ridgeline.ops.spec import TensorType
+from ridgeline.ops.spec import TWO_TERMS, TensorType
 from ridgeline.program.ir import Buffer, Entry, Instr, Program, View, Weight
-from ridgeline.program.passes.rewrite import map_entries, next_id
+from ridgeline.program.passes.rewrite import next_id
 
 Multiplies = Mapping[str, tuple[str, ...]]  # held format -> types of rows its linears may read, best first
 
@@ -23,25 +23,33 @@ def quantize_activations(program: Program, multiplies: Multiplies, choice: str =
 
     "auto": all types. "int8": only int8 ones, "bf16": only bf16. Int8 rows with one scale ("i8") are taken where their
     loss is small: into smoothed weights, and from attention beside them; with "int8-row" wherever there is a kernel.
-    Rows used by several linears are quantised once for each type.
+    The head, which alone makes a third of the loss, reads rows of two terms in "auto" where there is a kernel. Rows
+    used by several linears are quantised once for each type.
     """
     fresh = iter(range(next_id(program), 1 << 62))
-    return map_entries(program, lambda e: _quantize(e, multiplies, choice, fresh))
+    return replace(
+        program,
+        forward=_quantize(program.forward, multiplies, choice, False, fresh),
+        sample=_quantize(program.sample, multiplies, choice, True, fresh),
+    )
 
 
-def row_type(instr: Instr, multiplies: Multiplies, choice: str, even: bool) -> str:
-    """The type of rows a linear reads; `even`: its input has no columns far above the others."""
-    w = instr.operands["w"]
-    assert isinstance(w, Weight)
-    for dtype in multiplies.get(w.format, ()):
-        if choice == "float32" or (choice != "auto" and (choice == "bf16") != (dtype == "bf16")):
-            continue
-        if dtype != "i8" or even or choice == "int8-row":
-            return dtype
-    return "f32"
+def row_type(able: tuple[str, ...], choice: str, even: bool, head: bool) -> str:
+    """The type of rows, among those a backend is `able` to multiply. `even`: no columns stand far above the others."""
+    allowed = [dtype for dtype in able if _allowed(dtype, choice, even)]
+    if not allowed:
+        return "f32"
+    finer = f"{allowed[0]}x2"
+    return finer if head and choice == "auto" and finer in able else allowed[0]
 
 
-def _quantize(entry: Entry, multiplies: Multiplies, choice: str, fresh: Iterator[int]) -> Entry:
+def _allowed(dtype: str, choice: str, even: bool) -> bool:
+    if dtype == "bf16" or choice in ("bf16", "float32"):
+        return dtype == "bf16" and choice in ("bf16", "auto")
+    return dtype not in TWO_TERMS and (dtype != "i8" or even or choice == "int8-row")
+
+
+def _quantize(entry: Entry, multiplies: Multiplies, choice: str, head: bool, fresh: Iterator[int]) -> Entry:
     done: dict[tuple[View, str], View] = {}
     instrs: list[Instr] = []
     smoothed = any(isinstance(x, Weight) and x.smooth for i in entry.instrs for x in i.operands.values())
@@ -50,7 +58,8 @@ def _quantize(entry: Entry, multiplies: Multiplies, choice: str, fresh: Iterator
         w, x = instr.operands.get("w"), instr.operands.get("x")
         dtype = "f32"
         if instr.op == "linear" and isinstance(w, Weight) and isinstance(x, View):
-            dtype = row_type(instr, multiplies, choice, bool(w.smooth) or x.buffer.id in attended)
+            even = bool(w.smooth) or x.buffer.id in attended
+            dtype = row_type(multiplies.get(w.format, ()), choice, even, head)
         if dtype == "f32" or not isinstance(x, View):
             instrs.append(instr)
             continue
