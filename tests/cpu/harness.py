@@ -11,7 +11,7 @@ from ridgeline.backends.cpu.backend import CPU, result
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.ops.attention import KV_FORMATS, PAGE, KVPages
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import OPS, Case, TensorType, groups_of, row_bytes
+from ridgeline.ops.spec import OPS, TWO_TERMS, Case, TensorType, groups_of, row_bytes
 from ridgeline.program.batch import HEADER, MAGIC, VERSION, FieldSlot
 from ridgeline.program.ir import Buffer, Entry, Field, Instr, State, StateRef, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
@@ -130,10 +130,17 @@ class OneOp:
             bits = raw[:, : columns * 2].view(np.uint16).astype(np.uint32) << np.uint32(16)
             return bits.view(np.float32)
         groups, group = groups_of(dtype, columns)
+        raw = raw.reshape(rows * terms(dtype), -1)
         q, scale, sums = np.split(raw, [groups * group, groups * (group + 4)], axis=1)
-        wanted = q.view(np.int8).reshape(rows, groups, group).sum(axis=2, dtype=np.int32)
+        wanted = q.view(np.int8).reshape(-1, groups, group).sum(axis=2, dtype=np.int32)
         assert np.array_equal(np.ascontiguousarray(sums).view(np.int32), wanted)
-        return QuantizedRows(q.copy().view(np.int8), scale.copy().view(np.float32), columns, dtype)
+        q, scale = q.copy().view(np.int8).reshape(rows, -1), scale.copy().view(np.float32).reshape(rows, -1)
+        return QuantizedRows(q, scale, columns, dtype)
+
+
+def terms(dtype: str) -> int:
+    """Int8 rows that make a row of this type."""
+    return 2 if dtype in TWO_TERMS else 1
 
 
 class Bf16(np.ndarray):
@@ -152,8 +159,10 @@ def act_bytes(x: Any) -> np.ndarray:
         return rows.view(np.uint8).reshape(-1)
     if not isinstance(x, QuantizedRows):
         return np.ascontiguousarray(x).view(np.uint8).reshape(-1)
-    sums = x.q.reshape(len(x), -1, x.group).sum(axis=2, dtype=np.int32)
-    parts = [x.q.view(np.uint8), np.ascontiguousarray(x.scale).view(np.uint8), sums.view(np.uint8)]
+    rows = len(x) * terms(x.dtype)
+    q, scale = np.ascontiguousarray(x.q).reshape(rows, -1), np.ascontiguousarray(x.scale).reshape(rows, -1)
+    sums = q.reshape(rows, -1, x.group).sum(axis=2, dtype=np.int32)
+    parts = [q.view(np.uint8), scale.view(np.uint8), sums.view(np.uint8)]
     return np.concatenate(parts, axis=1).reshape(-1)
 
 

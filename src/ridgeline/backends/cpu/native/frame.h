@@ -29,7 +29,8 @@ struct Frame {
   // This thread's share of n panels, layers or the like.
   Span mine(int64_t n) const { return share(n, thread, threads); }
 
-  // The rows of an instruction's outputs that this thread computes: its share, or all if it keeps them to itself.
+  // The rows of an instruction's outputs that this thread computes: its share, or all if it keeps them to
+  // itself.
   Span rows(const Instr& i) const {
     const Buffer& out = program.buffers[i.outputs[0]];
     return own && out.own ? Span{0, rows_of(out)} : mine(rows_of(out));
@@ -47,7 +48,7 @@ struct Frame {
   QuantizedView quantized(const Operand& x) const {
     const Buffer& b = program.buffers[x.index];
     const int64_t group = group_of(b.type), padded = b.padded_cols();
-    return {at(b), b.row_bytes(), rows_of(b), padded, group ? padded / group : 1, group};
+    return {at(b), b.row_bytes(), rows_of(b), padded, group ? padded / group : 1, group, terms_of(b.type)};
   }
 
   Bf16View bf16(const Operand& x) const {

@@ -36,6 +36,7 @@ struct QuantizedView {
   int64_t stride;  // bytes from row to row
   int64_t rows, padded, groups;
   int64_t group;  // columns that share a scale; 0: all
+  int64_t terms;  // 2: the bytes of a row are those of two rows, one after the other, whose sum it means
   int8_t* q(int64_t r) const { return (int8_t*)(data + r * stride); }
   float* scale(int64_t r) const { return (float*)(data + r * stride + padded); }
   int32_t* sum(int64_t r) const { return (int32_t*)(data + r * stride + padded + groups * 4); }

@@ -130,17 +130,20 @@ RL_INLINE void add_group(f32x16 (&sums)[M][2], const uint8_t* unit, const uint8_
   }
 }
 
-// Activations with a scale for each unit of the weight.
-template <Format F>
+// Activations with a scale for each unit of the weight; rows of two terms are two rows until the sums are
+// done.
+template <Format F, int TERMS>
 struct GroupTile {
-  template <int M>
+  template <int ROWS>
   static void run(const QuantizedView& x, int64_t row, const Panel& w, const float* bias, const View& y) {
     constexpr Layout l = layout(F);
+    constexpr int M = ROWS * TERMS;
     typedef RowPointers<M> Rows;
     const uint8_t *at = w.units, *tail = at + w.count * l.unit_bytes();
     int64_t wait = w.turn;
-    Rows q = Rows::at(x.q(row), x.stride), scales = Rows::at(x.scale(row), x.stride),
-         totals = Rows::at(x.sum(row), x.stride);
+    const int64_t stride = x.stride / TERMS;
+    Rows q = Rows::at(x.q(row), stride), scales = Rows::at(x.scale(row), stride),
+         totals = Rows::at(x.sum(row), stride);
     f32x16 sums[M][2] = {};
     for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
       Panel::fetch(w, at, l.unit_bytes(), wait);
@@ -152,7 +155,11 @@ struct GroupTile {
     if constexpr (l.scales == Scales::channel)
       RL_FOR (v, 2)
         RL_FOR (m, M) sums[m][v] = sums[m][v] * scales_of<F>(nullptr, tail, v);
-    store_tile(sums, bias, y, w.index, row);
+    f32x16 rows[ROWS][2];
+    RL_FOR (v, 2)
+      RL_FOR (m, ROWS)
+        rows[m][v] = TERMS == 1 ? sums[m][v] : sums[TERMS * m][v] + sums[TERMS * m + TERMS - 1][v];
+    store_tile(rows, bias, y, w.index, row);
   }
 };
 
@@ -192,7 +199,10 @@ struct Linear {
       if constexpr (l.scales == Scales::channel)
         if (x.group == 0)
           return for_tiles<ChannelTile<F>, CHANNEL_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
-      for_tiles<GroupTile<F>, GROUP_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
+      if constexpr (l.group <= GROUP)
+        if (x.terms == 2)
+          return for_tiles<GroupTile<F, 2>, GROUP_ROWS / 2>(x, w, bias, y, panels, x.stride, ahead_from / 2);
+      for_tiles<GroupTile<F, 1>, GROUP_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
     }
   }
 };

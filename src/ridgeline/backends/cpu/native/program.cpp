@@ -58,7 +58,7 @@ Buffer read_buffer(Reader& in, const Program& p) {
   b.axis = in.between(0, BATCH_HEADER - 1, "a buffer's axis");
   b.rows = in.between(0, SIZE_MAX_ROWS, "a buffer's rows");
   b.cols = in.between(1, SIZE_MAX_ROWS, "a buffer's columns");
-  b.type = (Type)in.between(0, 6, "a buffer's type");
+  b.type = (Type)in.between(0, 7, "a buffer's type");
   if (!is_axis(b.axis) || (b.axis != AXIS_CONSTANT && b.rows < p.capacity[b.axis]))
     refuse("a buffer is too short");
   if (b.offset % 64 != 0 || b.rows > (p.arena_bytes - b.offset) / b.row_bytes())
@@ -294,7 +294,7 @@ int64_t Buffer::padded_cols() const {
 int64_t Buffer::row_bytes() const {
   if (type == Type::bf16) return (cols + 1) / 2 * 4 + 64;  // rows 4 KiB apart would share cache sets
   if (!is_int8(type)) return cols * 4;
-  return padded_cols() + (group_of(type) ? padded_cols() / group_of(type) : 1) * 8;
+  return terms_of(type) * (padded_cols() + (group_of(type) ? padded_cols() / group_of(type) : 1) * 8);
 }
 
 Program decode(const int64_t* words, int64_t count, const std::vector<const Weight*>& weights,

@@ -33,15 +33,20 @@ enum Axis : int64_t {
 
 enum class Kind : int64_t { none, buffer, weight, vector, field, state, held };
 
-enum class Type : int64_t { f32, i8g32, i32, bf16, i8, i8g64, i8g128 };
+enum class Type : int64_t { f32, i8g32, i32, bf16, i8, i8g64, i8g128, i8g32x2 };
 
 static constexpr bool is_int8(Type t) {
-  return t == Type::i8g32 || t == Type::i8 || t == Type::i8g64 || t == Type::i8g128;
+  return t == Type::i8g32 || t == Type::i8 || t == Type::i8g64 || t == Type::i8g128 || t == Type::i8g32x2;
+}
+
+// Int8 rows of which a row is the sum.
+static constexpr int64_t terms_of(Type t) {
+  return t == Type::i8g32x2 ? 2 : 1;
 }
 
 // Columns that share a scale; 0 where a row has one.
 static constexpr int64_t group_of(Type t) {
-  return t == Type::i8g32 ? 32 : t == Type::i8g64 ? 64 : t == Type::i8g128 ? 128 : 0;
+  return t == Type::i8g32 || t == Type::i8g32x2 ? 32 : t == Type::i8g64 ? 64 : t == Type::i8g128 ? 128 : 0;
 }
 
 struct Operand {
@@ -52,7 +57,7 @@ struct Operand {
 struct Buffer {
   int64_t offset, axis, rows, cols;  // rows at capacity
   Type type;
-  bool own;  // in a step of one row every thread computes it for itself
+  bool own;                     // in a step of one row every thread computes it for itself
   int64_t padded_cols() const;  // of int8 rows: to whole groups, or to 32
   int64_t row_bytes() const;
   int64_t end() const { return offset + rows * row_bytes(); }
@@ -76,7 +81,7 @@ struct Instr {
   std::vector<int64_t> ints;
   std::vector<double> floats;
   bool barrier, barrier_single;  // threads meet before it; the same in a step of one row
-  bool check;    // has batch values of its own to check, which no earlier instruction's check covers
+  bool check;  // has batch values of its own to check, which no earlier instruction's check covers
 };
 
 // A vector parameter; the caller of Step keeps it alive.

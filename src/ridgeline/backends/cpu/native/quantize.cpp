@@ -47,12 +47,36 @@ RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, floa
   return sum(sums);
 }
 
+// Two terms in groups of 32: the second rounds what the first leaves.
+RL_INLINE void quantize_two(const View& x, const QuantizedView& out, float threshold, int64_t r) {
+  for (int64_t g = 0; g < out.groups; g++) {
+    const int64_t at = g * GROUP, left = x.cols - at < GROUP ? x.cols - at : GROUP;
+    float rest[GROUP] = {};
+    for_vectors(left, [&](int64_t c, int64_t n) {
+      write(rest + c, cut_off(read(x.row(r) + at + c, n), threshold), n);
+    });
+    for (int64_t term = 0; term < 2; term++) {
+      const int64_t shift = term * out.stride / 2;
+      float *scale = (float*)((uint8_t*)out.scale(r) + shift) + g, inverse[LANES];
+      int8_t* q = out.q(r) + shift + at;
+      *scale = largest_magnitude(rest, GROUP) / 127.0f;
+      store(inverse, inverse_of(splat(*scale)));
+      *((int32_t*)((uint8_t*)out.sum(r) + shift) + g) = quantize_group(rest, GROUP, GROUP, 0, inverse[0], q);
+      for (int64_t i = 0; i < GROUP; i++) rest[i] -= (float)q[i] * *scale;
+    }
+  }
+}
+
 }  // namespace
 
 void quantize(const View& x, const QuantizedView& out, float threshold, Span rows) {
   const int64_t group = out.group ? out.group : out.padded;
   const auto left = [&](int64_t g) { return x.cols - g * group < group ? x.cols - g * group : group; };
-  for (int64_t r = rows.begin; r < rows.end; r++)
+  for (int64_t r = rows.begin; r < rows.end; r++) {
+    if (out.terms == 2) {
+      quantize_two(x, out, threshold, r);
+      continue;
+    }
     for (int64_t at = 0; at < out.groups; at += LANES) {  // divisions side by side
       const int64_t count = out.groups - at < LANES ? out.groups - at : LANES;
       float top[LANES] = {}, inverse[LANES];
@@ -67,6 +91,7 @@ void quantize(const View& x, const QuantizedView& out, float threshold, Span row
             quantize_group(x.row(r) + first, left(at + i), group, threshold, inverse[i], out.q(r) + first);
       }
     }
+  }
 }
 
 void round_bf16(const View& x, const Bf16View& out, float threshold, Span rows) {
