@@ -34,19 +34,19 @@ bool read_all(int fd, uint8_t* out, int64_t bytes, int64_t at) {
   return true;
 }
 
-// Calls visit(piece, from, to) on each thread's share of each piece, cut in chunks; the same halves as in
+// Calls visit(w, from, to) on each thread's share of each weight, cut in chunks; the same halves as in
 // packing.
 template <class Visit>
-std::vector<uint64_t> shared(Pool& pool, const std::vector<Piece>& pieces, const Visit& visit) {
-  std::vector<std::atomic<uint64_t>> sums(pieces.size());
+std::vector<uint64_t> shared(Pool& pool, const std::vector<Stored>& weights, const Visit& visit) {
+  std::vector<std::atomic<uint64_t>> sums(weights.size());
   pool.run([&](int thread) {
-    for (size_t p = 0; p < pieces.size(); p++) {
-      const Piece& piece = pieces[p];
-      const int64_t panels = piece.bytes / piece.panel_bytes, threads = pool.threads();
-      const int64_t stop = panels * (thread + 1) / threads * piece.panel_bytes;
+    for (size_t p = 0; p < weights.size(); p++) {
+      const Stored& w = weights[p];
+      const int64_t panels = w.bytes / w.panel_bytes, threads = pool.threads();
+      const int64_t stop = panels * (thread + 1) / threads * w.panel_bytes;
       uint64_t sum = 0;
-      for (int64_t at = panels * thread / threads * piece.panel_bytes; at < stop; at += CHUNK)
-        sum += visit(piece, at, std::min(at + CHUNK, stop));
+      for (int64_t at = panels * thread / threads * w.panel_bytes; at < stop; at += CHUNK)
+        sum += visit(w, at, std::min(at + CHUNK, stop));
       sums[p].fetch_add(sum, std::memory_order_relaxed);
     }
   });
@@ -55,16 +55,16 @@ std::vector<uint64_t> shared(Pool& pool, const std::vector<Piece>& pieces, const
 
 }  // namespace
 
-std::vector<uint64_t> checksums(Pool& pool, const uint8_t* memory, const std::vector<Piece>& pieces) {
-  return shared(pool, pieces, [&](const Piece& p, int64_t from, int64_t to) {
+std::vector<uint64_t> checksums(Pool& pool, const uint8_t* memory, const std::vector<Stored>& weights) {
+  return shared(pool, weights, [&](const Stored& p, int64_t from, int64_t to) {
     return sum_words(memory + p.offset + from, to - from, from / 8);
   });
 }
 
-std::vector<uint64_t> read_pieces(Pool& pool, int fd, int64_t start, uint8_t* memory,
-                                  const std::vector<Piece>& pieces) {
+std::vector<uint64_t> read_panels(Pool& pool, int fd, int64_t start, uint8_t* memory,
+                                  const std::vector<Stored>& weights) {
   std::atomic<bool> good{true};
-  auto sums = shared(pool, pieces, [&](const Piece& p, int64_t from, int64_t to) -> uint64_t {
+  auto sums = shared(pool, weights, [&](const Stored& p, int64_t from, int64_t to) -> uint64_t {
     uint8_t* out = memory + p.offset + from;
     if (good && !read_all(fd, out, to - from, start + p.offset + from)) good = false;
     return good ? sum_words(out, to - from, from / 8) : 0;

@@ -10,18 +10,18 @@
 namespace ridgeline {
 
 // A weight's panels, by their place in memory.
-struct Piece {
+struct Stored {
   int64_t offset, bytes, panel_bytes;  // bytes: a multiple of panel_bytes, which is one of 8
 };
 
-// The sum of each piece: sum of w[i] * (2 i + 1) over its 64-bit words, so that threads may share the work.
+// The sum of each weight: sum of w[i] * (2 i + 1) over its 64-bit words, so that threads may share the work.
 // Any change of one word shows.
-std::vector<uint64_t> checksums(Pool& pool, const uint8_t* memory, const std::vector<Piece>& pieces);
+std::vector<uint64_t> checksums(Pool& pool, const uint8_t* memory, const std::vector<Stored>& weights);
 
-// Reads every piece from offset `start` + its own of the file `fd` into `memory`, and sums it. Each thread
+// Reads every weight from offset `start` + its own of the file `fd` into `memory`, and sums it. Each thread
 // reads the panels that it will use, so it also touches them first. Throws std::runtime_error where the file
 // ends early or cannot be read.
-std::vector<uint64_t> read_pieces(Pool& pool, int fd, int64_t start, uint8_t* memory,
-                                  const std::vector<Piece>& pieces);
+std::vector<uint64_t> read_panels(Pool& pool, int fd, int64_t start, uint8_t* memory,
+                                  const std::vector<Stored>& weights);
 
 }  // namespace ridgeline

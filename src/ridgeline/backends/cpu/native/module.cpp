@@ -54,28 +54,28 @@ static void place_weight(PackedWeight* self, const std::string& format, int64_t 
 // Places of packed weights: (offset, bytes, bytes of a panel) for each.
 using Places = std::vector<std::tuple<int64_t, int64_t, int64_t>>;
 
-static std::vector<Piece> pieces_of(HugeMemory& memory, const Places& places) {
-  std::vector<Piece> pieces;
+static std::vector<Stored> stored_at(HugeMemory& memory, const Places& places) {
+  std::vector<Stored> weights;
   for (const auto& [offset, bytes, panel_bytes] : places) {
     if (panel_bytes < 8 || panel_bytes % 8 != 0 || bytes < 0 || bytes % panel_bytes != 0)
       throw std::invalid_argument("weights are whole panels");
     place(memory, offset, bytes);
-    pieces.push_back({offset, bytes, panel_bytes});
+    weights.push_back({offset, bytes, panel_bytes});
   }
-  return pieces;
+  return weights;
 }
 
 static std::vector<uint64_t> sum_memory(Pool& pool, HugeMemory& memory, const Places& places) {
-  const std::vector<Piece> pieces = pieces_of(memory, places);
+  const std::vector<Stored> weights = stored_at(memory, places);
   nb::gil_scoped_release release;
-  return checksums(pool, memory.data(), pieces);
+  return checksums(pool, memory.data(), weights);
 }
 
 static std::vector<uint64_t> read_file(Pool& pool, int fd, int64_t start, HugeMemory& memory,
                                        const Places& places) {
-  const std::vector<Piece> pieces = pieces_of(memory, places);
+  const std::vector<Stored> weights = stored_at(memory, places);
   nb::gil_scoped_release release;
-  return read_pieces(pool, fd, start, memory.data(), pieces);
+  return read_panels(pool, fd, start, memory.data(), weights);
 }
 
 static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
