@@ -220,6 +220,12 @@ int64_t packed_bytes(const char* format, int64_t rows, int64_t cols) {
   return shape(source(format), rows, cols).bytes();
 }
 
+Weight packed(const char* format, const uint8_t* data, int64_t rows, int64_t cols) {
+  Weight w = shape(source(format), rows, cols);
+  w.data = data;
+  return w;
+}
+
 Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows, int64_t cols,
             uint8_t* out) {
   const Source& s = source(format);
