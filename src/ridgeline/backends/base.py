@@ -19,11 +19,11 @@ States = dict[tuple[str, int], Any]  # (group, layer) -> its store
 
 # What the oracles multiply: what a backend with a kernel for every format would.
 MULTIPLIES: Mapping[str, tuple[str, ...]] = {
-    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs"), ("i8g32",)),
-    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"), ("i8g32",)),
+    **dict.fromkeys(("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "iq4_nl", "iq4_xs"), ("i8g32", "i8g32x2")),
+    **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"), ("i8g32", "i8g32x2")),
     **dict.fromkeys(("int4_g64", "uint4_g64"), ("i8g64",)),
     **dict.fromkeys(("int4_g128", "uint4_g128", "int8_g128"), ("i8g128",)),
-    "int8": ("i8", "i8g32"),
+    "int8": ("i8", "i8g32", "i8g32x2"),
     "bf16": ("bf16",),
 }
 
