@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from harness import ISAS, Bf16, OneOp, backend, run_case
 
+from ridgeline.backends.base import MULTIPLIES
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
 from ridgeline.ops.linear import linear, quantize_act
@@ -130,3 +131,8 @@ def test_quantise_keeps_nan() -> None:
     (rows,) = run_case("quantize_act", Case("", {"x": x}), backend())
     assert np.isnan(rows.scale[0, 1]) and rows.scale[0, 0] == np.float32(1 / 127)
     assert (rows.q[1] == 127).all()
+
+
+def test_rows_are_chosen_as_on_the_oracles() -> None:
+    """The order matters: the first type that a choice allows is taken."""
+    assert {fmt: rows for fmt, rows in MULTIPLIES.items() if fmt in CPU.multiplies} == dict(CPU.multiplies)

@@ -23,7 +23,7 @@ MULTIPLIES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"), ("i8g32", "i8g32x2")),
     **dict.fromkeys(("int4_g64", "uint4_g64"), ("i8g64",)),
     **dict.fromkeys(("int4_g128", "uint4_g128", "int8_g128"), ("i8g128",)),
-    "int8": ("i8", "i8g32"),
+    "int8": ("i8", "i8g32", "i8g32x2"),
     "bf16": ("bf16",),
 }
 
