@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
 
 _SLACK = 64  # vector loads may run past the last value of the last page
+_KV_BEGINNING = 1 << 20  # bytes of a layer's pages, some thousand tokens of a small model
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
@@ -62,7 +63,7 @@ class CPU:
         extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
         record = encode(entry, plan, extents, entry.results[0].buffer)
         weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
-        kv = _native.Memory(kv_bytes(program, pages))
+        kv = kv_memory(program, pages)
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
@@ -147,6 +148,15 @@ def join(program: Program) -> Entry:
     moved = {program.sample.params[0].id: hidden}
     sample = tuple(redirected(i, moved) for i in program.sample.instrs)
     return Entry((), program.forward.instrs + sample, program.forward.results + program.sample.results)
+
+
+def kv_memory(program: Program, pages: int) -> _native.Memory:
+    """The pool, whose layers begin in small pages: a short answer touches little of each."""
+    nbytes, layers = kv_bytes(program, pages), max((s.layers for s in program.states), default=0)
+    memory = _native.Memory(nbytes)
+    for layer in range(layers):
+        memory.begin_small(layer * ((nbytes - _SLACK) // layers), _KV_BEGINNING)
+    return memory
 
 
 def kv_bytes(program: Program, pages: int) -> int:
