@@ -11,6 +11,7 @@ from harness import ISAS, Bf16, OneOp, backend, run_case
 from ridgeline.backends.base import MULTIPLIES
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
+from ridgeline.backends.cpu.panels import Panels
 from ridgeline.ops.linear import linear, quantize_act
 from ridgeline.ops.spec import OPS, Case
 from ridgeline.program.ir import Weight
@@ -41,7 +42,7 @@ def plain(fmt: str, rows: int, k: int) -> Raw:
 
 def hold(raw: Raw) -> _native.PackedWeight:
     w = Weight("w", raw.shape, ("", ""), CPU.held_as[raw.format])
-    return CPU(threads=2).pack([w], lambda w: raw)[0]
+    return Panels(CPU(threads=2).pool, CPU.held_as).load([w], [], lambda w: raw, None)[0][0]
 
 
 def unpacked(w: _native.PackedWeight, rows: int, k: int) -> np.ndarray:
