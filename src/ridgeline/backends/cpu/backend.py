@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.record import MULTIPLIES, Extents, encode
+from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
 from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError, ModelFileError, Unsupported
 from ridgeline.ops.attention import PAGE
@@ -56,14 +56,9 @@ class CPU:
 
     def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
-        limits, entry = layout.limits, join(program)
-        plan = plan_memory(entry, limits, linger=("linear", "attention"))
-        capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
-        held = (limits.held, limits.hidden)
-        extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
-        record = encode(entry, plan, extents, entry.results[0].buffer)
+        entry, plan, record = encoded(program, layout, pages)
         weights = self.pack(record.weights, read)
-        vectors = [_vector(w, read) for w in record.vectors]
+        vectors = [vector(w, read) for w in record.vectors]
         kv = _native.Memory(kv_bytes(program, pages))
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
@@ -82,13 +77,28 @@ class CPU:
     def _pack(self, w: Weight, raw: Raw, memory: _native.Memory, offset: int) -> _native.PackedWeight:
         if self.held_as.get(raw.format) != w.format:
             raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend does not hold as {w.format}")
-        if raw.format in _UNPACKED:
-            raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
-        data = np.ascontiguousarray(raw.data).reshape(-1)
+        fmt, data = packable(raw)
         try:
-            return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)
+            return _native.PackedWeight(self.pool, fmt, data, raw.shape[0], raw.shape[1], memory, offset)
         except ValueError as wrong:
             raise ModelFileError(f"{w.name}: {wrong}") from wrong
+
+
+def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
+    """Both entries as one, where its buffers lie, and its record."""
+    limits, entry = layout.limits, join(program)
+    plan = plan_memory(entry, limits, linger=("linear", "attention"))
+    capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
+    held = (limits.held, limits.hidden)
+    extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
+    return entry, plan, encode(entry, plan, extents, entry.results[0].buffer)
+
+
+def packable(raw: Raw) -> tuple[str, NDArray[np.uint8]]:
+    """A matrix as the native side packs it: format and bytes."""
+    if raw.format in _UNPACKED:
+        raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
+    return raw.format, np.ascontiguousarray(raw.data).reshape(-1)
 
 
 def _level(isa: str) -> str:
@@ -179,6 +189,7 @@ def kv_bytes(program: Program, pages: int) -> int:
     return layers * pages * layer_page + _SLACK
 
 
-def _vector(w: Weight, read: ReadWeight) -> NDArray[np.float32]:
+def vector(w: Weight, read: ReadWeight) -> NDArray[np.float32]:
+    """A weight or constant of one axis."""
     values = np.array(w.constant, np.float32) if w.constant is not None else read(w).float32()
     return np.ascontiguousarray(values, np.float32).reshape(-1)
