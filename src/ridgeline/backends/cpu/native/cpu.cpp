@@ -22,6 +22,8 @@ static bool has_avx2() {
 namespace avx512 {
 extern const Kernels kernels;
 }
+#endif
+#if defined(RL_HAS_avx512) || defined(RL_HAS_avx512bf16)
 static bool has_avx512() {
   return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
