@@ -13,7 +13,7 @@ from rig import PAGES, TINY, tables
 
 from ridgeline import models
 from ridgeline.backends.cpu.backend import CPU
-from ridgeline.models.config import ModelConfig
+from ridgeline.models.config import ModelConfig, Rope
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT
 from ridgeline.program.batch import WANT_HOLD, WANT_IDS, Batch, BatchLayout, Limits
@@ -82,15 +82,18 @@ class Model:
         return PAGES
 
 
-WIDE = {"hidden": 256, "layers": 1, "n_heads": 8, "n_kv_heads": 2, "head_dim": 32, "ffn": 256, "rope": replace(TINY.rope, dims=32)}  # type: ignore[type-var]
-_ODD = {"hidden": 100, "n_heads": 6, "n_kv_heads": 3, "head_dim": 22, "ffn": 76, "vocab": 1100, "rope": replace(TINY.rope, dims=10)}  # type: ignore[type-var]
+_WIDE = {
+    "hidden": 256, "layers": 1, "n_heads": 8, "n_kv_heads": 2, "head_dim": 32, "ffn": 256, "rope": Rope(1e4, 32),
+}  # fmt: skip
+_ODD = {
+    "hidden": 100, "n_heads": 6, "n_kv_heads": 3, "head_dim": 22, "ffn": 76, "vocab": 1100, "rope": Rope(1e4, 10),
+}  # fmt: skip
 _LAYER_NORM = {"norm": "layer", "gated": False, "qkv_bias": True, "o_bias": True, "mlp_bias": True}
 _GPT2 = {"family": "gpt2", **_LAYER_NORM, "activation": "gelu_tanh", "learned_positions": True, "rope": None}
 _BLOOM = {"family": "bloom", **_LAYER_NORM, "activation": "gelu", "alibi": 1.0, "embed_norm": True, "rope": None}
 _FALCON = {**_LAYER_NORM, "family": "falcon", "activation": "gelu", "residual": "parallel", "shared_norm": True}
 _GEMMA = {"family": "gemma2", "activation": "gelu_tanh", "residual": "sandwich", "embed_scale": 9.8,
           "attention_softcap": 5.0, "logit_softcap": 4.0, "windows": (24, 0)}  # fmt: skip
-_PLAIN = {f for f in CPU.held_as if FORMATS[f].block == 1}
 _KV = ("f32", "bf16", "int8")
 
 
@@ -110,7 +113,7 @@ MODELS = (
     Model("falcon", "q4_0", "int8", "int8", _FALCON),
     Model("gemma", "bf16", "int8", "bf16", _GEMMA),
     *(
-        Model(f"{fmt}-{rows}", fmt, _KV[i % 3], rows, WIDE)
+        Model(f"{fmt}-{rows}", fmt, _KV[i % 3], rows, _WIDE)
         for fmt in CPU.held_as
         for i, rows in enumerate(_row_types(fmt))
     ),

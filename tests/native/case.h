@@ -1,6 +1,8 @@
-// A test case as tests/cpu/cases.py writes it: a program, its parameters, and batches with what each should leave.
+// A test case as tests/cpu/cases.py writes it: a program, its parameters, and batches with what each should
+// leave.
 //
-// A file is little-endian int64 words and blobs; a blob is its length in bytes, then the bytes, padded to whole words:
+// A file is little-endian int64 words and blobs; a blob is its length in bytes, then the bytes, padded to
+// whole words:
 //   magic, tolerance, record, count of weights {format, rows, columns, raw bytes}, count of vectors {floats},
 //   count of batches {buffer, count of regions {offset, stride, width, rows, is float, expected bytes}}
 #pragma once
@@ -78,7 +80,8 @@ class CaseReader {
   }
 
   const uint8_t* take(int64_t bytes) {
-    if (bytes < 0 || bytes > (int64_t)all_.size() - at_) throw std::runtime_error("a test case ends too early");
+    if (bytes < 0 || bytes > (int64_t)all_.size() - at_)
+      throw std::runtime_error("a test case ends too early");
     const uint8_t* from = all_.data() + at_;
     at_ += bytes;
     return from;

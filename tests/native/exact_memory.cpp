@@ -1,4 +1,5 @@
-// HugeMemory on the heap, as long as was asked for and no longer, so that a sanitizer sees who reads past its end.
+// HugeMemory on the heap, as long as was asked for and no longer, so that a sanitizer sees who reads past its
+// end.
 #include <string.h>
 
 #include <new>

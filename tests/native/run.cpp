@@ -1,5 +1,5 @@
-// Runs test cases (case.h) at every ISA level this machine has and with 1 to 4 threads: results of a level must be the
-// same bits for any number of threads, and near what the Python module gave at level portable.
+// Runs test cases (case.h) at every ISA level this machine has and with 1 to 4 threads: results of a level
+// must be the same bits for any number of threads, and near what the Python module gave at level portable.
 //
 //   native_test [--level LEVEL] [--threads N] CASE...     N: the most threads
 #include <math.h>
@@ -15,7 +15,8 @@
 namespace ridgeline {
 namespace {
 
-// A case's parameters packed, and its memory as it is before the first batch: NaN wherever nothing was written.
+// A case's parameters packed, and its memory as it is before the first batch: NaN wherever nothing was
+// written.
 struct Loaded {
   Pool& pool;
   std::vector<std::unique_ptr<HugeMemory>> panels;
@@ -41,7 +42,8 @@ struct Loaded {
     step = std::make_unique<Step>(pool, kernels, std::move(p), weights, vectors, kv->data(), arena->data());
   }
 
-  // A step that the pool would rather run alone, as its threads have waited long, is run by all in its profile.
+  // A step that the pool would rather run alone, as its threads have waited long, is run by all in its
+  // profile.
   void run(const Blob& batch) {
     if (pool.crowded())
       step->profile(batch.data(), (int64_t)batch.size());
@@ -57,7 +59,8 @@ Blob cut_out(const uint8_t* arena, const Region& r) {
   return out;
 }
 
-// The largest difference of floats relative to the largest finite one, in millionths; unequal infinities are 1e12.
+// The largest difference of floats relative to the largest finite one, in millionths; unequal infinities are
+// 1e12.
 double apart_ppm(const Blob& a, const Blob& b) {
   double most = 0, largest = 1e-30;
   for (size_t at = 0; at + 4 <= a.size(); at += 4) {
@@ -76,8 +79,8 @@ struct Run {
   int threads;
 
   bool fail(size_t batch, size_t region, const char* why, double by) const {
-    printf("%s: level %s, %d threads, batch %zu, region %zu: %s (%g)\n", path.c_str(), kernels.isa, threads, batch,
-           region, why, by);
+    printf("%s: level %s, %d threads, batch %zu, region %zu: %s (%g)\n", path.c_str(), kernels.isa, threads,
+           batch, region, why, by);
     return false;
   }
 
@@ -92,7 +95,8 @@ struct Run {
         const Region& region = c.batches[b].regions[r];
         results.push_back(cut_out(loaded.arena->data(), region));
         const double apart = region.is_float ? apart_ppm(results.back(), region.expected) : 0;
-        if (apart > (double)c.tolerance_ppm) good = fail(b, r, "far from what is expected, millionths", apart);
+        if (apart > (double)c.tolerance_ppm)
+          good = fail(b, r, "far from what is expected, millionths", apart);
       }
     }
     return good;

@@ -1,6 +1,6 @@
 """The cpu backend: packs weights, plans memory, and hands a program to the native loop, one call per step.
 
-Weights are held in panels (losslessly repacked); `held_as` names the stored format whose bytes a panel matches.
+Weights are held in panels (losslessly repacked); `held_as` names the format whose bytes a panel matches.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout
 from ridgeline.program.ir import Entry, Instr, Program, View, Weight
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
+from ridgeline.quant.format import FORMATS
 from ridgeline.weights.source import Raw
 
 _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
@@ -45,7 +46,8 @@ class CPU:
     name = "cpu"
     held_as: Mapping[str, str] = {
         "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
-        **{held: held for held in MULTIPLIES},
+        "q5_1": "uint8_g32", "q2_k": "k2", "q3_k": "k3", "q4_k": "k4", "q5_k": "k5", "q6_k": "k6", "iq4_xs": "k8",
+        **{held: held for held in MULTIPLIES if held in FORMATS},
     }  # fmt: skip
     multiplies: Mapping[str, tuple[str, ...]] = MULTIPLIES
     unpacks_to = ""
@@ -69,7 +71,8 @@ class CPU:
         for w in weights:
             if w.format not in self.held_as.values():
                 raise Unsupported(f"the cpu backend does not hold weights as {w.format!r} ({w.name})")
-        sizes = [_native.packed_bytes(w.format, *w.shape) for w in weights]
+        packed_as = {held: stored for stored, held in self.held_as.items() if stored not in _UNPACKED}
+        sizes = [_native.packed_bytes(packed_as[w.format], *w.shape) for w in weights]
         offsets = list(accumulate((-(-n // _ALIGN) * _ALIGN for n in sizes), initial=0))
         memory = _native.Memory(max(offsets[-1], _ALIGN))
         return [self._pack(w, read(w), memory, offset) for w, offset in zip(weights, offsets, strict=False)]

@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "check.h"
+#include "count.h"
 #include "rows.h"
 #include "sample.h"
 
@@ -163,6 +164,7 @@ void Step::run_thread(const Frame& f, Timer& timer) const {
   for (const Instr& i : program_.instrs) {
     if (f.own ? i.barrier_single : i.barrier) f.barrier.wait(f.thread);
     timer.waited();
+    counting(&i, i.op->name);
     i.op->run(i, f);
     timer.worked();
   }
