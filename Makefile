@@ -8,7 +8,7 @@ PORT   ?= 3000
 FUZZ   ?= 1000000
 NATIVE := CMakeLists.txt $(shell find src/ridgeline/backends/cpu/native -type f 2>/dev/null)
 
-.PHONY: demo serve test test-all fuzz bench lint clean
+.PHONY: demo serve test test-all nets fuzz bench lint clean
 
 demo: $(VENV)/.measured
 	$(BIN)/ridgeline run $(MODEL) "Name the capital of France."
@@ -17,10 +17,14 @@ serve: $(VENV)/.built
 	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not parity"
+	$(BIN)/python -m pytest -m "not parity and not slow"
 
 test-all: $(VENV)/.parity
 	$(BIN)/python -m pytest
+
+# The native loop alone: under sanitizers, in its counting build, cross-compiled for aarch64.
+nets: $(VENV)/.dev
+	$(BIN)/python -m pytest -m slow -rs
 
 # Hostile model files: FUZZ mutations of every kind, in some minutes on one core.
 fuzz: $(VENV)/.dev
@@ -33,7 +37,7 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests benchmarks
 	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
-	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE))
+	$(BIN)/clang-format --dry-run --Werror $(filter %.cpp %.h,$(NATIVE)) $(wildcard tests/native/*)
 	$(BIN)/python -m pytest tests/pure/test_layout.py
 
 clean:

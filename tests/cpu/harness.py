@@ -30,6 +30,10 @@ def _runs(isa: str) -> bool:
 ISAS = [name for name in ("portable", "avx2", "avx512", "avx512bf16") if _runs(name)]
 
 
+TWO = dict.fromkeys(("q4_1", "q5_1", "uint4_g64", "uint4_g128", "q4_k", "q5_k"), (0, 2))
+SCALES = {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), **TWO}  # where blocks hold halves, if not at 0 alone
+
+
 def backend(threads: int = 1, isa: str = "") -> CPU:
     return CPU(threads=threads, isa=isa)
 
@@ -95,7 +99,7 @@ class OneOp:
             fmt = self.weight_format if value.ndim == 2 else "f32"
             if name not in self.raws:
                 self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
-            return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as[fmt])
+            return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as.get(fmt, fmt))
         if kind == "state":
             _, heads, dim = value.k.shape
             return StateRef(State("g", 1, heads, dim, value.format), 0)
@@ -213,3 +217,13 @@ def _scales(x: np.ndarray) -> np.ndarray:
 
 def _padded(x: np.ndarray, columns: int, fmt: str) -> np.ndarray:
     return np.concatenate([x, np.zeros((*x.shape[:2], columns), x.dtype)], axis=2)
+
+
+def small(fmt: str, rows: int, k: int, exponent: int = 0xBF) -> Raw:
+    """Random bytes in a block format, but with scales below 2, or with other bits of their upper bytes cut off."""
+    f = FORMATS[fmt]
+    raw = np.random.default_rng(rows * k).integers(0, 256, (rows, k // f.block * f.block_bytes), np.uint8)
+    blocks = raw.reshape(-1, f.block_bytes)
+    for at in SCALES.get(fmt, (0,)):
+        blocks[:, at + (3 if fmt == "q8_k" else 1)] &= 0xBF
+    return Raw(fmt, (rows, k), raw)

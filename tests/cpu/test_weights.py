@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from harness import ISAS, Bf16, OneOp, backend, run_case
+from harness import ISAS, Bf16, OneOp, backend, run_case, small
 
 from ridgeline.backends.base import MULTIPLIES
 from ridgeline.backends.cpu import _native
@@ -21,18 +21,6 @@ from ridgeline.weights.source import Raw
 POOL = _native.Pool(2)
 HELD = list(CPU.held_as)
 PACKED = [f for f in HELD if FORMATS[f].pack_blocks]
-TWO = dict.fromkeys(("q4_1", "q5_1", "uint4_g64", "uint4_g128", "q4_k", "q5_k"), (0, 2))
-SCALES = {"q2_k": (80, 82), "q3_k": (108,), "q6_k": (208,), **TWO}  # where blocks hold halves, if not at 0 alone
-
-
-def small(fmt: str, rows: int, k: int) -> Raw:
-    """Random bytes in a block format, but with scales below 2."""
-    f = FORMATS[fmt]
-    raw = np.random.default_rng(rows * k).integers(0, 256, (rows, k // f.block * f.block_bytes), np.uint8)
-    blocks = raw.reshape(-1, f.block_bytes)
-    for at in SCALES.get(fmt, (0,)):
-        blocks[:, at + (3 if fmt == "q8_k" else 1)] &= 0xBF
-    return Raw(fmt, (rows, k), raw)
 
 
 def plain(fmt: str, rows: int, k: int) -> Raw:
@@ -136,4 +124,6 @@ def test_quantise_keeps_nan() -> None:
 
 def test_rows_are_chosen_as_on_the_oracles() -> None:
     """The order matters: the first type that a choice allows is taken."""
-    assert {fmt: rows for fmt, rows in MULTIPLIES.items() if fmt in CPU.multiplies} == dict(CPU.multiplies)
+    for fmt, rows in MULTIPLIES.items():
+        assert CPU.multiplies.get(CPU.held_as[fmt], rows) == rows
+    assert {held for held in CPU.held_as.values() if held != "f32"} == CPU.multiplies.keys()

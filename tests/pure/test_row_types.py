@@ -70,7 +70,8 @@ def test_row_bytes():
     }  # fmt: skip
     for (dtype, columns), size in expected.items():
         t = TensorType(("T", columns), dtype)
-        assert row_bytes(t) == size and nbytes(t, Load(((0, 7),), 1)) == 7 * size
+        moved = size - (64 if dtype == "bf16" else 0)  # the gap behind a row is not touched
+        assert row_bytes(t) == size and nbytes(t, Load(((0, 7),), 1)) == 7 * moved
     assert groups_of("i8", 80) == (1, 96) and groups_of("i8g64", 576) == (9, 64)
 
 

@@ -24,6 +24,7 @@ INT8_GROUPS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0, "i8g32x2": 32}
 TWO_TERMS = ("i8g32x2",)
 ROWS = ("f32", *INT8_GROUPS, "bf16")  # what linear's rows may be
 
+_BF16_GAP = 64  # bytes behind a row: rows 4 KiB apart would share cache sets
 _ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
 
 
@@ -132,10 +133,10 @@ class Call:
 
 
 def nbytes(t: TensorType, load: Load) -> int:
-    """Bytes of a tensor of type `t` in a step."""
+    """Bytes of a tensor of type `t` in a step, without what only keeps its rows apart."""
     if t.dtype in _ELEMENT_BYTES:
         return elements(t, load) * _ELEMENT_BYTES[t.dtype]
-    return elements(t, load) // t.columns * row_bytes(t)
+    return elements(t, load) // t.columns * (row_bytes(t) - (_BF16_GAP if t.dtype == "bf16" else 0))
 
 
 def groups_of(dtype: str, columns: int) -> tuple[int, int]:
@@ -145,14 +146,14 @@ def groups_of(dtype: str, columns: int) -> tuple[int, int]:
 
 
 def row_bytes(t: TensorType) -> int:
-    """Bytes of one row of a [rows, columns] activation, or of one element of a vector."""
+    """Bytes from one row of a [rows, columns] activation to the next, or of one element of a vector."""
     columns = t.columns if len(t.shape) > 1 else 1
     if t.dtype in INT8_GROUPS:
         groups, group = groups_of(t.dtype, columns)
         term = groups * group + groups * 8  # values, then a scale and a sum per group
         return 2 * term if t.dtype in TWO_TERMS else term
     if t.dtype == "bf16":
-        return -(-columns // 2) * 4 + 64  # whole pairs; rows 4 KiB apart would share cache sets
+        return -(-columns // 2) * 4 + _BF16_GAP  # whole pairs
     return columns * _ELEMENT_BYTES[t.dtype]
 
 

@@ -1,7 +1,7 @@
 """The cost fold: FLOPs and bytes of a program for a step's load, by the cost rule of each op.
 
 It reads the final program, so it counts what runs: fused, quantised, sharded as it is. Weight bytes are those of
-the format in which the weight is stored.
+the format in which the weight is stored or, once that is known, held by the backend.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from ridgeline.ops.spec import OPS, Call, Cost, Load
 from ridgeline.program.ir import Instr, Program, Weight
 from ridgeline.program.verify import operand_type
-from ridgeline.quant.format import FORMATS, row_bytes
+from ridgeline.quant.format import FORMATS, HELD_BLOCKS, held_row_bytes
 
 
 @dataclass(frozen=True)
@@ -24,16 +24,18 @@ class InstrCost:
 
 
 def weight_nbytes(w: Weight) -> int:
-    """Bytes of a weight as stored. A format must be bound (passes/formats.py)."""
-    assert w.format in FORMATS, f"{w.name}: format {w.format!r} is not bound"
+    """Bytes of a weight as stored or, after that pass, as held. A format must be bound (passes/formats.py)."""
+    assert w.format in FORMATS or w.format in HELD_BLOCKS, f"{w.name}: format {w.format!r} is not bound"
     rows = 1 if len(w.shape) == 1 else w.shape[0]
-    return rows * row_bytes(FORMATS[w.format], w.shape[-1])
+    return rows * held_row_bytes(w.format, w.shape[-1])
 
 
 def instr_cost(instr: Instr, load: Load) -> Cost:
     """Cost of one instruction."""
     sizes = {name: float(weight_nbytes(x)) for name, x in instr.operands.items() if isinstance(x, Weight)}
     ins = {name: operand_type(x) for name, x in instr.operands.items()}
+    if not load.size(instr.outputs[0].type.shape[0]):
+        return Cost()  # no rows: nothing is read
     call = Call(ins, tuple(b.type for b in instr.outputs), instr.attrs, sizes)
     return OPS[instr.op].cost(call, load)
 

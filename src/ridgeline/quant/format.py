@@ -96,6 +96,22 @@ def row_bytes(fmt: Format, k: int) -> int:
     return fmt.row_header + k // fmt.block * fmt.block_bytes
 
 
+# Layouts that only a backend holds, losslessly equal to a stored one: (weights, bytes) of a block. Codes of k-quants
+# have 4 or 8 bits there, their groups' scales a byte each; iq4_xs becomes k8, q5_1 uint8_g32.
+HELD_BLOCKS = {
+    "uint8_g32": (32, 36), "k2": (256, 164), "k3": (256, 146), "k4": (256, 148), "k5": (256, 276), "k6": (256, 274),
+    "k8": (256, 266),
+}  # fmt: skip
+
+
+def held_row_bytes(name: str, k: int) -> int:
+    """Bytes of a row of k weights in a stored format, or in one that a backend holds."""
+    if name in FORMATS:
+        return row_bytes(FORMATS[name], k)
+    block, size = HELD_BLOCKS[name]
+    return k // block * size
+
+
 def _fitting(wanted: Format, k: int) -> list[str]:
     """Formats that rows of k can be packed in: those of smaller blocks named alike, and those that take any row."""
     family = wanted.name.rstrip("0123456789")

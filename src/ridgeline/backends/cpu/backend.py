@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.panels import UNPACKED, Panels
-from ridgeline.backends.cpu.record import MULTIPLIES, Extents, encode
+from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
 from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError
 from ridgeline.ops.attention import PAGE
@@ -21,6 +21,7 @@ from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout
 from ridgeline.program.ir import Entry, Instr, Program, View
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
+from ridgeline.quant.format import FORMATS
 
 if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
@@ -43,7 +44,8 @@ class CPU:
     name = "cpu"
     held_as: Mapping[str, str] = {
         "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(UNPACKED, "f32"),
-        **{held: held for held in MULTIPLIES},
+        "q5_1": "uint8_g32", "q2_k": "k2", "q3_k": "k3", "q4_k": "k4", "q5_k": "k5", "q6_k": "k6", "iq4_xs": "k8",
+        **{held: held for held in MULTIPLIES if held in FORMATS},
     }  # fmt: skip
     multiplies: Mapping[str, tuple[str, ...]] = MULTIPLIES
     unpacks_to = ""
@@ -56,17 +58,23 @@ class CPU:
         self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: PackedWeights | None = None
     ) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
-        limits, entry = layout.limits, join(program)
-        plan = plan_memory(entry, limits, linger=("linear", "attention"))
-        capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
-        held = (limits.held, limits.hidden)
-        extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
-        record = encode(entry, plan, extents, entry.results[0].buffer)
+        entry, plan, record = encoded(program, layout, pages)
         weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
         kv = kv_memory(program, pages)
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
+
+
+
+def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
+    """Both entries as one, where its buffers lie, and its record."""
+    limits, entry = layout.limits, join(program)
+    plan = plan_memory(entry, limits, linger=("linear", "attention"))
+    capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
+    held = (limits.held, limits.hidden)
+    extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
+    return entry, plan, encode(entry, plan, extents, entry.results[0].buffer)
 
 
 def _level(isa: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -60,11 +60,9 @@ class Panels:
         """One weight, into memory that holds zeros."""
         if self.held_as.get(raw.format) != w.format:
             raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend does not hold as {w.format}")
-        if raw.format in UNPACKED:
-            raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
-        data = np.ascontiguousarray(raw.data).reshape(-1)
+        fmt, data = packable(raw)
         try:
-            return _native.PackedWeight(self.pool, raw.format, data, raw.shape[0], raw.shape[1], memory, offset)
+            return _native.PackedWeight(self.pool, fmt, data, raw.shape[0], raw.shape[1], memory, offset)
         except ValueError as wrong:
             raise ModelFileError(f"{w.name}: {wrong}") from wrong
 
@@ -73,7 +71,9 @@ class Panels:
         for w in weights:
             if w.format not in self.held_as.values():
                 raise Unsupported(f"the cpu backend does not hold weights as {w.format!r} ({w.name})")
-        matrices = places_of(weights, [_native.packed_bytes(w.format, *w.shape) for w in weights], _ALIGN)
+        stored = {held: stored for stored, held in self.held_as.items() if stored not in UNPACKED}
+        packed = [replace(w, format=stored[w.format]) for w in weights]  # the native side knows formats of files
+        matrices = places_of(packed, [_native.packed_bytes(w.format, *w.shape) for w in packed], _ALIGN)
         end = -(-(matrices[-1].offset + matrices[-1].nbytes) // _ALIGN) * _ALIGN if matrices else 0
         lines = [-(-4 * w.shape[0] // _LINE) * _LINE for w in vectors]
         return matrices + places_of(vectors, lines, _LINE, end)
@@ -95,6 +95,13 @@ class Panels:
         sums = _native.checksums(self.pool, memory, _panels(places))
         summed = [msgspec.structs.replace(p, checksum=s) for p, s in zip(places, sums, strict=True)]
         packed.keep(LAYOUT, weights, summed, memory.array()[: _total(places)])
+
+
+def packable(raw: Raw) -> tuple[str, NDArray[np.uint8]]:
+    """A matrix as the native side packs it: format and bytes."""
+    if raw.format in UNPACKED:
+        raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
+    return raw.format, np.ascontiguousarray(raw.data).reshape(-1)
 
 
 def vector(w: Weight, read: ReadWeight) -> NDArray[np.float32]:

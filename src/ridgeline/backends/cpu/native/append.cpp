@@ -1,6 +1,7 @@
 // append_kv: stores the step's keys and values in their pages, in the state's format and layout.
 #include "attention.h"
 #include "bf16.h"
+#include "count.h"
 
 namespace ridgeline::RL_ISA {
 namespace {
@@ -90,6 +91,8 @@ void append_head(const AttentionArgs& a, int64_t t, int64_t head) {
   const int64_t dim = a.kv.head_dim, page = a.kv_slot[t] / PAGE, key = a.kv_slot[t] % PAGE;
   const Slot slot{a.kv.keys(page, head), a.kv.values(page, head), key};
   const float *k = a.k.row(t) + head * dim, *v = a.v.row(t) + head * dim;
+  count(Counted::acts, 2 * dim * 4);
+  count(Counted::kv_written, 2 * a.kv.key_bytes());
   switch (a.kv.format) {
     case KVFormat::f32:
       return append_f32(a.kv, slot, k, v);

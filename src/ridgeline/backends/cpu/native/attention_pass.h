@@ -8,6 +8,7 @@
 #include "attention_bf16.h"
 #include "attention_f32.h"
 #include "attention_i8.h"
+#include "count.h"
 
 namespace ridgeline::RL_ISA {
 
@@ -92,6 +93,7 @@ inline void finish(const QueryRow& row, const float* record, int64_t head_dim) {
   const f32x16 old = exp(splat(*record - top)), sink = exp(splat(row.sink - top));
   const f32x16 scale = old / (sum(load(record + LANES)) * old + sink);
   const float* columns = record + RECORD_HEAD;
+  count(Counted::acts, head_dim * 4);
   for (int64_t c = 0; c < head_dim; c += LANES) {
     const f32x16 out = load(columns + c) * scale;
     if (head_dim - c >= LANES)
@@ -116,14 +118,18 @@ inline void set_rows(const AttentionArgs& a, const Workspace& w, const Pass& p) 
       row->first = first_key(a, t);
       row->end = end_key(a, t);
       row->position = a.kv_len[t] - 1;
+      if (a.slopes) count_once(Counted::weights, a.slopes + head, 4);
+      if (a.sinks) count_once(Counted::weights, a.sinks + head, 4);
       if (++g == group) g = 0, t++;
     }
 }
 
 template <class F>
 void set_queries(const AttentionArgs& a, const Workspace& w, const Pass& p) {
-  for (int64_t i = 0; i < p.heads * p.rows; i++)
+  for (int64_t i = 0; i < p.heads * p.rows; i++) {
+    count_once(Counted::acts, w.rows[i].input, a.kv.head_dim * 4);
     F::prepare(w.rows[i], a.kv.head_dim, w.queries + i * w.query_bytes);
+  }
 }
 
 template <class F, int R>
@@ -179,6 +185,12 @@ void run_range(const AttentionArgs& a, const Workspace& w, const Pass& p, int64_
   const int64_t page = a.page_table[a.request[p.token] * a.pages_per_request + r];
   const Range range{a.kv.keys(page, head), a.kv.key_scales(page, head), a.kv.value_scales(page, head),
                     a.kv.values(page, head), at};
+  for (int64_t i = 0; i < n; i++) {
+    const int64_t from = active[i]->first > at ? active[i]->first - at : 0, left = active[i]->end - at,
+                  to = left < PAGE ? left : PAGE;
+    count_keys(range.keys, from, to, 2 * a.kv.key_bytes());
+    count(Counted::macs, 2 * (to - from) * a.kv.head_dim);
+  }
   const int64_t tiles = (n + TILE_ROWS - 1) / TILE_ROWS;
   for (int64_t i = 0; i < tiles; i++) {
     const int64_t from = n * i / tiles;

@@ -28,6 +28,7 @@ struct KVView {
   int64_t scale_bytes() const { return format == KVFormat::int8 ? 2 * PAGE : 0; }  // of a block
   int64_t data_bytes() const { return padded_dim() * PAGE * element_bytes(); }
   int64_t block_bytes() const { return data_bytes() + scale_bytes(); }
+  int64_t key_bytes() const { return block_bytes() / PAGE; }  // of one head's key, or value
   int64_t page_bytes() const { return n_kv_heads * 2 * block_bytes(); }
 
   uint8_t* keys(int64_t page, int64_t head) const {

@@ -9,6 +9,7 @@
 #include <string>
 
 #include "ceilings.h"
+#include "counts.h"
 #include "load.h"
 #include "pack.h"
 #include "step.h"
@@ -139,6 +140,19 @@ static nb::list op_signatures() {
   return out;
 }
 
+#ifdef RIDGELINE_COUNT
+static nb::dict counts() {
+  const char* const kinds[] = {"weights", "kv_read", "kv_written", "acts", "macs", "again"};
+  nb::dict out;
+  for (const auto& [op, counted] : take_counts()) {
+    nb::dict of;
+    for (size_t k = 0; k < counted.size(); k++) of[kinds[k]] = counted[k];
+    out[op.c_str()] = of;
+  }
+  return out;
+}
+#endif
+
 NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // what a process still holds when it exits is no news to its user
   m.attr("RECORD_MAGIC") = RECORD_MAGIC;
@@ -155,6 +169,10 @@ NB_MODULE(_native, m) {
       "packed_bytes",
       [](const std::string& f, int64_t rows, int64_t cols) { return packed_bytes(f.c_str(), rows, cols); },
       nb::arg("format"), nb::arg("rows"), nb::arg("cols"), "Bytes of a weight of this file format in panels");
+
+#ifdef RIDGELINE_COUNT
+  m.def("counts", counts, "Bytes and multiply-adds since this was last asked, by op and kind");
+#endif
 
   nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
 

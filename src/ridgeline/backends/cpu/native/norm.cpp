@@ -27,8 +27,11 @@ RL_INLINE void rms_norm_row(const float* x, const float* w, float* out, int64_t 
 
 void rms_norm(const View& x, const float* w, const View& out, float eps, int64_t width, Span rows) {
   if (width == 0) width = x.cols;
-  for (int64_t r = rows.begin; r < rows.end; r++)
+  for (int64_t r = rows.begin; r < rows.end; r++) {
     for (int64_t c = 0; c < x.cols; c += width) rms_norm_row(x.row(r) + c, w, out.row(r) + c, width, eps);
+    count(Counted::acts, 2 * x.cols * 4);
+    count_once(Counted::weights, w, width * 4);
+  }
 }
 
 void add_rms_norm(const View& x, const View& y, const float* w, const View& total, const View& out, float eps,
@@ -38,6 +41,8 @@ void add_rms_norm(const View& x, const View& y, const float* w, const View& tota
     float* s = total.row(r);
     for_vectors(x.cols, [&](int64_t c, int64_t n) { write(s + c, read(a + c, n) + read(b + c, n), n); });
     rms_norm_row(s, w, out.row(r), x.cols, eps);
+    count(Counted::acts, 4 * x.cols * 4);
+    count_once(Counted::weights, w, x.cols * 4);
   }
 }
 
@@ -54,6 +59,9 @@ void layer_norm(const View& x, const float* w, const float* b, const View& out, 
       const f32x16 y = read(to + c, n) * scale * read(w + c, n);
       write(to + c, b ? y + read(b + c, n) : y, n);
     });
+    count(Counted::acts, 2 * x.cols * 4);
+    count_once(Counted::weights, w, x.cols * 4);
+    if (b) count_once(Counted::weights, b, x.cols * 4);
   }
 }
 

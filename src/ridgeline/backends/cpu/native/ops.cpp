@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "check.h"
+#include "count.h"
 #include "frame.h"
 #include "rows.h"
 #include "sample.h"
@@ -155,6 +156,7 @@ void run_sample(const Instr& i, const Frame& f) {
   for (int64_t p = pieces.begin; p < pieces.end;) {
     const int64_t r = p / each, end = std::min(pieces.end, (r + 1) * each);
     f.kernels.weigh_pieces(logits.row(r), logits.cols, {p - r * each, end - r * each}, f.pieces + r * each);
+    count(Counted::acts, (std::min(logits.cols, (end - r * each) * PIECE) - (p - r * each) * PIECE) * 4);
     p = end;
   }
   f.barrier.wait(f.thread);

@@ -7,16 +7,20 @@ namespace {
 
 template <class F>
 RL_INLINE void map(const View& x, const View& out, Span rows, F f) {
-  for (int64_t r = rows.begin; r < rows.end; r++)
+  for (int64_t r = rows.begin; r < rows.end; r++) {
     for_vectors(x.cols, [&](int64_t c, int64_t n) { write(out.row(r) + c, f(read(x.row(r) + c, n)), n); });
+    count(Counted::acts, 2 * x.cols * 4);
+  }
 }
 
 template <class F>
 RL_INLINE void map2(const View& x, const View& y, const View& out, Span rows, F f) {
-  for (int64_t r = rows.begin; r < rows.end; r++)
+  for (int64_t r = rows.begin; r < rows.end; r++) {
     for_vectors(x.cols, [&](int64_t c, int64_t n) {
       write(out.row(r) + c, f(read(x.row(r) + c, n), read(y.row(r) + c, n)), n);
     });
+    count(Counted::acts, 3 * x.cols * 4);
+  }
 }
 
 RL_INLINE f32x16 gelu_tanh(f32x16 x) {

@@ -73,6 +73,7 @@ void quantize(const View& x, const QuantizedView& out, float threshold, Span row
   const int64_t group = out.group ? out.group : out.padded;
   const auto left = [&](int64_t g) { return x.cols - g * group < group ? x.cols - g * group : group; };
   for (int64_t r = rows.begin; r < rows.end; r++) {
+    count(Counted::acts, x.cols * 4 + out.stride);
     if (out.terms == 2) {
       quantize_two(x, out, threshold, r);
       continue;
@@ -105,14 +106,17 @@ void round_bf16(const View& x, const Bf16View& out, float threshold, Span rows) 
       memcpy(to + c, part, (size_t)n * sizeof *part);
     });
     if (x.cols % 2) to[x.cols] = 0;
+    count(Counted::acts, x.cols * 4 + (x.cols + 1) / 2 * 4);
   }
 }
 
 void cut(const View& x, const View& out, float threshold, Span rows) {
-  for (int64_t r = rows.begin; r < rows.end; r++)
+  for (int64_t r = rows.begin; r < rows.end; r++) {
     for_vectors(x.cols, [&](int64_t c, int64_t n) {
       write(out.row(r) + c, cut_off(read(x.row(r) + c, n), threshold), n);
     });
+    count(Counted::acts, 2 * x.cols * 4);
+  }
 }
 
 }  // namespace ridgeline::RL_ISA

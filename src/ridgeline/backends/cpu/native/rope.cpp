@@ -1,4 +1,5 @@
 // Rotation of the first 2h columns of every head by the angles of its row.
+#include "count.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -35,6 +36,7 @@ void rope(const View& x, const View& angles, const View& out, Rotation rotation,
   const int64_t half = angles.cols / 2, rest = rotation.head_dim - 2 * half;
   for (int64_t r = rows.begin; r < rows.end; r++) {
     const float *cos = angles.row(r), *sin = cos + half;
+    count(Counted::acts, (2 * x.cols + angles.cols) * 4);
     for (int64_t c = 0; c < x.cols; c += rotation.head_dim) {
       const float* in = x.row(r) + c;
       float* to = out.row(r) + c;

@@ -1,6 +1,7 @@
 // Walking a row by vectors, for the kernels that treat every element alike.
 #pragma once
 
+#include "count.h"
 #include "kernels.h"
 #include "simd.h"
 

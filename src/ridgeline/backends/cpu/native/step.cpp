@@ -6,6 +6,7 @@
 #include <chrono>
 
 #include "check.h"
+#include "count.h"
 #include "rows.h"
 #include "sample.h"
 
@@ -166,6 +167,7 @@ void Step::run_section(const Frame& f, size_t first, Timer& timer) const {
     Frame part = f;
     part.block = {begin, std::min(rows.end, begin + SECTION_ROWS)};
     for (int64_t k = 0; k < instrs[0].section; k++) {
+      counting(&instrs[k], instrs[k].op->name);
       instrs[k].op->run(instrs[k], part);
       timer.worked(first + (size_t)k);
     }
@@ -187,6 +189,7 @@ void Step::run_thread(const Frame& f, Timer& timer) const {
       k += (size_t)i.section;
       continue;
     }
+    counting(&i, i.op->name);
     i.op->run(i, f);
     timer.worked(k++);
   }

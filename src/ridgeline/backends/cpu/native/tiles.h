@@ -2,6 +2,7 @@
 // activations.
 #pragma once
 
+#include "count.h"
 #include "kernels.h"
 #include "simd.h"
 
@@ -73,6 +74,26 @@ RL_INLINE void run_tile(int64_t m, const X& x, int64_t row, const Panel& w, cons
   if constexpr (M > 1) run_tile<Tile, M - 1>(m, x, row, w, bias, y);
 }
 
+static inline int64_t terms_of(const QuantizedView& x) {
+  return x.terms;
+}
+template <class X>
+static inline int64_t terms_of(const X&) {
+  return 1;
+}
+
+// Rows [row, end) of x against panel p, as the counting build sees them.
+template <class X>
+RL_INLINE void count_tile(const X& x, const Weight& w, const float* bias, int64_t p, int64_t row, int64_t end,
+                          int64_t row_bytes) {
+  const int64_t left = w.rows - p * PANEL, columns = left < PANEL ? left : PANEL;
+  count_once(Counted::weights, w.panel(p), columns * w.row_bytes());
+  if (bias) count_once(Counted::weights, bias + p * PANEL, columns * 4);
+  for (int64_t r = row; r < end; r++) count_once(Counted::acts, x.data + r * x.stride, row_bytes);
+  count(Counted::acts, (end - row) * columns * 4);
+  count(Counted::macs, terms_of(x) * (end - row) * columns * w.cols);
+}
+
 constexpr int64_t PASS_BYTES = 256 << 10;  // of activations, which stay in L2 while all panels pass by
 
 // All rows of x against the panels of one thread, in tiles of up to ROWS rows; `row_bytes` is what a tile
@@ -92,6 +113,7 @@ RL_INLINE void for_tiles(const X& x, const Weight& w, const float* bias, const V
       for (int64_t b = first, row = x.rows * b / blocks, next; b < end; b++, row = next) {
         next = x.rows * (b + 1) / blocks;
         const Panel panel{w.data + p * panel_bytes, units, p, ahead, b - first, end - first};
+        count_tile(x, w, bias, p, row, next, row_bytes);
         run_tile<Tile, ROWS>(next - row, x, row, panel, bias, y);
       }
     }

@@ -122,6 +122,12 @@ struct Weight {
     return units() * l.unit_bytes() + l.tail_bytes() * (l.is_super() ? (cols + SUPER - 1) / SUPER : 1);
   }
   int64_t bytes() const { return panels() * panel_bytes(); }
+  // Of one row, without what pads K.
+  int64_t row_bytes() const {
+    const Layout& l = layout(format);
+    return cols * l.bits / 8 + cols / l.group * l.group_scale_bytes() / PANEL +
+           l.tail_bytes() / PANEL * (l.is_super() ? cols / SUPER : 1);
+  }
   const uint8_t* panel(int64_t p) const { return data + p * panel_bytes(); }
 };
 
