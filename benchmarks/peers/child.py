@@ -13,17 +13,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-PACKAGES = Path(__file__).parents[1]  # where `python -m peers.worker` is found
-
 
 class Unmeasured(Exception):
     """Why an engine gives no figure here: shown in the table instead of it."""
-
-
-def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """Variables of a child: ours, those in `extra`, and the way to this package."""
-    paths = [extra.get("PYTHONPATH"), str(PACKAGES), os.environ.get("PYTHONPATH")]
-    return {**os.environ, **extra, "PYTHONPATH": os.pathsep.join(p for p in paths if p)}
 
 
 def output(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None = None, both: bool = False) -> str:
@@ -36,7 +28,7 @@ def output(command: Sequence[str], limit_s: float, env: Mapping[str, str] | None
             text=True,
             errors="replace",
             timeout=limit_s,
-            env=environment(env or {}),
+            env={**os.environ, **(env or {})},
         )
     except OSError as wrong:
         raise Unmeasured(f"{Path(command[0]).name} cannot be run: {wrong.strerror}") from wrong
@@ -62,7 +54,7 @@ class Child:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                env=environment(env),
+                env={**os.environ, **env},
                 start_new_session=True,  # some engines have processes of their own, which end with it
             )
         except OSError as wrong:

@@ -20,7 +20,8 @@ from pathlib import Path
 import msgspec
 
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "benchmarks"))
+if not __package__:  # run as a script
+    sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from peers.binaries import Binaries  # noqa: E402
 from peers.child import Unmeasured  # noqa: E402

@@ -24,6 +24,7 @@ DISTRIBUTIONS = {
     "transformers": "transformers",
     "llama-cpp-python": "llama_cpp_python",
 }
+GUEST = Path(__file__).parent / "guest"  # scripts for the interpreters of the packages
 _SOURCE = Path(__file__).parents[2] / "src"
 
 
@@ -69,7 +70,7 @@ class Limits:
 
 
 class Package:
-    """A Python package with a worker (adapters.py) in an interpreter that has it."""
+    """A Python package with a worker (guest/loaders.py) in an interpreter that has it."""
 
     def __init__(self, name: str, settings: EngineSettings, limits: Limits) -> None:
         self.name, self._settings, self._limits = name, settings, limits
@@ -86,12 +87,12 @@ class Package:
         return PackageSession(self._command(entry), self._limits, self._settings.env)
 
     def kl(self, entry: Entry, text: Path) -> float:
-        command = [self._python, "-m", "peers.divergence", *self._command(entry)[3:], str(text)]
+        command = [self._python, str(GUEST / "divergence.py"), *self._command(entry)[2:], str(text)]
         return parse_kl(output(command, self._limits.seconds, self._settings.env))
 
     def _command(self, entry: Entry) -> list[str]:
         settings = json.dumps({**self._settings.settings, **entry.settings})
-        return [self._python, "-m", "peers.worker", self.name, entry.model, str(self._limits.threads), settings]
+        return [self._python, str(GUEST / "worker.py"), self.name, entry.model, str(self._limits.threads), settings]
 
 
 class PackageSession:

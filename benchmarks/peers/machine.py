@@ -1,6 +1,6 @@
 """The machine beside the engines: a loop that only loads as many bytes as a model has, on as many threads.
 
-`python -m peers.machine THREADS BYTES` prints GB/s: measured in a process of its own, as the engines are.
+It runs in a process of its own, as the engines do.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from peers.engines import Limits
 from peers.work import Work
 
 LOADS = "loads only"
-SECONDS = 0.5
+LOAD = "import sys; from ridgeline.analysis.probe import load_only; print(load_only(*map(int, sys.argv[1:]), 0.5))"
 
 
 class Loads:
@@ -26,19 +26,8 @@ class Loads:
         """Tokens per second of decode; nothing for other work."""
         if work.kind not in ("stream", "long") or not self.weights:
             return {}
-        command = [sys.executable, "-m", "peers.machine", str(self._limits.threads), str(self.weights)]
+        command = [sys.executable, "-c", LOAD, str(self.weights), str(self._limits.threads)]
         return {"decode": float(output(command, self._limits.seconds)) * 1e9 / self.weights}
 
     def close(self) -> None:
         pass
-
-
-def main() -> None:
-    """Print the rate of loading, in GB/s."""
-    from ridgeline.analysis.probe import load_only
-
-    print(load_only(int(sys.argv[2]), int(sys.argv[1]), SECONDS))
-
-
-if __name__ == "__main__":
-    main()

@@ -20,6 +20,7 @@ _RANGES = {
     "step_tokens": (1, 1 << 16),
     "max_requests": (1, 4096),
     "queue": (1, 1 << 20),
+    "packed_cache": (0, 1 << 50),
 }
 
 
@@ -53,6 +54,7 @@ class EngineConfig:
     both are calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
     step_tokens: most tokens in one step. seed: of `random:` models, whose format is q4_1 unless given.
+    packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
     """
 
@@ -72,6 +74,7 @@ class EngineConfig:
     sparsity: float = 0.0
     calibration: str = ""
     seed: int = 0
+    packed_cache: int = 20 << 30
     device: str = "cpu"
 
     def __post_init__(self) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from zoo import Model, story
 
-from ridgeline.backends.cpu.backend import CPU, CPUStep, encoded, packable, vector
+from ridgeline.backends.cpu.backend import CPU, CPUStep, encoded
+from ridgeline.backends.cpu.panels import packable, vector
 from ridgeline.program.batch import Batch
 
 _MAGIC = 0x4354_4C52  # "RLTC"

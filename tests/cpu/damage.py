@@ -10,7 +10,8 @@ import numpy as np
 from rig import LIMITS, PAGES, batch_of, program, prompt, reader, tables
 
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.backend import CPU, _vector, join, kv_bytes
+from ridgeline.backends.cpu.backend import CPU, join, kv_bytes
+from ridgeline.backends.cpu.panels import Panels
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.program.batch import Batch, BatchLayout
 from ridgeline.program.memory import plan_memory
@@ -31,8 +32,7 @@ class Rig:
         extents = Extents(self.layout.slots, self.layout.nbytes, capacity, self.layout.groups, PAGES, held)
         record = encode(entry, plan, extents, entry.results[0].buffer)
         self.cpu, self.words, read = CPU(2), record.words, reader(weight_format)
-        self.weights = self.cpu.pack(record.weights, read)
-        self.vectors = [_vector(w, read) for w in record.vectors]
+        self.weights, self.vectors = Panels(self.cpu.pool, CPU.held_as).load(record.weights, record.vectors, read, None)
         self.kv, self.arena = _native.Memory(kv_bytes(p, PAGES)), _native.Memory(plan.nbytes)
 
     def run(self, words: np.ndarray, batch: Batch) -> None:

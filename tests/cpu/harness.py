@@ -8,6 +8,7 @@ import numpy as np
 
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU, result
+from ridgeline.backends.cpu.panels import Panels
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.ops.attention import KV_FORMATS, PAGE, KVPages
 from ridgeline.ops.linear import QuantizedRows
@@ -80,7 +81,7 @@ class OneOp:
         pages = len(self.kv.k) // PAGE if self.kv is not None else 0
         extents = Extents(self.slots, self.batch.nbytes, sizes, ("g",), pages)
         record = encode(self.entry, plan, extents)
-        weights = self.cpu.pack(record.weights, lambda w: self.raws[w.name])
+        weights = Panels(self.cpu.pool, CPU.held_as).load(record.weights, [], lambda w: self.raws[w.name], None)[0]
         vectors = [self.raws[w.name].float32().reshape(-1) for w in record.vectors]
         pool = kv_pool(self.kv) if self.kv is not None else np.zeros(0, np.uint8)
         self.pool = _native.Memory(pool.size + 64)

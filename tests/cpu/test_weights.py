@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 from harness import ISAS, Bf16, OneOp, backend, run_case, small
 
+from ridgeline.backends.base import MULTIPLIES
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
+from ridgeline.backends.cpu.panels import Panels
 from ridgeline.ops.linear import linear, quantize_act
 from ridgeline.ops.spec import OPS, Case
 from ridgeline.program.ir import Weight
@@ -28,7 +30,7 @@ def plain(fmt: str, rows: int, k: int) -> Raw:
 
 def hold(raw: Raw) -> _native.PackedWeight:
     w = Weight("w", raw.shape, ("", ""), CPU.held_as[raw.format])
-    return CPU(threads=2).pack([w], lambda w: raw)[0]
+    return Panels(CPU(threads=2).pool, CPU.held_as).load([w], [], lambda w: raw, None)[0][0]
 
 
 def unpacked(w: _native.PackedWeight, rows: int, k: int) -> np.ndarray:
@@ -118,3 +120,8 @@ def test_quantise_keeps_nan() -> None:
     (rows,) = run_case("quantize_act", Case("", {"x": x}), backend())
     assert np.isnan(rows.scale[0, 1]) and rows.scale[0, 0] == np.float32(1 / 127)
     assert (rows.q[1] == 127).all()
+
+
+def test_rows_are_chosen_as_on_the_oracles() -> None:
+    """The order matters: the first type that a choice allows is taken."""
+    assert {fmt: rows for fmt, rows in MULTIPLIES.items() if fmt in CPU.multiplies} == dict(CPU.multiplies)

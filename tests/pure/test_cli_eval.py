@@ -54,7 +54,10 @@ def test_a_loss_is_kept_and_shown_at_load(cli, model, tmp_path):
     text = write(tmp_path / "t.txt", TEXT)
     options = ["--text", text, "--window", 50, "--tokens", 120, *INT8]
     unknown = cli("run", model, "hi", "--max-tokens", 1, *INT8)
-    assert "approximate: weights rounded again to int8, activations int8 in groups of 32\n" in unknown.err
+    assert (
+        "approximate: weights rounded again to int8, activations int8 in groups of 32, two int8 terms in groups of 32\n"
+        in unknown.err
+    )
     assert "loss not measured: `ridgeline eval" in unknown.err
     done = only_json(cli("eval", model, "--json", "--against-activations", "float32", *options))
     assert done["kept"] and done["kl"] > 0 and (done["format"], done["against"]) == ("int8", {"activations": "float32"})

@@ -21,6 +21,7 @@ from ridgeline.weights.source import GGUFSource
 
 U8, I8, U32, I32, F32, BOOL, STR, ARR, U64, F64 = 0, 1, 4, 5, 6, 7, 8, 9, 10, 12
 TYPE_F32, TYPE_Q4_1 = 0, 3
+STORED = {name: f for name, f in FORMATS.items() if f.ggml_type is not None}  # what GGUF files may hold
 HUGE = (1 << 64) - 1
 
 
@@ -105,7 +106,7 @@ def written(tmp_path_factory):
     writer.add_array("t.floats", [0.5, 1.5])
     writer.add_array("t.bools", [True, False, True])
     tensors = {}
-    for i, fmt in enumerate(FORMATS.values()):
+    for i, fmt in enumerate(STORED.values()):
         shape = (3 + i, 2 * max(32, fmt.block))
         raw = np.random.default_rng(i).integers(0, 256, (shape[0], row_bytes(fmt, shape[1])), np.uint8)
         tensors[f"m.{fmt.name}"] = (fmt.name, shape, raw)
@@ -150,7 +151,7 @@ def test_tensors_of_a_written_file_match_the_reference_reader(written):
         assert got.float32().shape == shape and same_bits(got.float32(), values)
 
 
-@pytest.mark.parametrize("fmt", FORMATS)
+@pytest.mark.parametrize("fmt", STORED)
 def test_any_rows_of_any_format_equal_those_of_the_whole(written, fmt):
     path, tensors = written
     source = GGUFSource(GGUFFile(path))

@@ -13,7 +13,6 @@ from ridgeline.ops.linear import linear, quantize_act
 from ridgeline.ops.spec import INT8_GROUPS, Load, TensorType, groups_of, nbytes, row_bytes
 from ridgeline.program.passes import pipeline
 
-FINER = {**MULTIPLIES, "q4_1": ("i8g32", "i8g32x2")}
 GROUP = {"i8g32": 32, "i8g64": 64, "i8g128": 128}
 
 
@@ -107,11 +106,12 @@ def test_choices(fmt, auto, int8, int8_row, bf16):
 @pytest.mark.parametrize(
     ("fmt", "choice", "able", "expected"),
     [
-        ("q4_1", "auto", FINER, "i8g32x2"),
-        ("q4_1", "int8", FINER, "i8g32"),
-        ("q4_1", "auto", MULTIPLIES, "i8g32"),
-        ("q4_1", "float32", FINER, "f32"),
-        ("int4_g64", "auto", FINER, "i8g64"),
+        ("q4_1", "auto", MULTIPLIES, "i8g32x2"),
+        ("q4_1", "int8", MULTIPLIES, "i8g32"),
+        ("q4_1", "auto", {"q4_1": ("i8g32",)}, "i8g32"),
+        ("int8", "auto", MULTIPLIES, "i8g32x2"),
+        ("q4_1", "float32", MULTIPLIES, "f32"),
+        ("int4_g64", "auto", MULTIPLIES, "i8g64"),
     ],
 )
 def test_the_head_reads_two_terms_where_there_is_a_kernel(fmt, choice, able, expected):

@@ -56,7 +56,7 @@ def test_rows_are_quantised_as_their_outliers_allow(name, fused):
                 leaf = part.split(".")[-2]
                 read.setdefault(leaf, set()).add(i.operands["x"].type.dtype)
     head = read.pop("embed", None) or read.pop("head")
-    assert head == {"i8g32"} and read.pop("down") == {"i8g32"}
+    assert head == {"i8g32x2"} and read.pop("down") == {"i8g32"}
     assert set(map(tuple, read.values())) == {("i8",)}  # q, k, v, gate, up behind norms, o behind attention
 
 
@@ -179,7 +179,7 @@ def test_a_damaged_file_is_measured_again(opened, tmp_path, damage):
 def test_a_smoothed_model_loads_and_says_so(opened):
     config, _ = opened
     info = load(config).engine.info
-    rows = "activations int8 by row, int8 in groups of 32"
+    rows = "activations int8 by row, int8 in groups of 32, two int8 terms in groups of 32"
     assert info.notes[0] == f"approximate: weights rounded again to int8, smoothed, {rows}"
     assert "not measured" in info.notes[1]
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from ridgeline.analysis.hardware import Peaks
-from ridgeline.ops.spec import INT8_GROUPS, Cost, Load
+from ridgeline.ops.spec import Cost, Load
 from ridgeline.program.cost import instr_cost, weight_nbytes
 from ridgeline.program.dump import show
 from ridgeline.program.ir import Instr, Operand, Program, StateRef, View, Weight

@@ -6,12 +6,15 @@ And what the backends that interpret share: the stores of a program's state, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ridgeline.errors import Unsupported
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 from ridgeline.program.ir import Program, State, Weight
 from ridgeline.weights.source import Raw
+
+if TYPE_CHECKING:
+    from ridgeline.weights.packed import PackedWeights
 
 ReadWeight = Callable[[Weight], Raw]
 Store = Callable[[State, int], Any]  # (group, pages) -> the store of one layer
@@ -23,7 +26,7 @@ MULTIPLIES: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(("q2_k", "q3_k", "q4_k", "q5_k", "q6_k", "q8_k"), ("i8g32", "i8g32x2")),
     **dict.fromkeys(("int4_g64", "uint4_g64"), ("i8g64",)),
     **dict.fromkeys(("int4_g128", "uint4_g128", "int8_g128"), ("i8g128",)),
-    "int8": ("i8", "i8g32"),
+    "int8": ("i8", "i8g32", "i8g32x2"),
     "bf16": ("bf16",),
 }
 
@@ -57,7 +60,11 @@ class Backend(Protocol):
     @property
     def unpacks_to(self) -> str: ...
 
-    def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> Step: ...
+    def compile(
+        self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: PackedWeights | None = None
+    ) -> Step:
+        """`packed` is where a backend that lays weights out anew may find and keep them between runs."""
+        ...
 
 
 def open_states(program: Program, stores: Mapping[str, Store], pages: int) -> States:

@@ -24,7 +24,9 @@ class Reference:
     multiplies = MULTIPLIES
     unpacks_to = "f32"
 
-    def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> ReferenceStep:
+    def compile(
+        self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: object = None
+    ) -> ReferenceStep:
         weights = {w.name: _array(w, read) for w in program.weights.values()}
         return ReferenceStep(program, weights, layout, pages)
 

@@ -264,7 +264,9 @@ class Torch:
         if threads:
             torch.set_num_threads(threads)
 
-    def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> TorchStep:
+    def compile(
+        self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: object = None
+    ) -> TorchStep:
         for instr in program.instrs:
             if instr.op not in MEANINGS:
                 raise Unsupported(f"op {instr.op} has no torch meaning; use backend reference")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from ridgeline.cli.command import Argument, BadParameter, Option
-from ridgeline.config import ACTIVATIONS, BACKENDS, KV_FORMATS, EngineConfig
+from ridgeline.config import ACTIVATIONS, BACKENDS, KV_FORMATS, EngineConfig, one_blas_thread
 from ridgeline.engine.params import SamplingParams, check_params
 
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -69,15 +69,21 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str, Option("What both calibrate on.", metavar="FILE", default="one of ours")],
         EngineConfig.calibration,
     ),
+    "packed_cache": (
+        Annotated[int, Option("Packed weights kept on disk; 0 = none.", metavar="SIZE", parser=parse_bytes)],
+        "20G",
+    ),
     "isa": (Annotated[str, Option("Instruction set of the CPU kernels.", default="the best")], ""),
     "model_seed": (Annotated[int, Option("Seed of random: models.")], EngineConfig.seed),
 }
 
 
 def _config(**values: Any) -> EngineConfig:
-    from ridgeline.program.passes.repack import parse_formats
-
     config = EngineConfig(seed=values.pop("model_seed"), **values)
+    if config.backend == "cpu":
+        one_blas_thread()
+    from ridgeline.program.passes.repack import parse_formats  # which loads numpy
+
     parse_formats(config.format)  # before anything is fetched
     return config
 

@@ -35,7 +35,7 @@ def run(
     begin = time.perf_counter()
     llm = session.open_llm(replace(config, max_requests=1))
     load_s = time.perf_counter() - begin
-    from ridgeline.tools.timing import timed  # after the model, which may set how numpy is loaded
+    from ridgeline.tools.timing import timed
 
     ids = prompt_ids(llm, text, raw, system)
     timing = timed(llm, ids, session.fitted(llm, len(ids), params), show)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from ridgeline.cli.command import Option
 from ridgeline.cli.options import ENGINE, takes
-from ridgeline.config import EngineConfig, ServerConfig, one_blas_thread
+from ridgeline.config import EngineConfig, ServerConfig
 
 
 @takes(config=ENGINE)
@@ -20,8 +20,6 @@ def serve(
     step_tokens: Annotated[int, Option("Most tokens in one step.")] = EngineConfig.step_tokens,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
-    if config.backend == "cpu":
-        one_blas_thread()  # here and in the engine's process
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 from ridgeline.cli.output import download_bar, percent, say
-from ridgeline.config import CacheConfig, EngineConfig, one_blas_thread
+from ridgeline.config import CacheConfig, EngineConfig
 
 if TYPE_CHECKING:
     from ridgeline.analysis.roofline import Roofline
@@ -27,8 +27,6 @@ def fetch(model: str) -> None:
 
 def open_llm(config: EngineConfig, notes: bool = True) -> LLM:
     """The model, loaded in this process; says on stderr what is approximate, unless told not to."""
-    if config.backend == "cpu":
-        one_blas_thread()
     from ridgeline.llm import LLM
 
     fetch(config.model)

@@ -10,12 +10,9 @@ import contextlib
 import hashlib
 import math
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -156,7 +153,7 @@ class Calibrator:
 def text_of(config: EngineConfig) -> str:
     """The calibration text of a config: its file, or one of ours."""
     if not config.calibration:
-        return resources.files("ridgeline.engine").joinpath(_TEXT).read_text("utf-8")
+        return Path(__file__).with_name(_TEXT).read_text("utf-8")
     path = Path(config.calibration)
     try:
         with path.open("rb") as f:
@@ -177,6 +174,8 @@ def scale_of(rows: Array, columns: Array, strength: float) -> Array:
 
 def _stored(file: Path) -> dict[str, Array] | None:
     """The vectors of a file; None where there is none, or it does not hold finite positive float32 vectors."""
+    from zipfile import BadZipFile  # not at the top: few loads calibrate
+
     try:
         with np.load(file, allow_pickle=False) as found:
             vectors = {name: found[name] for name in found.files}
@@ -188,6 +187,8 @@ def _stored(file: Path) -> dict[str, Array] | None:
 
 def _store(file: Path, vectors: Mapping[str, Array]) -> None:
     """Keep vectors for the next load; where the cache cannot be written they are measured again."""
+    import tempfile
+
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".npz", delete=False) as f:

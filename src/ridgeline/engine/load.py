@@ -8,6 +8,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
 from ridgeline.config import CacheConfig, EngineConfig, available_cores, available_memory
@@ -32,6 +34,7 @@ from ridgeline.program.passes.sparsify import sparsify
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.weights import hub
 from ridgeline.weights.load import Checkpoint, open_checkpoint
+from ridgeline.weights.packed import packed_weights
 
 if TYPE_CHECKING:
     from ridgeline.weights.fetch import Progress
@@ -151,8 +154,12 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
     limits = batch_limits(opened.config, config)
     layout = BatchLayout.of(limits, opened.program.states)
     pages = page_count(opened.program, opened.backend, limits, config)
-    step = opened.backend.compile(opened.program, smoothed_checkpoint(opened, config).read, layout, pages)
+    checkpoint = smoothed_checkpoint(opened, config)
+    packed = packed_weights(checkpoint, CacheConfig.from_env().path, config.packed_cache)
+    step = opened.backend.compile(opened.program, checkpoint.read, layout, pages, packed)
     info = engine_info(opened, limits, pages, config, time.perf_counter() - begin)
+    if packed is not None:
+        info = msgspec.structs.replace(info, notes=(*info.notes, *packed.notes))
     tokenizer = opened.tokenizer
     engine = Engine(
         LocalExecutor(step), layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), observe

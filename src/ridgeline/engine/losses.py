@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
 from pathlib import Path
 
 import msgspec
@@ -50,6 +49,8 @@ def kept(cache: Path) -> dict[str, Loss]:
 
 def keep(cache: Path, checkpoint: Checkpoint, program: Program, loss: Loss) -> None:
     """Remember a loss; where the cache cannot be written it is not."""
+    import tempfile  # not at the top: loading only reads
+
     losses = {**kept(cache), _name(checkpoint, program): loss}
     with contextlib.suppress(OSError):
         cache.mkdir(parents=True, exist_ok=True, mode=0o700)

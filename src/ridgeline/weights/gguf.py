@@ -21,7 +21,7 @@ import numpy as np
 from ridgeline.errors import ModelFileError, Unsupported
 from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import U8
-from ridgeline.weights.mapped import map_file
+from ridgeline.weights.mapped import RESIDENT, let_go, map_file
 
 MAX_HEADER = 64 << 20  # real ones stay below 20 MB; tiny strings and arrays cost up to 9 bytes per byte
 MAX_KEYS = 1 << 16
@@ -66,6 +66,7 @@ class GGUFFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bytes = map_file(self.path)
+        self._handed = 0  # bytes of tensors, since they were let go
         cur = _Cursor(self.path, self._bytes)
         self.version, n_tensors, n_keys = _read_preamble(cur)
         self.metadata: dict[str, Any] = _read_metadata(cur, n_keys)
@@ -92,6 +93,11 @@ class GGUFFile:
         name = fmt.name if fmt else _OTHER_FORMATS.get(record.type_number, f"ggml_type_{record.type_number}")
         return GGUFTensor(record.name, record.shape, name, record.type_number, start, nbytes)
 
+    @property
+    def header(self) -> bytes:
+        """All that comes before the tensors."""
+        return self._bytes[: self.data_offset]
+
     def data(self, name: str) -> U8:
         """The tensor's bytes, uint8 [nbytes], read-only and zero-copy; Unsupported when its type is."""
         record = self.tensors.get(name)
@@ -102,6 +108,10 @@ class GGUFFile:
                 f"{self.path}: tensor {name!r} is {record.format} (GGUF type {record.type_number}); "
                 f"supported: {', '.join(FORMATS)}"
             )
+        self._handed += record.nbytes
+        if self._handed > RESIDENT:
+            let_go(self._bytes)
+            self._handed = record.nbytes
         return np.frombuffer(self._bytes, np.uint8, record.nbytes, record.offset)
 
 

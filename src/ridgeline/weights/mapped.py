@@ -12,6 +12,14 @@ from pathlib import Path
 
 from ridgeline.errors import ModelFileError, ModelNotFound
 
+RESIDENT = 16 << 20  # bytes of a mapping that readers may leave in this process's memory
+
+
+def let_go(mapped: mmap.mmap | bytes) -> None:
+    """Count the pages of a mapping no longer as this process's memory; what is touched again is read again."""
+    if isinstance(mapped, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
 
 def map_file(path: Path) -> mmap.mmap | bytes:
     """The file's bytes (`b""` when it is empty, which cannot be mapped); typed errors name the path."""

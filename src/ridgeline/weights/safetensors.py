@@ -18,7 +18,7 @@ import numpy as np
 from ridgeline.errors import ModelFileError, ModelNotFound, Unsupported
 from ridgeline.quant.format import FORMATS
 from ridgeline.quant.pack import U8
-from ridgeline.weights.mapped import map_file
+from ridgeline.weights.mapped import RESIDENT, let_go, map_file
 
 MAX_HEADER = 32 << 20  # real ones stay below 16 MB; Python objects cost up to 36 bytes per byte of JSON
 SINGLE_FILE = "model.safetensors"
@@ -46,14 +46,21 @@ class SafetensorsFile:
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
         self._bytes = map_file(self.path)
+        self._handed = 0  # bytes of tensors, since they were let go
         size = len(self._bytes)
         length = int.from_bytes(self._bytes[:8], "little")
         if size < 8 or length > min(MAX_HEADER, size - 8):
             raise self._error(f"a header of {length} bytes does not fit (file {size} bytes, limit {MAX_HEADER})")
         header = parse_json(self._bytes[8 : 8 + length], self.path)
         header.pop("__metadata__", None)
+        self._data_offset = 8 + length
         self.tensors = {name: self._record(name, entry, 8 + length) for name, entry in header.items()}
         self._check_overlap()
+
+    @property
+    def header(self) -> bytes:
+        """All that comes before the tensors."""
+        return self._bytes[: self._data_offset]
 
     def _error(self, message: str) -> ModelFileError:
         return ModelFileError(f"{self.path}: {message}")
@@ -95,6 +102,10 @@ class SafetensorsFile:
             raise Unsupported(
                 f"{self.path}: tensor {name!r} is {record.format}; supported: {', '.join(_FORMAT_OF_DTYPE)}"
             )
+        self._handed += record.nbytes
+        if self._handed > RESIDENT:
+            let_go(self._bytes)
+            self._handed = record.nbytes
         return np.frombuffer(self._bytes, np.uint8, record.nbytes, record.offset)
 
 

@@ -71,7 +71,7 @@ class GGUFSource:
         count = file.metadata.get("split.count", 1)
         if not isinstance(count, int) or count > 1:
             raise Unsupported(f"{file.path} is one part of a split model; merge the parts into one GGUF file")
-        self.file = file
+        self.file, self.files = file, (file,)
 
     def names(self) -> Iterable[str]:
         return self.file.tensors.keys()
@@ -93,6 +93,7 @@ class SafetensorsSource:
         else:
             file = SafetensorsFile(self.path)
             self._files = dict.fromkeys(file.tensors, file)
+        self.files = tuple(dict.fromkeys(self._files.values()))
 
     def names(self) -> Iterable[str]:
         return self._files.keys()

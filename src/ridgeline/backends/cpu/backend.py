@@ -1,37 +1,35 @@
-"""The cpu backend: packs weights, plans memory, and hands a program to the native loop, one call per step.
-
-Weights are held in panels (losslessly repacked); `held_as` names the format whose bytes a panel matches.
-"""
+"""The cpu backend: plans memory, and hands a program to the native loop, one call per step."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
+from ridgeline.backends.cpu.panels import UNPACKED, Panels
 from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
 from ridgeline.config import available_cores
-from ridgeline.errors import ConfigError, ModelFileError, Unsupported
+from ridgeline.errors import ConfigError
 from ridgeline.ops.attention import PAGE
 from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
-from ridgeline.program.ir import Entry, Instr, Program, View, Weight
+from ridgeline.program.ir import Entry, Instr, Program, View
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
 from ridgeline.quant.format import FORMATS
-from ridgeline.weights.source import Raw
 
-_ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
+if TYPE_CHECKING:
+    from ridgeline.weights.packed import PackedWeights
+
 _SLACK = 64  # vector loads may run past the last value of the last page
+_KV_BEGINNING = 1 << 20  # bytes of a layer's pages, some thousand tokens of a small model
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
-_UNPACKED = ("q8_k",)  # stored formats without panels of their own: unpacked here, and held in float32
 _DTYPES = {"f32": np.float32, "i32": np.int32}
 
 
@@ -45,7 +43,7 @@ class CPU:
 
     name = "cpu"
     held_as: Mapping[str, str] = {
-        "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(_UNPACKED, "f32"),
+        "f32": "f32", "f16": "f32", "q5_0": "q8_0", "iq4_nl": "q8_0", **dict.fromkeys(UNPACKED, "f32"),
         "q5_1": "uint8_g32", "q2_k": "k2", "q3_k": "k3", "q4_k": "k4", "q5_k": "k5", "q6_k": "k6", "iq4_xs": "k8",
         **{held: held for held in MULTIPLIES if held in FORMATS},
     }  # fmt: skip
@@ -56,35 +54,16 @@ class CPU:
         self.isa = _level(isa)
         self.pool = _pool(threads or available_cores())
 
-    def compile(self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int) -> CPUStep:
+    def compile(
+        self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: PackedWeights | None = None
+    ) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
         entry, plan, record = encoded(program, layout, pages)
-        weights = self.pack(record.weights, read)
-        vectors = [vector(w, read) for w in record.vectors]
-        kv = _native.Memory(kv_bytes(program, pages))
+        weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
+        kv = kv_memory(program, pages)
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
-
-    def pack(self, weights: Sequence[Weight], read: ReadWeight) -> list[_native.PackedWeight]:
-        """Weights in panels, one after the other in one memory."""
-        for w in weights:
-            if w.format not in self.held_as.values():
-                raise Unsupported(f"the cpu backend does not hold weights as {w.format!r} ({w.name})")
-        packed_as = {held: stored for stored, held in self.held_as.items() if stored not in _UNPACKED}
-        sizes = [_native.packed_bytes(packed_as[w.format], *w.shape) for w in weights]
-        offsets = list(accumulate((-(-n // _ALIGN) * _ALIGN for n in sizes), initial=0))
-        memory = _native.Memory(max(offsets[-1], _ALIGN))
-        return [self._pack(w, read(w), memory, offset) for w, offset in zip(weights, offsets, strict=False)]
-
-    def _pack(self, w: Weight, raw: Raw, memory: _native.Memory, offset: int) -> _native.PackedWeight:
-        if self.held_as.get(raw.format) != w.format:
-            raise Unsupported(f"{w.name} is stored as {raw.format}, which the cpu backend does not hold as {w.format}")
-        fmt, data = packable(raw)
-        try:
-            return _native.PackedWeight(self.pool, fmt, data, raw.shape[0], raw.shape[1], memory, offset)
-        except ValueError as wrong:
-            raise ModelFileError(f"{w.name}: {wrong}") from wrong
 
 
 def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
@@ -95,13 +74,6 @@ def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, M
     held = (limits.held, limits.hidden)
     extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
     return entry, plan, encode(entry, plan, extents, entry.results[0].buffer)
-
-
-def packable(raw: Raw) -> tuple[str, NDArray[np.uint8]]:
-    """A matrix as the native side packs it: format and bytes."""
-    if raw.format in _UNPACKED:
-        raw = Raw("f32", raw.shape, raw.float32().view(np.uint8))
-    return raw.format, np.ascontiguousarray(raw.data).reshape(-1)
 
 
 def _level(isa: str) -> str:
@@ -185,14 +157,17 @@ def join(program: Program) -> Entry:
     return Entry((), program.forward.instrs + sample, program.forward.results + program.sample.results)
 
 
+def kv_memory(program: Program, pages: int) -> _native.Memory:
+    """The pool, whose layers begin in small pages: a short answer touches little of each."""
+    nbytes, layers = kv_bytes(program, pages), max((s.layers for s in program.states), default=0)
+    memory = _native.Memory(nbytes)
+    for layer in range(layers):
+        memory.begin_small(layer * ((nbytes - _SLACK) // layers), _KV_BEGINNING)
+    return memory
+
+
 def kv_bytes(program: Program, pages: int) -> int:
     """Bytes of the pool that all state groups share: [layer][page]."""
     layers = max((s.layers for s in program.states), default=0)
     layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
     return layers * pages * layer_page + _SLACK
-
-
-def vector(w: Weight, read: ReadWeight) -> NDArray[np.float32]:
-    """A weight or constant of one axis."""
-    values = np.array(w.constant, np.float32) if w.constant is not None else read(w).float32()
-    return np.ascontiguousarray(values, np.float32).reshape(-1)

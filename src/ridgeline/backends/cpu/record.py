@@ -25,7 +25,7 @@ from ridgeline.program.memory import MemoryPlan
 _NONE, _BUFFER, _WEIGHT, _VECTOR, _FIELD, _STATE, _HELD = range(7)
 _TYPES = {"f32": 0, "i8g32": 1, "i32": 2, "bf16": 3, "i8": 4, "i8g64": 5, "i8g128": 6, "i8g32x2": 7}
 _KV_FORMATS = {"f32": 0, "bf16": 1, "int8": 2}
-# Which rows a linear over weights of a held format may read, besides float32 ones; the default first.
+# Which rows a linear over weights of a held format may read, besides float32 ones; the best first.
 _GROUPS_OF_32 = ("q8_0", "q4_0", "q4_1", "uint8_g32", "k2", "k3", "k4", "k5", "k6", "k8")
 MULTIPLIES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(_GROUPS_OF_32, ("i8g32", "i8g32x2")),

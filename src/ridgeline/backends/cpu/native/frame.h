@@ -13,6 +13,7 @@ struct Frame {
   const std::vector<const Weight*>& weights;
   const std::vector<Vector>& vectors;
   uint8_t *arena, *kv;
+  Span block;    // of a section's rows, or empty: all that are this thread's
   uint8_t* own;  // in a step of one row, this thread's own arena; else null
   float* held;
   const uint8_t* batch;
@@ -33,6 +34,7 @@ struct Frame {
   // itself.
   Span rows(const Instr& i) const {
     const Buffer& out = program.buffers[i.outputs[0]];
+    if (block.begin < block.end) return block;
     return own && out.own ? Span{0, rows_of(out)} : mine(rows_of(out));
   }
 

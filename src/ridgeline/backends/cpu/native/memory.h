@@ -8,12 +8,16 @@ namespace ridgeline {
 
 class HugeMemory {
  public:
-  // Throws std::bad_alloc when the system has no such memory. Without `huge`, what is touched here and there takes
-  // no more than it needs.
+  // Throws std::bad_alloc when the system has no such memory. Without `huge`, what is touched here and there
+  // takes no more than it needs.
   explicit HugeMemory(size_t bytes, bool huge = true);
   ~HugeMemory();
   HugeMemory(const HugeMemory&) = delete;
   HugeMemory& operator=(const HugeMemory&) = delete;
+
+  // Take small pages where a part begins that may never fill: a huge one is committed whole at its first
+  // touch.
+  void begin_small(size_t offset, size_t bytes);
 
   uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }

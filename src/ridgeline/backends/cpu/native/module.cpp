@@ -2,6 +2,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
@@ -9,6 +10,7 @@
 
 #include "ceilings.h"
 #include "counts.h"
+#include "load.h"
 #include "pack.h"
 #include "step.h"
 
@@ -31,14 +33,50 @@ struct PackedWeight {
   Weight weight;
 };
 
+static uint8_t* place(HugeMemory& memory, int64_t offset, int64_t bytes) {
+  if (offset < 0 || offset % 64 != 0 || offset > (int64_t)memory.bytes() - bytes)
+    throw std::invalid_argument("a weight does not fit its memory");
+  return memory.data() + offset;
+}
+
 static void make_weight(PackedWeight* self, Pool& pool, const std::string& format, const Bytes& raw,
                         int64_t rows, int64_t cols, HugeMemory& memory, int64_t offset) {
   nb::gil_scoped_release release;
-  const int64_t bytes = packed_bytes(format.c_str(), rows, cols);
-  if (offset < 0 || offset % 64 != 0 || offset + bytes > (int64_t)memory.bytes())
-    throw std::invalid_argument("a weight does not fit its memory");
-  new (self)
-      PackedWeight{pack(pool, format.c_str(), raw.data(), raw.size(), rows, cols, memory.data() + offset)};
+  uint8_t* out = place(memory, offset, packed_bytes(format.c_str(), rows, cols));
+  new (self) PackedWeight{pack(pool, format.c_str(), raw.data(), raw.size(), rows, cols, out)};
+}
+
+static void place_weight(PackedWeight* self, const std::string& format, int64_t rows, int64_t cols,
+                         HugeMemory& memory, int64_t offset) {
+  const uint8_t* data = place(memory, offset, packed_bytes(format.c_str(), rows, cols));
+  new (self) PackedWeight{packed(format.c_str(), data, rows, cols)};
+}
+
+// Places of packed weights: (offset, bytes, bytes of a panel) for each.
+using Places = std::vector<std::tuple<int64_t, int64_t, int64_t>>;
+
+static std::vector<Stored> stored_at(HugeMemory& memory, const Places& places) {
+  std::vector<Stored> weights;
+  for (const auto& [offset, bytes, panel_bytes] : places) {
+    if (panel_bytes < 8 || panel_bytes % 8 != 0 || bytes < 0 || bytes % panel_bytes != 0)
+      throw std::invalid_argument("weights are whole panels");
+    place(memory, offset, bytes);
+    weights.push_back({offset, bytes, panel_bytes});
+  }
+  return weights;
+}
+
+static std::vector<uint64_t> sum_memory(Pool& pool, HugeMemory& memory, const Places& places) {
+  const std::vector<Stored> weights = stored_at(memory, places);
+  nb::gil_scoped_release release;
+  return checksums(pool, memory.data(), weights);
+}
+
+static std::vector<uint64_t> read_file(Pool& pool, int fd, int64_t start, HugeMemory& memory,
+                                       const Places& places) {
+  const std::vector<Stored> weights = stored_at(memory, places);
+  nb::gil_scoped_release release;
+  return read_panels(pool, fd, start, memory.data(), weights);
 }
 
 static void unpack(const PackedWeight& w, int64_t row, FloatsOut out) {
@@ -119,6 +157,8 @@ NB_MODULE(_native, m) {
   nb::set_leak_warnings(false);  // what a process still holds when it exits is no news to its user
   m.attr("RECORD_MAGIC") = RECORD_MAGIC;
   m.attr("RECORD_VERSION") = RECORD_VERSION;
+  m.attr("LAYOUT_VERSION") = LAYOUT_VERSION;
+  m.attr("PANEL") = PANEL;
   m.def("op_signatures", op_signatures,
         "(name, operand names, operand kinds, outputs, ints, floats) by opcode");
   m.def(
@@ -138,6 +178,8 @@ NB_MODULE(_native, m) {
 
   nb::class_<HugeMemory>(m, "Memory")
       .def(nb::init<size_t>(), nb::arg("nbytes"))
+      .def("begin_small", &HugeMemory::begin_small, nb::arg("offset"), nb::arg("nbytes"),
+           "Small pages for a beginning that may be all that is ever touched")
       .def(
           "array",
           [](HugeMemory& m) {
@@ -148,6 +190,8 @@ NB_MODULE(_native, m) {
   nb::class_<PackedWeight>(m, "PackedWeight")
       .def("__init__", make_weight, nb::arg("pool"), nb::arg("format"), nb::arg("raw"), nb::arg("rows"),
            nb::arg("cols"), nb::arg("memory"), nb::arg("offset"), nb::keep_alive<1, 7>())
+      .def("__init__", place_weight, nb::arg("format"), nb::arg("rows"), nb::arg("cols"), nb::arg("memory"),
+           nb::arg("offset"), nb::keep_alive<1, 5>(), "Panels that lie in the memory already")
       .def("unpack", unpack, nb::arg("row"), nb::arg("out"), "Write row `row` as float32 into `out` [cols]");
 
   nb::class_<Step>(m, "Step")
@@ -157,6 +201,11 @@ NB_MODULE(_native, m) {
       .def("run", run_step, nb::arg("batch"), "Run a batch")
       .def("profile", profile_step, nb::arg("batch"),
            "Run a batch; seconds (waited before it, in it) of each instruction, and waited at the end");
+
+  m.def("checksums", sum_memory, nb::arg("pool"), nb::arg("memory"), nb::arg("places"),
+        "A sum of each weight's panels; places are (offset, bytes, bytes of a panel)");
+  m.def("read_panels", read_file, nb::arg("pool"), nb::arg("fd"), nb::arg("start"), nb::arg("memory"),
+        nb::arg("places"), "Read panels from a file, which holds them from `start` on, and sum them");
 
   m.def("touch", touch, nb::arg("pool"), nb::arg("memory"), nb::call_guard<nb::gil_scoped_release>(),
         "Write all of a memory, each thread its own share");

@@ -17,6 +17,9 @@ int64_t packed_bytes(const char* format, int64_t rows, int64_t cols);
 Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes, int64_t rows, int64_t cols,
             uint8_t* out);
 
+// The weight whose panels `packed_bytes` bytes at `data` already are.
+Weight packed(const char* format, const uint8_t* data, int64_t rows, int64_t cols);
+
 // Row `row` of w as floats [cols].
 void unpack_row(const Weight& w, int64_t row, float* out);
 

@@ -231,6 +231,15 @@ void place_barriers(Program& p) {
   }
 }
 
+void place_sections(Program& p) {
+  for (size_t k = p.instrs.size(); k-- > 0;) {
+    Instr& i = p.instrs[k];
+    const bool joined =
+        i.op->light && k + 1 < p.instrs.size() && p.instrs[k + 1].op->light && !p.instrs[k + 1].barrier;
+    i.section = 1 + (joined ? p.instrs[k + 1].section : 0);
+  }
+}
+
 bool meets(const Program& p, const std::vector<int64_t>& earlier, int64_t now) {
   for (int64_t e : earlier)
     if (overlap(p.buffers[e], p.buffers[now])) return true;
@@ -322,6 +331,7 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
   read_end(in, p);
   place_checks(p);
   place_barriers(p);
+  place_sections(p);
   place_single_barriers(p);
   return p;
 }

@@ -80,6 +80,7 @@ struct Instr {
   std::vector<int64_t> outputs;  // buffers
   std::vector<int64_t> ints;
   std::vector<double> floats;
+  int64_t section;               // light instructions from here to the next barrier; at least 1
   bool barrier, barrier_single;  // threads meet before it; the same in a step of one row
   bool check;  // has batch values of its own to check, which no earlier instruction's check covers
 };

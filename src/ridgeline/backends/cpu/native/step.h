@@ -29,6 +29,8 @@ class Step {
   void check(const uint8_t* batch, int64_t bytes);
   template <class Timer>
   void run_thread(const Frame& f, Timer& timer) const;
+  template <class Timer>
+  void run_section(const Frame& f, size_t first, Timer& timer) const;
   bool single(const uint8_t* batch) const;
 
   Pool& pool_;

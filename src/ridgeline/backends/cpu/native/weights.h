@@ -102,6 +102,9 @@ constexpr Layout LAYOUTS[] = {
     {8, 16, 128, Scales::super},    // k6
     {8, 32, 128, Scales::super},    // k8
 };
+// Panels are kept on disk between runs: raise this with any change of them, or of what packing writes into
+// them.
+constexpr int64_t LAYOUT_VERSION = 1;
 constexpr int64_t FORMAT_COUNT = sizeof LAYOUTS / sizeof LAYOUTS[0];
 
 static constexpr const Layout& layout(Format f) {

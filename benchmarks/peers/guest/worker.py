@@ -1,6 +1,6 @@
 """A Python engine in a process of its own: loads a model, gives one token, then does one piece of work per line.
 
-`python -m peers.worker ENGINE MODEL THREADS SETTINGS`. Answers go, a JSON object a line, to what was stdout; what the
+`python worker.py ENGINE MODEL THREADS SETTINGS`. Answers go, a JSON object a line, to what was stdout; what the
 engine itself prints goes to stderr. Before the first token it imports nothing that an engine could do without.
 """
 
@@ -9,10 +9,10 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from peers.adapters import LOADERS, Generate
-
+Generate = Callable[[list[list[int]], int], list[float]]  # as loaders.py has it
 LOW_ID, HIGH_ID = 1000, 40000  # random prompts keep away from special tokens, and fit every vocabulary compared
 WARM_UP = ((512, 1), (16, 8))  # (prompt, new tokens), not measured
 
@@ -23,6 +23,8 @@ def main() -> None:
     os.dup2(2, 1)
     engine, model, threads, settings = sys.argv[1:5]
     try:
+        from loaders import LOADERS  # beside this script
+
         generate, weights = LOADERS[engine](model, int(threads), json.loads(settings))
         generate([list(range(LOW_ID, LOW_ID + 16))], 1)
     except Exception as wrong:

@@ -1,6 +1,6 @@
 """What the arithmetic of a Python engine costs: KL from the same weights with float32 activations, in nats.
 
-`python -m peers.divergence ENGINE MODEL THREADS SETTINGS TEXT` prints {"kl": mean}, and runs in the engine's own
+`python divergence.py ENGINE MODEL THREADS SETTINGS TEXT` prints {"kl": mean}, and runs in the engine's own
 interpreter as the worker does. Positions are those of the second half of each window, as llama-perplexity takes them.
 """
 
