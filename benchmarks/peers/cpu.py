@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # as for Ctrl-C: what was started ends too
     known = quick_works() if options.quick else works()
     options.results = options.results or (RESULTS.with_name("peers-quick.json") if options.quick else RESULTS)
-    store = _stored(options.results)
+    store = Store() if options.quick else _stored(options.results)
     if options.config is not None:
         measure_cases(load(options.config), known, store, options)
     document_file = options.out or (options.results.with_suffix(".md") if options.quick else DOCUMENT)
@@ -171,7 +171,12 @@ def _barrier() -> float | None:
 
 
 def _stored(path: Path) -> Store:
-    return msgspec.json.decode(path.read_bytes(), type=Store) if path.exists() else Store()
+    if not path.exists():
+        return Store()
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Store)
+    except msgspec.DecodeError as wrong:
+        raise SystemExit(f"{path} holds no results of this version ({wrong}); move it away") from wrong
 
 
 def _keep(path: Path, store: Store) -> None:

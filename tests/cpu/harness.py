@@ -99,7 +99,7 @@ class OneOp:
             fmt = self.weight_format if value.ndim == 2 else "f32"
             if name not in self.raws:
                 self.raws[name] = Raw(fmt, value.shape, FORMATS[fmt].pack(np.atleast_2d(value)))
-            return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as[fmt])
+            return Weight(name, value.shape, ("",) * value.ndim, CPU.held_as.get(fmt, fmt))
         if kind == "state":
             _, heads, dim = value.k.shape
             return StateRef(State("g", 1, heads, dim, value.format), 0)

@@ -124,4 +124,6 @@ def test_quantise_keeps_nan() -> None:
 
 def test_rows_are_chosen_as_on_the_oracles() -> None:
     """The order matters: the first type that a choice allows is taken."""
-    assert {fmt: rows for fmt, rows in MULTIPLIES.items() if fmt in CPU.multiplies} == dict(CPU.multiplies)
+    for fmt, rows in MULTIPLIES.items():
+        assert CPU.multiplies.get(CPU.held_as[fmt], rows) == rows
+    assert {held for held in CPU.held_as.values() if held != "f32"} == CPU.multiplies.keys()

@@ -22,7 +22,7 @@ from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 
 def write_folder(path: Path, **files: Any) -> Path:
     """The tiny tokenizer as tokenizer.json, and `files` as JSON beside it."""
-    backend = from_gguf(test_tokenizer.tiny())._backend._backend
+    backend = from_gguf(test_tokenizer.tiny())._backend.pipeline._backend
     (path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
     for name, content in files.items():
         (path / f"{name}.json").write_text(json.dumps(content), encoding="utf-8")
@@ -123,7 +123,7 @@ HARD = "a" * 29 + "b"
 
 
 def test_text_that_the_files_own_pattern_gives_up_on_is_a_request_error(tmp_path):
-    backend = from_gguf(test_tokenizer.tiny())._backend._backend
+    backend = from_gguf(test_tokenizer.tiny())._backend.pipeline._backend
     hard = pre_tokenizers.Split(Regex("(a+)+$"), "isolated")
     backend.pre_tokenizer = pre_tokenizers.Sequence([hard, pre_tokenizers.ByteLevel(False, use_regex=False)])
     (tmp_path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
@@ -137,7 +137,7 @@ def test_text_that_the_files_own_pattern_gives_up_on_is_a_request_error(tmp_path
 
 
 def test_a_file_that_the_package_gives_up_on_is_a_file_error(tmp_path):
-    backend = from_gguf(test_tokenizer.tiny())._backend._backend
+    backend = from_gguf(test_tokenizer.tiny())._backend.pipeline._backend
     backend.normalizer = normalizers.Replace(Regex("(a+)+$"), "x")
     source = json.loads(backend.to_str())
     # An added token is normalised as the file is read.

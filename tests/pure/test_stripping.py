@@ -109,7 +109,7 @@ STRIPPING = [
 @pytest.mark.parametrize("shape", ["byte-level", *SHAPES])
 def test_offsets_tile_where_added_tokens_strip_blanks(tmp_path, shape):
     if shape == "byte-level":
-        backend, config = from_gguf(test_tokenizer.tiny())._backend._backend, {}
+        backend, config = from_gguf(test_tokenizer.tiny())._backend.pipeline._backend, {}
     else:
         backend, config = write_pieces(tmp_path, SHAPES[shape]), {"bos_token": "<s>"}
     backend.add_tokens(STRIPPING)

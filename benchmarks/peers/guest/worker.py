@@ -70,7 +70,8 @@ def _decode(times: list[float], new: int) -> float:
 
 
 def _words(wrong: Exception) -> str:
-    return f"{type(wrong).__name__}: {wrong}"[:300]
+    lines = str(wrong).strip().splitlines() or [""]
+    return f"{type(wrong).__name__}: {lines[-1]}"[:200]
 
 
 def _say(answers: Any, record: dict[str, Any]) -> None:

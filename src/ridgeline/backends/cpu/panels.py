@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import numpy as np
@@ -71,7 +71,9 @@ class Panels:
         for w in weights:
             if w.format not in self.held_as.values():
                 raise Unsupported(f"the cpu backend does not hold weights as {w.format!r} ({w.name})")
-        matrices = places_of(weights, [_native.packed_bytes(w.format, *w.shape) for w in weights], _ALIGN)
+        stored = {held: stored for stored, held in self.held_as.items() if stored not in UNPACKED}
+        packed = [replace(w, format=stored[w.format]) for w in weights]  # the native side knows formats of files
+        matrices = places_of(packed, [_native.packed_bytes(w.format, *w.shape) for w in packed], _ALIGN)
         end = -(-(matrices[-1].offset + matrices[-1].nbytes) // _ALIGN) * _ALIGN if matrices else 0
         lines = [-(-4 * w.shape[0] // _LINE) * _LINE for w in vectors]
         return matrices + places_of(vectors, lines, _LINE, end)

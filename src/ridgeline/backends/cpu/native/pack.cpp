@@ -139,14 +139,6 @@ const Source SOURCES[] = {
     {"q5_k", 0, 256, 176, Format::k5, pack_q5_k},
     {"q6_k", 0, 256, 210, Format::k6, pack_q6_k},
     {"iq4_xs", 0, 256, 136, Format::k8, pack_iq4_xs},
-    // the same under the names of what is held, for sizes and for panels that are read back
-    {"uint8_g32", 0, 32, 24, Format::uint8_g32, pack_q5_1},
-    {"k2", 0, 256, 84, Format::k2, pack_q2_k},
-    {"k3", 0, 256, 110, Format::k3, pack_q3_k},
-    {"k4", 0, 256, 144, Format::k4, pack_q4_k},
-    {"k5", 0, 256, 176, Format::k5, pack_q5_k},
-    {"k6", 0, 256, 210, Format::k6, pack_q6_k},
-    {"k8", 0, 256, 136, Format::k8, pack_iq4_xs},
 };
 
 const Source& source(const std::string& name) {
