@@ -79,7 +79,7 @@ def main(path: str) -> int:
 
     rng, batches, wrong = random.Random(5), 0, 0
     for model in zoo.MODELS:
-        program, layout = model.program(), model.layout()
+        program, layout = model.program(), model.layout(tokens=160, rows=160)
         steps = {
             threads: CPU(threads, "portable").compile(program, model.read, layout, model.pages) for threads in (1, 3)
         }

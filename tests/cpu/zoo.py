@@ -71,7 +71,7 @@ class Model:
 
     def limits(self, **more: int) -> Limits:
         c = self.shape
-        sizes = {"tokens": 160, "rows": 160, "held": 4, "masks": 2, "copies": 8, "bias": 16, "history": 64}
+        sizes = {"tokens": 96, "rows": 96, "held": 4, "masks": 2, "copies": 8, "bias": 16, "history": 64}
         return Limits(requests=4, pages=6, vocab=c.vocab, hidden=c.hidden, **{**sizes, **more})
 
     def layout(self, **more: int) -> BatchLayout:
@@ -153,13 +153,15 @@ def batch_of(layout: BatchLayout, chunks: list[Chunk], rows: Callable[[int], boo
 
 
 def story(layout: BatchLayout, longest: int = 75) -> list[Batch]:
-    """Batches that follow each other: prefill, decode, mixtures of both, no rows, copies, held rows."""
+    """Batches that follow each other: prefill, decode, mixtures of both, no rows, copies, held rows. The first one
+    is as large as batches get."""
+    most = layout.limits.tokens
 
     def last(*ends: int) -> Callable[[int], bool]:
         return lambda t: t + 1 in ends
 
     b = [
-        batch_of(layout, [(0, longest, 0), (2, 21, 0)], last(longest, longest + 21), 1),
+        batch_of(layout, [(0, longest, 0), (2, most - longest, 0)], lambda t: True, 1),
         batch_of(layout, [(0, 1, longest)], last(1), 2),
         batch_of(layout, [(1, 9, 0), (0, 5, longest + 1), (2, 1, 21), (3, 30, 0)], lambda t: t % 2 == 0, 3),
         batch_of(layout, [(2, 1, 22)], lambda t: False, 4),

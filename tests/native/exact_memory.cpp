@@ -19,4 +19,6 @@ HugeMemory::~HugeMemory() {
   ::operator delete(mapped_, ALIGN);
 }
 
+void HugeMemory::begin_small(size_t, size_t) {}
+
 }  // namespace ridgeline

@@ -66,7 +66,6 @@ class CPU:
         return CPUStep(native, layout, entry, plan, arena, kv)
 
 
-
 def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
     """Both entries as one, where its buffers lie, and its record."""
     limits, entry = layout.limits, join(program)

@@ -1,6 +1,6 @@
 """A program's parameters in memory: weights in panels, and vectors; packed now, or read as they were packed before.
 
-Losslessly: `held_as` names the stored format whose bytes a panel matches. Must not know where packed files lie.
+Losslessly: `held_as` names the format whose bytes a panel matches. Must not know where packed files lie.
 """
 
 from __future__ import annotations
