@@ -55,7 +55,7 @@ std::chrono::nanoseconds Barrier::take_lost() {
 }
 
 bool Contention::crowded() const {
-  return std::chrono::steady_clock::now() < until_;
+  return std::chrono::steady_clock::now() < until_.load(std::memory_order_relaxed);
 }
 
 void Contention::ran(std::chrono::nanoseconds took, std::chrono::nanoseconds lost) {
@@ -65,7 +65,7 @@ void Contention::ran(std::chrono::nanoseconds took, std::chrono::nanoseconds los
   }
   pause_ = std::min<std::chrono::nanoseconds>(std::max<std::chrono::nanoseconds>(2 * pause_, PAUSE_LEAST),
                                               PAUSE_MOST);
-  until_ = std::chrono::steady_clock::now() + pause_;
+  until_.store(std::chrono::steady_clock::now() + pause_, std::memory_order_relaxed);
 }
 
 static int at_least_one(int threads) {

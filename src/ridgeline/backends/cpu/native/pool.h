@@ -41,7 +41,7 @@ class Contention {
 
  private:
   std::chrono::nanoseconds pause_{0};
-  std::chrono::steady_clock::time_point until_{};
+  std::atomic<std::chrono::steady_clock::time_point> until_{};  // read by callers that do not hold the pool
 };
 
 // `run` may be called from one thread at a time; that caller is thread 0 of the pool.
