@@ -31,12 +31,10 @@ class View:
 
     @property
     def type(self) -> TensorType:
-        shape = self.buffer.type.shape
-        return (
-            TensorType((*shape[:-1], self.stop - self.start), self.buffer.type.dtype)
-            if len(shape) > 1
-            else (self.buffer.type)
-        )
+        whole = self.buffer.type
+        if len(whole.shape) == 1 or (self.start == 0 and self.stop == whole.shape[-1]):
+            return whole
+        return TensorType((*whole.shape[:-1], self.stop - self.start), whole.dtype)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -166,10 +165,11 @@ def _strings(metadata: Mapping[str, Any], key: str, limit: int) -> list[str]:
         for index, value in enumerate(values):
             if not isinstance(value, str) or not 0 < len(value) <= _MAX_TOKEN_CHARS:
                 raise ModelFileError(f"{key}[{index}] is not a string of 1 to {_MAX_TOKEN_CHARS} characters")
-    if (chars := sum(map(len, values))) > _MAX_CHARS:
-        raise ModelFileError(f"{key} holds {chars} characters; at most {_MAX_CHARS} are accepted")
+    text = "".join(values)
+    if len(text) > _MAX_CHARS:
+        raise ModelFileError(f"{key} holds {len(text)} characters; at most {_MAX_CHARS} are accepted")
     try:
-        "".join(values).encode()
+        text.encode()
     except UnicodeEncodeError as error:
         raise ModelFileError(f"{key} holds a string that is not valid Unicode") from error
     return values
@@ -194,9 +194,15 @@ def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[str]:
     """
     key = "tokenizer.ggml.merges"
     merges = _strings(metadata, key, _MAX_MERGES)
-    unions = "\n".join(merges).replace(" ", "").split("\n")
-    if set(map(str.count, merges, repeat(" "))) <= {1} and all(map(vocab.__contains__, unions)):
-        return merges
+    text = "\n".join(merges)
+    cuts = np.frombuffer(text.encode(), np.uint8)
+    cuts = cuts[(cuts == ord(" ")) | (cuts == ord("\n"))]  # of each merge one space, and a new line but for the last
+    one_space = len(cuts) == 2 * len(merges) - 1 and bool((cuts[::2] == ord(" ")).all())
+    if one_space and text.count("\n") == len(merges) - 1:
+        unions = text.replace(" ", "")
+        # Most files hold the unions in order at the end of the vocabulary: then nothing has to be looked up.
+        if unions == "\n".join(list(vocab)[-len(merges) :]) or all(map(vocab.__contains__, unions.split("\n"))):
+            return merges
     for index, merge in enumerate(merges):
         left, space, right = merge.partition(" ")
         if not space or " " in right or left + right not in vocab:
