@@ -10,9 +10,10 @@ import argparse
 import inspect
 import types
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Union, get_args, get_origin
+
+import msgspec
 
 Handler = Callable[..., None]
 _WIDTH = 100  # of help
@@ -26,8 +27,7 @@ class Exit(SystemExit):
     """End the command with an exit status; nothing more is said."""
 
 
-@dataclass(frozen=True)
-class Option:
+class Option(msgspec.Struct, frozen=True):
     """`--name VALUE`. `flag` is the name where it is not the parameter's own; `minimum` bounds numbers; `default` is
     shown in the help instead of the real one; `parser` makes the value of the text."""
 
@@ -39,8 +39,7 @@ class Option:
     parser: Callable[[str], Any] | None = None
 
 
-@dataclass(frozen=True)
-class Argument:
+class Argument(msgspec.Struct, frozen=True):
     """A value told by its place."""
 
     help: str

@@ -9,8 +9,9 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any
+
+import msgspec
 
 from ridgeline.cli.command import Argument, BadParameter, Option
 from ridgeline.config import ACTIVATIONS, BACKENDS, KV_FORMATS, EngineConfig, one_blas_thread
@@ -27,8 +28,7 @@ def parse_bytes(text: str) -> int:
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 
-@dataclass(frozen=True)
-class Group:
+class Group(msgspec.Struct, frozen=True):
     """Options that make one record: name -> (annotation, default), and the record of their values."""
 
     options: Mapping[str, tuple[Any, Any]]

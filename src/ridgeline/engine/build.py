@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from ridgeline.engine.scheduler import Chunk
@@ -20,8 +20,7 @@ _RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in 
 assert _RECORD.size == SAMPLER.itemsize
 
 
-@dataclass(frozen=True)
-class Row:
+class Row(msgspec.Struct, frozen=True):
     """A row of the step's result: the token of `sequence` at `position`. `target` >= 0: a prompt token's logprob."""
 
     sequence: Sequence

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+
+import msgspec
 
 from ridgeline.engine.build import Row, fill
 from ridgeline.engine.executor import Executor
@@ -15,8 +16,7 @@ from ridgeline.engine.sequence import Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 
-@dataclass(frozen=True)
-class Flight:
+class Flight(msgspec.Struct, frozen=True):
     """A step on its way: what was submitted and what its rows mean."""
 
     ticket: int

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 Observe = Callable[[Flight, StepResult], None]
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(msgspec.Struct, frozen=True):
     """A model before any weight is read: enough for `roofline`, `inspect` and admission."""
 
     name: str
@@ -57,8 +56,7 @@ class Opened:
         return self.checkpoint.config
 
 
-@dataclass(frozen=True)
-class Loaded:
+class Loaded(msgspec.Struct, frozen=True):
     """A model that can run."""
 
     opened: Opened

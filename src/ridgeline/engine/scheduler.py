@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+
+import msgspec
 
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.sequence import Sequence
 
 
-@dataclass(frozen=True)
-class Chunk:
+class Chunk(msgspec.Struct, frozen=True):
     """Positions start..start+count-1 of a sequence, computed in one step."""
 
     sequence: Sequence

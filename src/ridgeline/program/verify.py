@@ -36,22 +36,26 @@ def verify(program: Program, verified: dict[int, Instr] | None = None) -> Progra
 def _verify_entry(name: str, entry: Entry, verified: dict[int, Instr]) -> None:
     defined: dict[int, Buffer] = {b.id: b for b in entry.params}
     for i, instr in enumerate(entry.instrs):
-        at = f"{name}[{i}] {instr.op} ({instr.scope}, {instr.where})"
         known = id(instr) in verified
         if not known:
-            _verify_operands(at, instr)
+            _verify_operands(_place(name, i, instr), instr)
         for label, x in instr.operands.items():
-            used = defined.get(x.buffer.id) if isinstance(x, View) else None
-            good = not isinstance(x, View) or used is x.buffer or used == x.buffer
-            assert good, f"{at}: {label} is used before it is computed"
+            if isinstance(x, View):
+                used = defined.get(x.buffer.id)
+                good = used is x.buffer or used == x.buffer
+                assert good, f"{_place(name, i, instr)}: {label} is used before it is computed"
         if not known:
-            _verify_shapes(at, instr)
+            _verify_shapes(_place(name, i, instr), instr)
             verified[id(instr)] = instr
         for out in instr.outputs:
-            assert out.id not in defined, f"{at}: buffer {out.id} is written twice"
+            assert out.id not in defined, f"{_place(name, i, instr)}: buffer {out.id} is written twice"
             defined[out.id] = out
     for result in entry.results:
         assert result.buffer.id in defined, f"{name}: result {result.buffer.id} is never computed"
+
+
+def _place(entry: str, index: int, instr: Instr) -> str:
+    return f"{entry}[{index}] {instr.op} ({instr.scope}, {instr.where})"
 
 
 def _verify_operands(at: str, instr: Instr) -> None:

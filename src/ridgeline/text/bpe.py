@@ -7,8 +7,9 @@ not know file formats; its inputs are already validated.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 if TYPE_CHECKING:
     import tokenizers
@@ -35,8 +36,7 @@ def bytes_of(token: str) -> bytes:
         return token.encode()
 
 
-@dataclass(frozen=True)
-class PreTokenizer:
+class PreTokenizer(msgspec.Struct, frozen=True):
     """How text is cut before merging. `split`: a regex, or None for GPT-2's own, built into `ByteLevel`."""
 
     split: str | None = None

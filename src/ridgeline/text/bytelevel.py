@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ridgeline.errors import InvalidRequest
 from ridgeline.text import bpe
@@ -28,8 +29,7 @@ _CACHED_PIECES = 1 << 14
 _NO_MERGE = 1 << 30
 
 
-@dataclass(frozen=True)
-class Tables:
+class Tables(msgspec.Struct, frozen=True):
     """A byte-level vocabulary: `ids` of all `tokens`; `merges` as "left right", best first; added tokens by text."""
 
     tokens: Sequence[str]

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+import msgspec
 
 from ridgeline.errors import InvalidRequest, RidgelineError
 from ridgeline.text import bpe, spm
@@ -20,8 +21,7 @@ if TYPE_CHECKING:
     import tokenizers
 
 
-@dataclass(frozen=True)
-class Spelling:
+class Spelling(msgspec.Struct, frozen=True):
     """How tokens stand for bytes. `of`: an entry of the model's vocabulary; `of_added`: an added token that is not
     special; `single`: the 256 tokens of one byte each."""
 

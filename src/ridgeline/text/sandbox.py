@@ -11,9 +11,10 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, Sized, ValuesView
-from dataclasses import dataclass
 from string import Formatter
 from typing import Any
+
+import msgspec
 
 from ridgeline.errors import TemplateError
 
@@ -22,8 +23,7 @@ _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _CONTAINERS = (list, tuple, dict, KeysView, ValuesView, ItemsView)
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(msgspec.Struct, frozen=True):
     """Sizes are in characters; an entry of a container counts 32."""
 
     source: int = 1 << 16

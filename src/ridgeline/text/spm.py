@@ -13,8 +13,8 @@ import functools
 import heapq
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from ridgeline.errors import InvalidRequest
@@ -35,8 +35,7 @@ def bytes_of(piece: str) -> bytes:
     return _BYTE_OF.get(piece) or piece.replace(SPACE, " ").encode()
 
 
-@dataclass(frozen=True)
-class Pieces:
+class Pieces(msgspec.Struct, frozen=True):
     """A vocabulary in id order. `kinds` are SentencePiece's (GGUF's token types); user-defined texts are normalised:
     U+2581 for each space. All 256 byte pieces are there, and no text twice. `right_strip`: ids of control and
     user-defined tokens that take the whitespace after them; they cut the text even where special tokens stay unread."""

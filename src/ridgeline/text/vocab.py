@@ -7,8 +7,9 @@ It must not know file formats.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Protocol
+
+import msgspec
 
 Span = tuple[int, int, int]  # id, start, stop (characters of the text)
 
@@ -16,8 +17,7 @@ Span = tuple[int, int, int]  # id, start, stop (characters of the text)
 _TURN_ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>")
 
 
-@dataclass(frozen=True)
-class SpecialTokens:
+class SpecialTokens(msgspec.Struct, frozen=True):
     """What a model's files say beside the vocabulary. `*_token` are texts for templates, "" if none."""
 
     bos_id: int | None = None

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import msgspec
 
-@dataclass(frozen=True)
-class Part:
+
+class Part(msgspec.Struct, frozen=True):
     """A piece of the file that one wheel holds: a requirement, the path inside its wheel, the piece's bytes."""
 
     wheel: str

@@ -11,11 +11,11 @@ from __future__ import annotations
 import math
 import struct
 from collections.abc import Iterable
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ridgeline.errors import ModelFileError, Unsupported
@@ -43,8 +43,7 @@ _TYPE_NAMES = (
 _OTHER_FORMATS = {i: name for i, name in enumerate(_TYPE_NAMES.split()) if name != "-"}
 
 
-@dataclass(frozen=True)
-class GGUFTensor:
+class GGUFTensor(msgspec.Struct, frozen=True):
     """One tensor's record. `shape` is row-major, numpy's order: the reverse of the file's dimension list."""
 
     name: str
@@ -115,8 +114,7 @@ class GGUFFile:
         return np.frombuffer(self._bytes, np.uint8, record.nbytes, record.offset)
 
 
-@dataclass(frozen=True)
-class _Record:
+class _Record(msgspec.Struct, frozen=True):
     name: str
     shape: tuple[int, ...]
     type_number: int

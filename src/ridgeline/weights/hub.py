@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 from urllib.parse import quote
 
+import msgspec
+
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights.aliases import ALIASES, DEFAULT_MODEL, Alias, Part
@@ -53,15 +55,13 @@ class ResolvedModel:
     sha256: str | None = None
 
 
-@dataclass(frozen=True)
-class CachedModel:
+class CachedModel(msgspec.Struct, frozen=True):
     name: str
     path: Path
     bytes: int
 
 
-@dataclass(frozen=True)
-class Sources:
+class Sources(msgspec.Struct, frozen=True):
     """Where bytes come from; tests put a local server and a fake installer here."""
 
     hub_url: str
@@ -157,8 +157,7 @@ def _instead(folder: Path) -> str:
     return f"; give the file {found[0]}" if found else ""
 
 
-@dataclass(frozen=True)
-class _Fetch:
+class _Fetch(msgspec.Struct, frozen=True):
     """One look-up: the cache and what it may do to fill it."""
 
     cache: Path

@@ -12,7 +12,6 @@ import hashlib
 import os
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,8 +54,7 @@ class Header(msgspec.Struct, frozen=True):
     places: list[Place]
 
 
-@dataclass(frozen=True)
-class PackedFile:
+class PackedFile(msgspec.Struct, frozen=True):
     """A file whose header is good. The data begins at byte `start`."""
 
     path: Path
@@ -69,15 +67,14 @@ class PackedFile:
         return self.start + self.header.nbytes
 
 
-@dataclass(frozen=True)
-class PackedWeights:
+class PackedWeights(msgspec.Struct, frozen=True):
     """The packed weights of one model: where they are looked for and kept. `notes` are for the user."""
 
     folder: Path
     limit: int
     identity: str
     source: str
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = msgspec.field(default_factory=list)
 
     def find(self, layout: str, weights: Sequence[Weight], places: Sequence[Place]) -> PackedFile | None:
         """The file of these very weights in this layout, if there is one."""

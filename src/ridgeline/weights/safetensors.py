@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from ridgeline.errors import ModelFileError, ModelNotFound, Unsupported
@@ -27,8 +27,7 @@ INDEX_FILE = "model.safetensors.index.json"
 _FORMAT_OF_DTYPE = {fmt.safetensors: fmt for fmt in FORMATS.values() if fmt.safetensors}
 
 
-@dataclass(frozen=True)
-class SafetensorsTensor:
+class SafetensorsTensor(msgspec.Struct, frozen=True):
     """One tensor's record; `format` is a name in FORMATS, or the file's dtype in lower case, which reading
     refuses.
     """

@@ -9,11 +9,11 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -26,16 +26,14 @@ from ridgeline.weights.safetensors import SafetensorsFile, open_sharded
 U64 = npt.NDArray[np.uint64]
 
 
-@dataclass(frozen=True)
-class TensorInfo:
+class TensorInfo(msgspec.Struct, frozen=True):
     """Row-major shape and format name, as stored (the format may be one that `read` refuses)."""
 
     shape: tuple[int, ...]
     format: str
 
 
-@dataclass(frozen=True)
-class Raw:
+class Raw(msgspec.Struct, frozen=True):
     """A tensor, or some of its rows, still packed.
 
     `data` is uint8 [rows, row_bytes] with rows = product of shape[:-1] (1 for a 1-D tensor), often a

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -27,8 +27,7 @@ _ALIGN = 4096  # of weights, for the page table's and the prefetchers' sake
 _LINE = 64  # vectors are padded to whole lines
 
 
-@dataclass(frozen=True)
-class Panels:
+class Panels(msgspec.Struct, frozen=True):
     """What packs and reads: the pool whose threads first touch what they will use, and the formats that are held."""
 
     pool: _native.Pool

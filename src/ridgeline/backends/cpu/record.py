@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -37,8 +37,7 @@ MULTIPLIES: dict[str, tuple[str, ...]] = {
 _SIZED = HEADER[4:]  # header slots that hold sizes: T, R, L, ...
 
 
-@dataclass(frozen=True)
-class Signature:
+class Signature(msgspec.Struct, frozen=True):
     """A native op: its opcode, operand kinds by name, and attributes."""
 
     opcode: int
@@ -53,8 +52,7 @@ SIGNATURES = {
 }
 
 
-@dataclass(frozen=True)
-class Extents:
+class Extents(msgspec.Struct, frozen=True):
     """Sizes that an entry alone does not tell: the batch's layout and capacities, pages, rows held between steps."""
 
     slots: Mapping[str, FieldSlot]
@@ -65,13 +63,12 @@ class Extents:
     held: tuple[int, int] = (0, 0)
 
 
-@dataclass
-class Record:
+class Record(msgspec.Struct):
     """The words, and the parameters they refer to by position: packed weights, and plain float32 vectors."""
 
     words: NDArray[np.int64]
-    weights: list[Weight] = field(default_factory=list)
-    vectors: list[Weight] = field(default_factory=list)
+    weights: list[Weight] = msgspec.field(default_factory=list)
+    vectors: list[Weight] = msgspec.field(default_factory=list)
 
 
 def encode(entry: Entry, plan: MemoryPlan, extents: Extents, kept: Buffer | None = None) -> Record:
