@@ -34,10 +34,10 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
         chunks = [(0, IDS[first:end], first), (2, IDS[first + 1 : end + 1], first)]
         got, want = (s.run(batch_of(s.layout, chunks)) for s in (step, oracle))
         # int8 rows round differently where the oracle's float differs in its last bit, and attention over bf16 or int8
-        # pages rounds queries and probabilities, which the oracle does not; hence the wider bounds
-        bound = (5e-2 if int8 or kv == "int8" else 2e-2 if kv == "bf16" else 2e-4) * np.abs(want.logits).max()
+        # pages leaves factors on rounding edges open; hence the wider bounds
+        bound = (5e-2 if int8 or kv == "int8" else 5e-3 if kv == "bf16" else 2e-4) * np.abs(want.logits).max()
         assert np.abs(got.logits - want.logits).max() < bound
-        assert np.abs(got.logprobs - want.logprobs).max() < (0.2 if int8 or kv == "int8" else 5e-2)
+        assert np.abs(got.logprobs - want.logprobs).max() < (0.2 if int8 or kv == "int8" else 2e-2)
         if not int8 and kv == "f32":
             assert np.array_equal(got.ids, want.ids)
             assert np.abs(got.hidden - want.hidden).max() < 2e-4 * np.abs(want.hidden).max()
@@ -91,7 +91,7 @@ def test_copies_and_held_rows(kv: str) -> None:
         late = batch_of(s.layout, [(2, IDS[:4], 0)])
         late["out_rows"][1] = -1 - 2
         s.second = s.run(late)
-    bound = 5e-2 if kv == "int8" else 2e-2
+    bound = 5e-2 if kv == "int8" else 5e-3
     assert np.abs(step.first.logits - oracle.first.logits).max() < bound * np.abs(oracle.first.logits).max()
     assert np.array_equal(step.second.logits[1], step.first.logits[3])
     assert np.array_equal(step.first.logits, logits(cpu_step(p), IDS[:140], (130,))[130:])

@@ -19,8 +19,7 @@ from ridgeline.weights import gguf as reader
 from ridgeline.weights.gguf import GGUFFile
 from ridgeline.weights.source import GGUFSource
 
-U8, I8, U32, I32, F32, BOOL, STR, ARR, U64, F64 = 0, 1, 4, 5, 6, 7, 8, 9, 10, 12
-TYPE_F32, TYPE_Q4_1 = 0, 3
+U8, I8, U32, I32, F32, BOOL, STR, ARR, U64, F64, TYPE_F32, TYPE_Q4_1 = 0, 1, 4, 5, 6, 7, 8, 9, 10, 12, 0, 3
 STORED = {name: f for name, f in FORMATS.items() if f.ggml_type is not None}  # what GGUF files may hold
 HUGE = (1 << 64) - 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import unicodedata
 from typing import Any
 
@@ -354,7 +355,9 @@ def model_metadata() -> dict[str, Any]:
 
 @pytest.mark.model
 def test_the_default_model(model_metadata):
+    start = time.perf_counter()
     tokenizer = from_gguf(model_metadata)
+    assert time.perf_counter() - start < 0.4
     assert tokenizer.vocab_size == 49152 and tokenizer.eos_ids == {0, 2} and not tokenizer.add_bos
     for text in TEXTS:
         ids = tokenizer.encode(text, add_special=True)
@@ -366,7 +369,7 @@ def test_the_default_model(model_metadata):
 
 
 @pytest.mark.model
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(text=any_text)
 def test_round_trip_on_the_default_model(model_tokenizer, text):
     kept = "".join(char for char in text if not model_tokenizer.count_lost(char))
@@ -375,4 +378,6 @@ def test_round_trip_on_the_default_model(model_tokenizer, text):
 
 @pytest.fixture(scope="module")
 def model_tokenizer(model_metadata) -> Tokenizer:
-    return from_gguf(model_metadata)
+    tokenizer = from_gguf(model_metadata)
+    tokenizer.encode_with_offsets("a")  # what is made at first use is there before a test's clock starts
+    return tokenizer

@@ -148,7 +148,7 @@ class Batch:
         self._fields = {name: self._view(slot) for name, slot in layout.slots.items()}
         capacities = {axis: layout.limits.capacity(axis) for slot in layout.slots.values() for axis in slot.axes}
         self._fixed = {axis: size for axis, size in capacities.items() if axis not in _PLACE}
-        self._most = {axis: size for axis, size in capacities.items() if axis in _PLACE}
+        self._most = {axis: layout.limits.capacity(axis) for axis in HEADER[4:]}
         if buffer is None:
             self.header[:3] = MAGIC, VERSION, layout.nbytes
             for name in layout.slots:
@@ -163,7 +163,7 @@ class Batch:
         """Set actual sizes, e.g. resize(T=7, R=2, L=2)."""
         for axis, size in sizes.items():
             if axis != "step":
-                assert size <= self._most.get(axis, size), f"{axis}={size} is over the batch's capacity"
+                assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
             self.header[_PLACE[axis]] = size
 
     def full(self, name: str) -> Array:
