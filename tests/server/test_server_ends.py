@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 from serving import Server, until
+
+from ridgeline.server.app import GRACE_S, stop_gently
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hello"}]
@@ -171,3 +174,18 @@ def test_random_requests_and_disconnects_end_exactly_once(seed):
     assert set(statuses) <= {0, 200, 429} and 200 in statuses
     expected = Counter((s.id, c) for s in server.client.submitted for c in range(s.params.n))
     assert Counter((id, choice) for id, choice, _ in server.client.finished) == expected
+
+
+def test_a_signal_inside_the_handler_of_another_is_the_second():
+    server = SimpleNamespace(should_exit=False)
+    graces = []
+
+    def end_soon(seconds):
+        if not graces:  # the first handler is still running
+            graces.append(None)
+            server.handle_exit(2, None)
+        graces.append(seconds)
+
+    stop_gently(server, SimpleNamespace(end_soon=end_soon))
+    server.handle_exit(15, None)
+    assert graces == [None, 0, GRACE_S] and server.should_exit

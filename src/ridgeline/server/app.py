@@ -11,6 +11,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import FrameType
 
@@ -136,7 +137,7 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
                     app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2 * GRACE_S
                 )
             )
-            _stop_gently(server, app.state.hub)
+            stop_gently(server, app.state.hub)
             listener.listen()
             for note in client.info.notes:
                 print(f"ridgeline: {note}", file=sys.stderr, flush=True)
@@ -180,11 +181,13 @@ def public_name(found: ResolvedModel) -> str:
     return (path.stem if found.kind == "gguf" else path.name) or "model"
 
 
-def _stop_gently(server: uvicorn.Server, hub: Hub) -> None:
+def stop_gently(server: uvicorn.Server, hub: Hub) -> None:
     """The first SIGINT or SIGTERM gives running answers GRACE_S; a second one ends them at once. Streams are told."""
 
+    signals = count()  # atomic: a signal may arrive while the handler of another runs
+
     def stop(number: int, frame: FrameType | None) -> None:
-        hub.end_soon(0 if server.should_exit else GRACE_S)
+        hub.end_soon(0 if next(signals) else GRACE_S)
         server.should_exit = True
 
     server.handle_exit = stop  # type: ignore[method-assign]
