@@ -51,7 +51,8 @@ class Bench:
         plan = plan_memory(entry, None)
         sizes = dict.fromkeys(HEADER[4:], 0)
         record = encode(entry, plan, Extents(slots, batch.nbytes, sizes, ("g",), pages.size))
-        self.kv = _native.Memory(int(pages.size * PAGE * self.layers * self.token_bytes) + 64)
+        runs = -(-pages.size // 4) * 4  # pages of a layer lie together by four
+        self.kv = _native.Memory(int(runs * PAGE * self.layers * self.token_bytes) + 64)
         self.arena = _native.Memory(plan.nbytes + 64)
         self.kv.array().view(np.uint8)[:] = 0x3C
         rows = np.random.default_rng(0).standard_normal(plan.nbytes // 4, dtype=np.float32)

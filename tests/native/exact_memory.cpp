@@ -19,6 +19,4 @@ HugeMemory::~HugeMemory() {
   ::operator delete(mapped_, ALIGN);
 }
 
-void HugeMemory::begin_small(size_t, size_t) {}
-
 }  // namespace ridgeline

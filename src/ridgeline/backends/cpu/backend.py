@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
 
 _SLACK = 64  # vector loads may run past the last value of the last page
-_KV_BEGINNING = 1 << 20  # bytes of a layer's pages, some thousand tokens of a small model
+_PAGE_RUN = 4  # pages of a layer that lie together: kv.h
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
@@ -60,7 +60,7 @@ class CPU:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
         entry, plan, record = encoded(program, layout, pages)
         weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
-        kv = kv_memory(program, pages)
+        kv = _native.Memory(kv_bytes(program, pages))
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
@@ -157,17 +157,8 @@ def join(program: Program) -> Entry:
     return Entry((), program.forward.instrs + sample, program.forward.results + program.sample.results)
 
 
-def kv_memory(program: Program, pages: int) -> _native.Memory:
-    """The pool, whose layers begin in small pages: a short answer touches little of each."""
-    nbytes, layers = kv_bytes(program, pages), max((s.layers for s in program.states), default=0)
-    memory = _native.Memory(nbytes)
-    for layer in range(layers):
-        memory.begin_small(layer * ((nbytes - _SLACK) // layers), _KV_BEGINNING)
-    return memory
-
-
 def kv_bytes(program: Program, pages: int) -> int:
-    """Bytes of the pool that all state groups share: [layer][page]."""
+    """Bytes of the pool that all state groups share: [run of pages][layer][page]."""
     layers = max((s.layers for s in program.states), default=0)
     layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
-    return layers * pages * layer_page + _SLACK
+    return -(-pages // _PAGE_RUN) * _PAGE_RUN * layers * layer_page + _SLACK

@@ -87,9 +87,8 @@ struct Frame {
   }
 
   KVView pages(const State& s) const {
-    KVView kv{nullptr, s.format, program.pages, s.n_kv_heads, s.head_dim};
-    kv.data = this->kv + s.layer * program.pages * kv.page_bytes();
-    return kv;
+    uint8_t* data = kv + s.layer * PAGE_RUN * program.page_bytes;
+    return {data, s.format, program.layers * PAGE_RUN * program.page_bytes, s.n_kv_heads, s.head_dim};
   }
 };
 

@@ -22,14 +22,13 @@ static void copy_slot(const KVView& kv, int64_t source, int64_t target) {
 
 void copy_slots(const KVView& kv, int64_t source, int64_t target, int64_t count) {
   const bool whole = source % PAGE == 0 && target % PAGE == 0 && count % PAGE == 0;
-  if (whole) {
-    memmove(kv.keys(target / PAGE, 0), kv.keys(source / PAGE, 0), (size_t)(count / PAGE * kv.page_bytes()));
-    return;
-  }
-  for (int64_t i = 0; i < count; i++) {
+  const int64_t each = whole ? PAGE : 1;
+  for (int64_t i = 0; i < count; i += each) {
     const int64_t at =
-        target > source ? count - 1 - i : i;  // an overlap must not read what it has overwritten
-    if (kv.format == KVFormat::f32)
+        target > source ? count - each - i : i;  // an overlap must not read what it has overwritten
+    if (whole)
+      memmove(kv.keys((target + at) / PAGE, 0), kv.keys((source + at) / PAGE, 0), (size_t)kv.page_bytes());
+    else if (kv.format == KVFormat::f32)
       copy_slot<uint32_t>(kv, source + at, target + at);
     else if (kv.format == KVFormat::bf16)
       copy_slot<uint16_t>(kv, source + at, target + at);

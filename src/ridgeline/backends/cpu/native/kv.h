@@ -1,6 +1,7 @@
 // Paged keys and values: formats, the layout of a page, what attention is called with, and its scratch.
 //
-// One layer is [page][kv_head][K block | V block], made to be read in address order. Blocks hold 64 keys, P
+// The pool is [run of 4 pages][layer][page][kv_head][K block | V block]: a layer's keys are read in address
+// order and lie together, yet what a short answer touches fills few huge pages. Blocks hold 64 keys, P
 // neighbours of which lie together as dot-product instructions take them (f32: 1, bf16: 2, int8: 4):
 //   K [head_dim / P][64 keys][P dims]      V [column group][64 / P][columns][P keys]
 // A column group is 64 columns, the last one what is left; head_dim is padded to a multiple of P. int8 keys
@@ -14,13 +15,15 @@ namespace ridgeline {
 enum class KVFormat : int64_t { f32 = 0, bf16 = 1, int8 = 2 };
 
 constexpr int64_t PAGE = 64;            // keys of a page, and of a range
+constexpr int64_t PAGE_RUN = 4;         // pages of a layer that lie together
 constexpr int64_t COLUMN_GROUP = 64;    // columns of V read together
 constexpr int64_t KV_SLACK_BYTES = 64;  // vector loads may run so far past the last page
 
 struct KVView {
-  uint8_t* data;
+  uint8_t* data;  // of the layer's first page
   KVFormat format;
-  int64_t pages, n_kv_heads, head_dim;
+  int64_t run_bytes;  // from one run of pages to the next
+  int64_t n_kv_heads, head_dim;
 
   int64_t packed() const { return format == KVFormat::f32 ? 1 : format == KVFormat::bf16 ? 2 : 4; }
   int64_t element_bytes() const { return 4 / packed(); }
@@ -32,7 +35,7 @@ struct KVView {
   int64_t page_bytes() const { return n_kv_heads * 2 * block_bytes(); }
 
   uint8_t* keys(int64_t page, int64_t head) const {
-    return data + page * page_bytes() + head * 2 * block_bytes();
+    return data + page / PAGE_RUN * run_bytes + (page % PAGE_RUN * n_kv_heads + head) * 2 * block_bytes();
   }
   uint8_t* key_scales(int64_t page, int64_t head) const { return keys(page, head) + data_bytes(); }
   uint8_t* value_scales(int64_t page, int64_t head) const { return keys(page, head) + block_bytes(); }

@@ -20,15 +20,6 @@ HugeMemory::HugeMemory(size_t bytes, bool huge)
 #endif
 }
 
-void HugeMemory::begin_small(size_t offset, size_t bytes) {
-  const size_t start = offset / HUGE_PAGE * HUGE_PAGE;
-  const size_t stop = (offset + bytes + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-  const size_t end = mapped_bytes_ - (size_t)(data_ - (uint8_t*)mapped_);
-#ifdef MADV_NOHUGEPAGE
-  if (start < end) madvise(data_ + start, (stop < end ? stop : end) - start, MADV_NOHUGEPAGE);
-#endif
-}
-
 HugeMemory::~HugeMemory() {
   munmap(mapped_, mapped_bytes_);
 }

@@ -15,10 +15,6 @@ class HugeMemory {
   HugeMemory(const HugeMemory&) = delete;
   HugeMemory& operator=(const HugeMemory&) = delete;
 
-  // Take small pages where a part begins that may never fill: a huge one is committed whole at its first
-  // touch.
-  void begin_small(size_t offset, size_t bytes);
-
   uint8_t* data() const { return data_; }
   size_t bytes() const { return bytes_; }
 

@@ -178,8 +178,6 @@ NB_MODULE(_native, m) {
 
   nb::class_<HugeMemory>(m, "Memory")
       .def(nb::init<size_t>(), nb::arg("nbytes"))
-      .def("begin_small", &HugeMemory::begin_small, nb::arg("offset"), nb::arg("nbytes"),
-           "Small pages for a beginning that may be all that is ever touched")
       .def(
           "array",
           [](HugeMemory& m) {

@@ -96,9 +96,10 @@ void Pool::stop() {
   for (auto& thread : others_) thread.join();
 }
 
-void Pool::run(const std::function<void(int)>& work) {
+void Pool::run(const std::function<void(int)>& work, const Rest* rest) {
   std::lock_guard<std::mutex> alone(running_);
   work_ = &work;
+  rest_ = rest;
   if (threads_ > 1) {
     {
       std::lock_guard<std::mutex> lock(mutex_);
@@ -129,9 +130,12 @@ void Pool::serve(int thread) {
   for (uint32_t seen = 0;;) {
     seen = await(seen);
     const auto* work = work_;
+    const Rest* rest = rest_;
     if (work == nullptr) return;
     (*work)(thread);
     barrier_.wait(thread);
+    for (int64_t n = 0; rest && round_.load(std::memory_order_acquire) == seen && (*rest)(thread, n); n++) {
+    }
   }
 }
 

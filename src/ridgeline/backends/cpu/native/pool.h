@@ -59,8 +59,11 @@ class Pool {
   // Whether the caller had better do the next work alone.
   bool crowded() const { return contention_.crowded(); }
 
-  // Calls work(thread) once on every thread, and returns when all have returned.
-  void run(const std::function<void(int)>& work);
+  // Calls work(thread) once on every thread, and returns when all have returned. The other threads then call
+  // rest(thread, 0), rest(thread, 1), ... until that returns false or the next run begins, which is when
+  // `rest` may go.
+  using Rest = std::function<bool(int, int64_t)>;
+  void run(const std::function<void(int)>& work, const Rest* rest = nullptr);
 
  private:
   void serve(int thread);
@@ -71,6 +74,7 @@ class Pool {
   Barrier barrier_;
   Contention contention_;
   const std::function<void(int)>* work_ = nullptr;  // null while stopping
+  const Rest* rest_ = nullptr;
   std::atomic<uint32_t> round_{0};
   std::mutex mutex_, running_;
   std::condition_variable wake_;

@@ -78,6 +78,10 @@ Field read_field(Reader& in, const Program& p) {
   return f;
 }
 
+int64_t page_bytes(const State& s) {
+  return KVView{nullptr, s.format, 0, s.n_kv_heads, s.head_dim}.page_bytes();
+}
+
 State read_state(Reader& in, const Program& p) {
   State s{};
   s.format = (KVFormat)in.between(0, 2, "a state's format");
@@ -85,8 +89,7 @@ State read_state(Reader& in, const Program& p) {
   s.head_dim = in.between(2, 65536, "a state's head size");
   s.group = in.between(0, 65536, "a state's group");
   s.layer = in.between(0, p.layers - 1, "a state's layer");
-  const int64_t page_bytes = KVView{nullptr, s.format, 0, s.n_kv_heads, s.head_dim}.page_bytes();
-  if (p.layers * p.pages > BYTES_MAX / page_bytes) refuse("its pages are too large");
+  if (p.layers * (p.pages + PAGE_RUN) > BYTES_MAX / page_bytes(s)) refuse("its pages are too large");
   return s;
 }
 
@@ -324,6 +327,7 @@ Program decode(const int64_t* words, int64_t count, const std::vector<const Weig
   for (int64_t n = in.count("the buffer count"); n > 0; n--) p.buffers.push_back(read_buffer(in, p));
   for (int64_t n = in.count("the field count"); n > 0; n--) p.fields.push_back(read_field(in, p));
   for (int64_t n = in.count("the state count"); n > 0; n--) p.states.push_back(read_state(in, p));
+  for (const State& s : p.states) p.page_bytes = std::max(p.page_bytes, page_bytes(s));
   for (int64_t n = in.count("the instruction count"); n > 0; n--)
     p.instrs.push_back(read_instr(in, p, weights.size(), vectors.size()));
   for (const Instr& i : p.instrs)

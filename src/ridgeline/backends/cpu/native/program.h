@@ -92,7 +92,7 @@ struct Vector {
 };
 
 struct Program {
-  int64_t arena_bytes, pages, layers, held_rows, held_cols, batch_bytes;
+  int64_t arena_bytes, pages, page_bytes, layers, held_rows, held_cols, batch_bytes;
   int64_t capacity[BATCH_HEADER];  // by Axis
   std::vector<Buffer> buffers;
   std::vector<Field> fields;

@@ -56,6 +56,10 @@ void hold_rows(const Frame& f) {
 
 constexpr int64_t SECTION_ROWS = 8;
 
+// Between two steps the other threads read what the next one begins with: so much of it as the caller's work
+// takes the time for, in pieces that keep a new step waiting for less than a microsecond.
+constexpr int64_t AHEAD_BYTES = 16 << 20, AHEAD_PIECE = 16 << 10;
+
 struct Untimed {
   void waited(size_t) {}
   void worked(size_t) {}
@@ -93,13 +97,13 @@ Step::Step(Pool& pool, const Kernels& kernels, Program program, std::vector<cons
       pieces_((size_t)piece_bytes(program_), false),
       own_((size_t)(program_.arena_bytes * pool.threads()), false) {}
 
+// Threads may still be reading ahead.
+Step::~Step() {
+  pool_.run([](int) {});
+}
+
 int64_t Step::kv_bytes(const Program& p) {
-  int64_t layer_bytes = 0;
-  for (const State& s : p.states) {
-    const KVView kv{nullptr, s.format, p.pages, s.n_kv_heads, s.head_dim};
-    layer_bytes = std::max(layer_bytes, p.pages * kv.page_bytes());
-  }
-  return p.layers * layer_bytes + KV_SLACK_BYTES;
+  return (p.pages + PAGE_RUN - 1) / PAGE_RUN * PAGE_RUN * p.layers * p.page_bytes + KV_SLACK_BYTES;
 }
 
 Frame Step::frame(const uint8_t* batch, int thread, bool alone) {
@@ -140,7 +144,26 @@ void Step::run(const uint8_t* batch, int64_t bytes) {
   check(batch, bytes);
   Untimed timer;
   if (pool_.crowded()) return run_thread(frame(batch, 0, true), timer);
-  pool_.run([&](int thread) { run_thread(frame(batch, thread), timer); });
+  pool_.run([&](int thread) { run_thread(frame(batch, thread), timer); }, &rest_);
+}
+
+// Piece n of those this thread reads of the first matrices; false where there are no more.
+bool Step::read_ahead(int thread, int64_t n) const {
+  int64_t at = (n * (pool_.threads() - 1) + thread - 1) * AHEAD_PIECE;
+  if (at >= AHEAD_BYTES) return false;
+  for (const Instr& i : program_.instrs) {
+    if (i.op->light) continue;
+    for (const Operand& x : i.operands) {
+      if (x.kind != Kind::weight) continue;
+      const Weight& w = *weights_[x.index];
+      if (at < w.bytes()) {
+        kernels_.read(w.data + at, std::min(AHEAD_PIECE, w.bytes() - at));
+        return true;
+      }
+      at -= (w.bytes() + AHEAD_PIECE - 1) / AHEAD_PIECE * AHEAD_PIECE;
+    }
+  }
+  return false;
 }
 
 std::vector<InstrTime> Step::profile(const uint8_t* batch, int64_t bytes) {

@@ -15,6 +15,7 @@ class Step {
   // Weights, vectors, kv (with 64 bytes to spare) and arena outlive the step. Throws std::invalid_argument.
   Step(Pool& pool, const Kernels& kernels, Program program, std::vector<const Weight*> weights,
        std::vector<Vector> vectors, uint8_t* kv, uint8_t* arena);
+  ~Step();
 
   // Copies, then the instructions, then held rows. Results stay in the arena. Allocates nothing.
   void run(const uint8_t* batch, int64_t bytes);
@@ -32,6 +33,7 @@ class Step {
   template <class Timer>
   void run_section(const Frame& f, size_t first, Timer& timer) const;
   bool single(const uint8_t* batch) const;
+  bool read_ahead(int thread, int64_t n) const;
 
   Pool& pool_;
   const Kernels& kernels_;
@@ -42,6 +44,7 @@ class Step {
   int64_t scratch_bytes_;
   HugeMemory scratch_, held_, pieces_;
   Barrier lone_{1};
+  const Pool::Rest rest_ = [this](int thread, int64_t n) { return read_ahead(thread, n); };
   HugeMemory own_;  // an arena for each thread, of which steps of one row touch little
 };
 
