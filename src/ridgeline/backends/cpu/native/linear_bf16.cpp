@@ -6,7 +6,7 @@
 namespace ridgeline::RL_ISA {
 namespace {
 
-constexpr int ROWS = 2 * TILE_ROWS;
+constexpr int ROWS = TILE_ROWS > 2 ? 8 : 4;  // of more, L1 does not hold the activations
 constexpr int64_t AHEAD_FROM = 8;
 constexpr int STEPS = 8;  // pairs of k between two looks ahead
 

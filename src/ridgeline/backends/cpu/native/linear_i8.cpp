@@ -13,8 +13,12 @@
 namespace ridgeline::RL_ISA {
 namespace {
 
-constexpr int GROUP_ROWS = TILE_ROWS;        // rows of a tile that also holds float sums
-constexpr int CHANNEL_ROWS = 2 * TILE_ROWS;  // of one that does not
+constexpr int CHANNEL_ROWS = 2 * TILE_ROWS;  // rows of a tile that holds no float sums
+
+// Of one that does. Small groups of 4 bits hold scales and halves of codes besides.
+static constexpr int group_rows(Layout l) {
+  return TILE_ROWS > 2 && l.bits == 4 && l.group <= GROUP ? TILE_ROWS - 1 : TILE_ROWS;
+}
 
 template <int M>
 using Dots = i32x16[M][2];
@@ -201,8 +205,8 @@ struct Linear {
           return for_tiles<ChannelTile<F>, CHANNEL_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
       if constexpr (l.group <= GROUP)
         if (x.terms == 2)
-          return for_tiles<GroupTile<F, 2>, GROUP_ROWS / 2>(x, w, bias, y, panels, x.stride, ahead_from / 2);
-      for_tiles<GroupTile<F, 1>, GROUP_ROWS>(x, w, bias, y, panels, x.stride, ahead_from);
+          return for_tiles<GroupTile<F, 2>, TILE_ROWS / 2>(x, w, bias, y, panels, x.stride, ahead_from / 2);
+      for_tiles<GroupTile<F, 1>, group_rows(l)>(x, w, bias, y, panels, x.stride, ahead_from);
     }
   }
 };
