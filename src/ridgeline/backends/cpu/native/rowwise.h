@@ -7,10 +7,12 @@
 
 namespace ridgeline::RL_ISA {
 
-// Calls f(column, n) for each vector of a row; n < 16 only in the last.
+// Calls f(column, n) for each vector of a row; n < 16 only in the last, so that the loop is free of tails.
 template <class F>
 RL_INLINE void for_vectors(int64_t cols, F f) {
-  for (int64_t c = 0; c < cols; c += LANES) f(c, cols - c < LANES ? cols - c : LANES);
+  int64_t c = 0;
+  for (; c + LANES <= cols; c += LANES) f(c, (int64_t)LANES);
+  if (c < cols) f(c, cols - c);
 }
 
 RL_INLINE f32x16 read(const float* p, int64_t n) {
