@@ -17,11 +17,6 @@ class Chunk(msgspec.Struct, frozen=True):
     start: int
     count: int
 
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the last wanted token, so that its last row samples the next one."""
-        return self.start + self.count == self.sequence.wanted
-
 
 class Scheduler:
     """Waiting and running sequences, and the rule that shares a step's tokens between them.
@@ -43,19 +38,17 @@ class Scheduler:
         """Chunks of the next step, with pages taken for them; empty if nothing can run."""
         self._admit()
         ready = [s for s in self.running if s.ready][: self.step_tokens]
-        counts = [1] * len(ready)
         budget = self.step_tokens - len(ready)
         rows = self.step_rows - len(ready)
-        for i, s in enumerate(ready):
+        chunks = []
+        for s in ready:
             gap = min(s.wanted - s.computed - 1, budget)
             if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
                 gap = min(gap, rows)
                 rows -= gap
-            counts[i] += gap
             budget -= gap
-        chunks = [Chunk(s, s.computed, n) for s, n in zip(ready, counts, strict=True)]
-        for c in chunks:
-            c.sequence.extend(self.pool, c.start + c.count)
+            s.extend(self.pool, s.computed + 1 + gap)
+            chunks.append(Chunk(s, s.computed, 1 + gap))
         return chunks
 
     def _admit(self) -> None:

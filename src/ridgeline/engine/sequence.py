@@ -41,6 +41,7 @@ class Sequence:
         self.pages = pages_needed(info, self.limit)
         self.promised = 0
         self.text = text
+        self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:

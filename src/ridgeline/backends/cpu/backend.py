@@ -17,7 +17,7 @@ from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
 from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError
 from ridgeline.ops.attention import PAGE
-from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
+from ridgeline.program.batch import WANT_HIDDEN, WANT_IDS, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.ir import Entry, Instr, Program, View
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
@@ -108,6 +108,7 @@ class CPUStep:
         self.layout, self._native, self._entry = layout, native, entry
         self._arena, self.kv = arena.array(), kv.array()
         self.native_s = 0.0
+        self._want = layout.slots["want"].offset // 4
         capacity = layout.limits.capacity
         self._results = [
             result(self._arena, plan, view, capacity(str(view.buffer.type.shape[0]))) for view in entry.results
@@ -117,11 +118,14 @@ class CPUStep:
         begin = time.perf_counter()
         self._native.run(batch.buffer)
         self.native_s += time.perf_counter() - begin
-        rows = batch.size("L")
-        want = int(np.bitwise_or.reduce(batch["want"]))
+        step, rows, want = batch.size("step"), batch.size("L"), 0
+        for row_want in batch.ints[self._want : self._want + rows]:
+            want |= row_want
         _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._results
+        if want <= WANT_IDS and not extra:  # the common case: each further array is a detour through cold code
+            return StepResult(step, ids[:rows].copy())
         return StepResult(
-            batch.size("step"),
+            step,
             ids[:rows].copy(),
             logprobs[:rows].copy(),
             top_ids[:rows].copy(),
