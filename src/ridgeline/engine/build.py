@@ -20,19 +20,12 @@ from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
 from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
 
 _CODES = {"u8": "Q", "u4": "I", "i4": "i", "f4": "f"}
-_NAMES = SAMPLER.names or ()
-_RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in _NAMES))
+_RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in SAMPLER.names or ()))
+assert _RECORD.size == SAMPLER.itemsize
 _INTS = SAMPLER.itemsize // 4
-_POSITION, _TARGET, _FLAGS, _LISTS = (
-    SAMPLER.fields[name][1] // 4
-    for name in ("position", "target", "flags", "bias_start")  # type: ignore[index]
-)
-assert _RECORD.size == SAMPLER.itemsize and _NAMES[-5:-1] == (
-    "bias_start",
-    "bias_stop",
-    "history_start",
-    "history_stop",
-)
+_PLACES = {name: offset // 4 for name, (_, offset, *_) in (SAMPLER.fields or {}).items()}
+_POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["flags"]
+_LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -110,7 +103,7 @@ class Builder:
         if given:
             ints[begin + _TARGET], ints[begin + _FLAGS] = row.target, s.record[_FLAGS] & ~PROCESSED
         elif p.logit_bias or s.history:
-            ints[begin + _LISTS : begin + _LISTS + 4] = _lists(batch, s)
+            ints[begin : begin + _INTS][_LISTS] = _lists(batch, s)
 
 
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:

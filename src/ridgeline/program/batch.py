@@ -143,7 +143,7 @@ class Batch:
     """A buffer with a layout. `b["ids"]` is the part in use (T, R, L... from the header); `b.full("ids")` all of it.
 
     `ints` and `longs` are the whole buffer as int32 and int64: decoding sets a dozen numbers a step, after weights have
-    passed through the caches, and finds its way through numpy cold (docs/log.md). `place(name)` indexes `ints`.
+    passed through the caches, and would find its way through numpy cold (docs/log.md).
     """
 
     def __init__(self, layout: BatchLayout, buffer: Array | None = None) -> None:
@@ -171,10 +171,6 @@ class Batch:
             if axis != "step":
                 assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
             self.longs[_PLACE[axis]] = size
-
-    def place(self, name: str) -> int:
-        """Where a field begins in `ints`."""
-        return self.layout.slots[name].offset // 4
 
     def full(self, name: str) -> Array:
         """The whole field at its capacity, writable."""
