@@ -28,7 +28,7 @@ _POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["fl
 _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
-class Row(msgspec.Struct, frozen=True):
+class Row(msgspec.Struct, frozen=True, gc=False):
     """A row of the step's result: what follows token `token` of the step, which is at `position` of `sequence`.
 
     `target` >= 0: a prompt token's logprob.
@@ -61,7 +61,7 @@ class Builder:
         for c in chunks:
             _add_rows(c, tokens, rows)
             tokens += c.count
-        batch.resize(step=step, T=tokens, R=len(chunks), L=len(rows), C=0, E=0, H=0, M=0)
+        batch.begin(step, tokens, len(chunks), len(rows))
         start = 0
         for r, c in enumerate(chunks):
             if c.count == 1:
@@ -112,8 +112,8 @@ def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
     if s.wants_prompt:
         last = min(c.start + c.count + 1, s.prompt_len)
         rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(c.start + 1, last)]
-    if c.start + c.count == s.wanted:
-        rows.append(Row(s, token + c.count - 1, s.wanted))
+    if c.samples:
+        rows.append(Row(s, token + c.count - 1, c.start + c.count))
 
 
 def _fill_chunk(batch: Batch, c: Chunk, r: int, first_row: int) -> None:

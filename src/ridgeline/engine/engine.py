@@ -16,7 +16,7 @@ from ridgeline.engine.sequence import Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 
-class Flight(msgspec.Struct, frozen=True):
+class Flight(msgspec.Struct, frozen=True, gc=False):
     """A step on its way: what was submitted and what its rows mean."""
 
     ticket: int
@@ -45,6 +45,7 @@ class Engine:
         self._flights: deque[Flight] = deque()
         self._live: dict[int, list[Sequence]] = {}
         self._prompts: dict[int, list[Token]] = {}
+        self._windows = any(group.window for group in info.groups)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
 
@@ -75,7 +76,8 @@ class Engine:
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())
-        deltas, self._ends = self._ends + deltas, []
+        if self._ends:
+            deltas, self._ends = self._ends + deltas, []
         waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
         return StepDelta(self.step_number, tuple(deltas), running, waiting, self.pool.used)
 
@@ -107,9 +109,10 @@ class Engine:
             else:
                 s.sources.pop(0)
                 deltas.append(self._accept(s, token))
-        for c in flight.chunks:
-            if c.sequence.finish is None:
-                c.sequence.slide(self.pool)
+        if self._windows:
+            for c in flight.chunks:
+                if c.sequence.finish is None:
+                    c.sequence.slide(self.pool)
         if self.observe is not None:
             self.observe(flight, result)
         return deltas

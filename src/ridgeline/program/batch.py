@@ -172,6 +172,13 @@ class Batch:
                 assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
             self.longs[_PLACE[axis]] = size
 
+    def begin(self, step: int, tokens: int, requests: int, rows: int) -> None:
+        """Sizes of a new step, which copies nothing and has no lists and masks yet."""
+        most = self._most
+        assert tokens <= most["T"] and requests <= most["R"] and rows <= most["L"], "the step is over capacity"
+        for place, size in enumerate((step, tokens, requests, rows, 0, 0, 0, 0), _PLACE["step"]):
+            self.longs[place] = size
+
     def full(self, name: str) -> Array:
         """The whole field at its capacity, writable."""
         return self._fields[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -113,20 +114,23 @@ class CPUStep:
         self._results = [
             result(self._arena, plan, view, capacity(str(view.buffer.type.shape[0]))) for view in entry.results
         ]
+        _, _, *extra, ids, _, _, _, _ = self._results
+        self._gives_no_more, self._ids = not extra, functools.cache(lambda rows: ids[:rows])
 
     def run(self, batch: Batch) -> StepResult:
         begin = time.perf_counter()
         self._native.run(batch.buffer)
         self.native_s += time.perf_counter() - begin
         step, rows, want = batch.size("step"), batch.size("L"), 0
-        for row_want in batch.ints[self._want : self._want + rows]:
-            want |= row_want
-        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._results
-        if want <= WANT_IDS and not extra:  # the common case: each further array is a detour through cold code
-            return StepResult(step, ids[:rows].copy())
+        for i in range(self._want, self._want + rows):
+            want |= batch.ints[i]
+        ids = self._ids(rows).copy()
+        if want <= WANT_IDS and self._gives_no_more:  # as a rule; each further array costs a way through cold code
+            return StepResult(step, ids)
+        _, hidden, *extra, _, logprobs, top_ids, top_logprobs, logits = self._results
         return StepResult(
             step,
-            ids[:rows].copy(),
+            ids,
             logprobs[:rows].copy(),
             top_ids[:rows].copy(),
             top_logprobs[:rows].copy(),
