@@ -86,6 +86,7 @@ class Builder:
             ints[self._positions + axis * self._tokens + t] = position
         page, slot = divmod(position, PAGE)
         for (table_at, slot_at), table in zip(self._groups, s.tables):  # noqa: B905 (a group each, always)
+            assert len(table) <= self._pages, f"request {s.id} has more pages than the batch takes"
             begin = table_at + r * self._pages
             ints[begin : begin + len(table)] = table
             ints[slot_at + t] = table[page] * PAGE + slot

@@ -40,6 +40,7 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, step_tokens=info.step_tokens, step_rows=layout.limits.rows, max_running=info.max_requests
         )
+        assert layout.groups == tuple(group.name for group in info.groups)
         self._builder = Builder(layout)
         self._batches = deque(Batch(layout) for _ in range(executor.depth))
         self._flights: deque[Flight] = deque()

@@ -6,7 +6,7 @@ all ids, because both are the same UTF-8 decoding of the same bytes; so nothing 
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -27,7 +27,7 @@ class Detokenizer:
         if token_id in self._skipped:
             return ""
         data = self._held + self._token_bytes(token_id)
-        text, used = codecs.utf_8_decode(data, "replace", False)
+        text, used = utf_8_decode(data, "replace", False)
         self._held = data[used:]
         return text
 
