@@ -199,9 +199,9 @@ class Batch:
 
 
 class StepResult(msgspec.Struct):
-    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them, and
-    logprobs where one wants more than ids. `extra` are further results of the forward entry, one row per token
-    (passes/observe.py)."""
+    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them. Where
+    all rows want ids alone, a backend may leave out the rest. `extra` are further results of the forward entry, one row
+    per token (passes/observe.py)."""
 
     step: int
     ids: Array  # i32 [L]

@@ -125,7 +125,7 @@ class CPUStep:
         for i in range(self._want, self._want + rows):
             want |= batch.ints[i]
         ids = self._ids(rows).copy()
-        if want <= WANT_IDS and self._gives_no_more:  # as a rule; each further array costs a way through cold code
+        if want == WANT_IDS and self._gives_no_more:  # as a rule; each further array costs a way through cold code
             return StepResult(step, ids)
         _, hidden, *extra, _, logprobs, top_ids, top_logprobs, logits = self._results
         return StepResult(
