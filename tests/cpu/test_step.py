@@ -8,7 +8,8 @@ from harness import ISAS
 from rig import LIMITS, batch_of, cpu_step, logits, program, prompt, reference_step, tables
 
 from ridgeline.errors import Unsupported
-from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS
+from ridgeline.ops.sample import MAX_TOP
+from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_IDS, WANT_LOGITS, WANT_LOGPROBS
 
 IDS = prompt(200)
 
@@ -102,6 +103,11 @@ def test_results_follow_wants() -> None:
     b = batch_of(step.layout, [(0, IDS[:3], 0)])
     b["want"][:] = 0
     assert step.run(b).hidden is None and step.run(b).logits is None
+    b["want"][:] = WANT_IDS
+    least = step.run(b)
+    assert least.ids.shape == (3,) and least.logprobs is None and least.top_ids is None
+    b["want"][1] = WANT_IDS | WANT_LOGPROBS
+    assert step.run(b).logprobs.shape == (3,) and step.run(b).top_ids.shape == (3, MAX_TOP)
     b["want"][1] = WANT_HIDDEN
     assert step.run(b).hidden.shape == (3, 96)
     b["want"][1] = WANT_LOGITS

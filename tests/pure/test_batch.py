@@ -129,6 +129,23 @@ def test_a_batch_over_its_capacity_is_refused():
     b.resize(step=1 << 40)
 
 
+def test_a_new_step_has_no_lists():
+    b = Batch(LAYOUT)
+    b.resize(C=3, E=4, H=5, M=1)
+    b.begin(1 << 40, 7, 3, 5)
+    assert b.header[3:].tolist() == [1 << 40, 7, 3, 5] + [0] * 9
+    for over in ((8, 3, 5), (7, 4, 5), (7, 3, 6)):
+        with pytest.raises(AssertionError, match="over capacity"):
+            b.begin(2, *over)
+
+
+def test_numbers_through_memoryviews_are_the_fields():
+    b = Batch(LAYOUT)
+    at = {name: slot.offset for name, slot in LAYOUT.slots.items()}
+    b.ints[at["ids"] // 4 + 2], b.longs[at["source_step"] // 8 + 3] = 11, 1 << 40
+    assert b.full("ids")[2] == 11 and b.full("source_step")[3] == 1 << 40
+
+
 @pytest.mark.parametrize("field", [0, 1, 2])
 def test_bytes_of_another_layout_or_version_are_refused(field):
     b = Batch(LAYOUT)

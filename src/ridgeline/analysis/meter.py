@@ -1,6 +1,7 @@
 """Meter: the load of every step an LLM runs, kept so that the prediction can be set beside the clock afterwards.
 
-A step's cost takes longer to fold than a small model takes to decode a token, so nothing is computed in the loop.
+A step's cost takes longer to fold than a small model takes to decode a token, so nothing is computed in the loop; what
+the loop leaves behind are flat tuples of numbers, which the collector forgets.
 """
 
 from __future__ import annotations
@@ -18,10 +19,21 @@ class Meter:
     """An observer of commits; `loads` has one entry per step, in order."""
 
     def __init__(self) -> None:
-        self.loads: list[Load] = []
+        self._steps: list[tuple[int, ...]] = []  # rows, then start and count of each chunk
 
     def __call__(self, flight: Flight, result: StepResult) -> None:
-        self.loads.append(Load(tuple((c.start, c.count) for c in flight.chunks), len(flight.rows)))
+        step = [len(flight.rows)]
+        for c in flight.chunks:
+            step += (c.start, c.count)
+        self._steps.append(tuple(step))
+
+    def __len__(self) -> int:
+        """Steps seen."""
+        return len(self._steps)
+
+    @property
+    def loads(self) -> tuple[Load, ...]:
+        return tuple(Load(tuple(zip(s[1::2], s[2::2], strict=True)), s[0]) for s in self._steps)
 
 
 @contextmanager

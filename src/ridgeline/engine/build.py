@@ -1,8 +1,13 @@
-"""Fill a Batch from the chunks of a step. The only place that knows both sequences and batch fields."""
+"""Fill a Batch from the chunks of a step. The only place that knows both sequences and batch fields.
+
+What decoding writes goes number by number through `Batch.ints`: between two steps the weights pass through the caches,
+and what a step costs here is the memory and code that it touches, not instructions.
+"""
 
 from __future__ import annotations
 
 import struct
+from array import array
 from collections.abc import Sequence as Seq
 
 import msgspec
@@ -12,66 +17,104 @@ from ridgeline.engine.scheduler import Chunk
 from ridgeline.engine.sequence import Sequence
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
-from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch
+from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
 
 _CODES = {"u8": "Q", "u4": "I", "i4": "i", "f4": "f"}
-# Packing numbers costs a tenth of assigning a numpy record.
 _RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in SAMPLER.names or ()))
 assert _RECORD.size == SAMPLER.itemsize
+_INTS = SAMPLER.itemsize // 4
+_PLACES = {name: offset // 4 for name, (_, offset, *_) in (SAMPLER.fields or {}).items()}
+_POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["flags"]
+_LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
-class Row(msgspec.Struct, frozen=True):
-    """A row of the step's result: the token of `sequence` at `position`. `target` >= 0: a prompt token's logprob."""
+class Row(msgspec.Struct, frozen=True, gc=False):
+    """A row of the step's result: what follows token `token` of the step, which is at `position` of `sequence`.
+
+    `target` >= 0: a prompt token's logprob.
+    """
 
     sequence: Sequence
+    token: int
     position: int
     target: int = -1
 
 
-def fill(batch: Batch, chunks: Seq[Chunk], step: int) -> list[Row]:
-    """Write the step into `batch` and say what each result row means."""
-    tokens = sum(c.count for c in chunks)
-    rows = [row for c in chunks for row in _rows(c)]
-    batch.resize(step=step, T=tokens, R=len(chunks), L=len(rows), C=0, E=0, H=0, M=0)
-    first = {}
-    start = 0
-    for r, chunk in enumerate(chunks):
-        first[id(chunk.sequence)] = start - chunk.start
-        fill_chunk = _fill_token if chunk.count == 1 else _fill_chunk
-        fill_chunk(batch, chunk, r, start)
-        start += chunk.count
-    out, want, sampler = batch.full("out_rows"), batch.full("want"), batch.full("sampler").data.cast("B")
-    for i, row in enumerate(rows):
-        out[i] = first[id(row.sequence)] + row.position - 1
-        want[i] = WANT_IDS if row.sequence.params.logprobs is None and row.target < 0 else WANT_IDS | WANT_LOGPROBS
-        _RECORD.pack_into(sampler, i * _RECORD.size, *_sampler(batch, row))
-    return rows
+class Builder:
+    """Fills batches of one layout."""
+
+    def __init__(self, layout: BatchLayout) -> None:
+        at = {name: slot.offset // 4 for name, slot in layout.slots.items()}
+        self._ids, self._positions, self._request, self._kv_len = (
+            at[name] for name in ("ids", "positions", "request", "kv_len")
+        )
+        self._source_step, self._source_row = at["source_step"] // 2, at["source_row"]
+        self._out_rows, self._want, self._sampler = at["out_rows"], at["want"], at["sampler"]
+        self._groups = [(at[f"page_table.{name}"], at[f"kv_slot.{name}"]) for name in layout.groups]
+        self._tokens, self._pages = layout.limits.tokens, layout.limits.pages
+        self._axes = range(layout.limits.position_axes)
+
+    def fill(self, batch: Batch, chunks: Seq[Chunk], step: int) -> list[Row]:
+        """Write the step into `batch` and say what each result row means."""
+        rows: list[Row] = []
+        tokens = 0
+        for c in chunks:
+            _add_rows(c, tokens, rows)
+            tokens += c.count
+        batch.begin(step, tokens, len(chunks), len(rows))
+        start = 0
+        for r, c in enumerate(chunks):
+            if c.count == 1:
+                self._fill_token(batch, c, r, start)
+            else:
+                _fill_chunk(batch, c, r, start)
+            start += c.count
+        for i, row in enumerate(rows):
+            self._fill_row(batch, row, i)
+        return rows
+
+    def _fill_token(self, batch: Batch, c: Chunk, r: int, t: int) -> None:
+        """A chunk of one token: what decoding is made of."""
+        s, position, ints = c.sequence, c.start, batch.ints
+        known = position < len(s.tokens)
+        step, row = (-1, -1) if known else s.sources[position - len(s.tokens)]
+        batch.longs[self._source_step + t] = step
+        ints[self._source_row + t] = row
+        ints[self._ids + t] = s.tokens[position] if known else 0
+        ints[self._request + t], ints[self._kv_len + t] = r, position + 1
+        for axis in self._axes:
+            ints[self._positions + axis * self._tokens + t] = position
+        page, slot = divmod(position, PAGE)
+        for (table_at, slot_at), table in zip(self._groups, s.tables):  # noqa: B905 (a group each, always)
+            assert len(table) <= self._pages, f"request {s.id} has more pages than the batch takes"
+            begin = table_at + r * self._pages
+            ints[begin : begin + len(table)] = table
+            ints[slot_at + t] = table[page] * PAGE + slot
+
+    def _fill_row(self, batch: Batch, row: Row, i: int) -> None:
+        s, ints, given = row.sequence, batch.ints, row.target >= 0
+        p = s.params
+        ints[self._out_rows + i] = row.token
+        ints[self._want + i] = WANT_IDS if p.logprobs is None and not given else WANT_IDS | WANT_LOGPROBS
+        begin = self._sampler + i * _INTS
+        if s.record is None:
+            s.record = _record(s)
+        ints[begin : begin + _INTS] = s.record
+        ints[begin + _POSITION] = row.position
+        if given:
+            ints[begin + _TARGET], ints[begin + _FLAGS] = row.target, s.record[_FLAGS] & ~PROCESSED
+        elif p.logit_bias or s.history:
+            ints[begin : begin + _INTS][_LISTS] = _lists(batch, s)
 
 
-def _rows(c: Chunk) -> list[Row]:
+def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
+    """Rows of a chunk whose first token is the step's `token`."""
     s = c.sequence
-    rows = []
     if s.wants_prompt:
         last = min(c.start + c.count + 1, s.prompt_len)
-        rows = [Row(s, p, s.tokens[p]) for p in range(c.start + 1, last)]
+        rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(c.start + 1, last)]
     if c.samples:
-        rows.append(Row(s, s.wanted))
-    return rows
-
-
-def _fill_token(batch: Batch, c: Chunk, r: int, t: int) -> None:
-    """A chunk of one token: what decoding is made of. Numbers are set one by one, for arrays cost more."""
-    s, position = c.sequence, c.start
-    known = position < len(s.tokens)
-    step, row = (-1, -1) if known else s.sources[position - len(s.tokens)]
-    full = batch.full
-    full("ids")[t] = s.tokens[position] if known else 0
-    full("source_step")[t], full("source_row")[t] = step, row
-    full("positions")[:, t] = position
-    full("kv_len")[t], full("request")[t] = position + 1, r
-    for group, table in zip(s.groups, s.tables, strict=True):
-        full(f"page_table.{group.name}")[r, : len(table)] = table
-        full(f"kv_slot.{group.name}")[t] = table[position // PAGE] * PAGE + position % PAGE
+        rows.append(Row(s, token + c.count - 1, c.start + c.count))
 
 
 def _fill_chunk(batch: Batch, c: Chunk, r: int, first_row: int) -> None:
@@ -93,17 +136,22 @@ def _fill_chunk(batch: Batch, c: Chunk, r: int, first_row: int) -> None:
         batch[f"kv_slot.{group.name}"][at] = pages[positions // PAGE] * PAGE + positions % PAGE
 
 
-def _sampler(batch: Batch, row: Row) -> tuple[float, ...]:
-    """The row's SAMPLER record; its bias and history are appended to the batch's shared lists."""
-    s, p = row.sequence, row.sequence.params
+def _record(s: Sequence) -> array[int]:
+    """The SAMPLER record of a sequence's rows as int32; each sets its position, and what else is its own."""
+    p = s.params
     flags = (REPEAT_PROMPT if p.repetition_prompt else 0) | (COUNT_PROMPT if p.count_prompt else 0)
-    flags |= PROCESSED if p.processed_logprobs and row.target < 0 else 0
+    flags |= PROCESSED if p.processed_logprobs else 0
+    return array("i", _RECORD.pack(
+        s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
+        p.top_k, p.logprobs or 0, s.choice, 0, -1, flags, -1, 0, 0, 0, 0, 0,
+    ))  # fmt: skip
+
+
+def _lists(batch: Batch, s: Sequence) -> array[int]:
+    """Append a row's bias and history to the batch's shared lists: where they begin and end there."""
     e, h = batch.size("E"), batch.size("H")
-    given = row.target >= 0
-    bias = {} if given else p.logit_bias
-    history = {} if given or s.history is None else s.history
-    if bias or history:
-        batch.resize(E=e + len(bias), H=h + len(history))
+    bias, history = s.params.logit_bias, s.history or {}
+    batch.resize(E=e + len(bias), H=h + len(history))
     if bias:
         batch["bias_ids"][e:] = list(bias.keys())
         batch["bias_values"][e:] = list(bias.values())
@@ -111,8 +159,4 @@ def _sampler(batch: Batch, row: Row) -> tuple[float, ...]:
         batch["history_ids"][h:] = list(history.keys())
         counts = np.array(list(history.values()), np.int32)
         batch["history_prompt"][h:], batch["history_output"][h:] = counts[:, 0], counts[:, 1]
-    return (
-        s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
-        p.top_k, p.logprobs or 0, s.choice, row.position, row.target, flags, -1,
-        e, e + len(bias), h, h + len(history), 0,
-    )  # fmt: skip
+    return array("i", (e, e + len(bias), h, h + len(history)))

@@ -115,9 +115,10 @@ class Ledger:
             live = self._live.get(delta.id)
             if live is None or delta.choice in live.done:
                 return
-            live.emitted[delta.choice].extend(t.id for t in delta.tokens)
+            for token in delta.tokens:
+                live.emitted[delta.choice].append(token.id)
+                live.deaths = 0
             live.prompt_given |= delta.prompt is not None
-            live.deaths = 0 if delta.tokens else live.deaths
             if delta.finish is not None:
                 live.done.add(delta.choice)
                 if len(live.done) == live.request.params.n:
@@ -140,10 +141,10 @@ class Ledger:
         Of the requests with which engines died, one at a time: the next one when it has had a token, or ended.
         """
         with self._lock:
+            if not self._unsent and not self._cancels:
+                return []
             messages: list[Submit | Cancel] = [*self._cancels]
             self._cancels.clear()
-            if not self._unsent:
-                return messages
             trial = any(x.deaths >= _SUSPECT for id, x in self._live.items() if id not in self._unsent)
             for id, x in list(self._unsent.items()):
                 if x.deaths >= _SUSPECT and trial:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from ridgeline.engine.build import Row, fill
+from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.records import CANCELLED, EOS, FAILED, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
@@ -16,7 +16,7 @@ from ridgeline.engine.sequence import Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 
-class Flight(msgspec.Struct, frozen=True):
+class Flight(msgspec.Struct, frozen=True, gc=False):
     """A step on its way: what was submitted and what its rows mean."""
 
     ticket: int
@@ -40,10 +40,13 @@ class Engine:
         self.scheduler = Scheduler(
             self.pool, step_tokens=info.step_tokens, step_rows=layout.limits.rows, max_running=info.max_requests
         )
+        assert layout.groups == tuple(group.name for group in info.groups)
+        self._builder = Builder(layout)
         self._batches = deque(Batch(layout) for _ in range(executor.depth))
         self._flights: deque[Flight] = deque()
         self._live: dict[int, list[Sequence]] = {}
         self._prompts: dict[int, list[Token]] = {}
+        self._windows = any(group.window for group in info.groups)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
 
@@ -74,7 +77,8 @@ class Engine:
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())
-        deltas, self._ends = self._ends + deltas, []
+        if self._ends:
+            deltas, self._ends = self._ends + deltas, []
         waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
         return StepDelta(self.step_number, tuple(deltas), running, waiting, self.pool.used)
 
@@ -82,7 +86,7 @@ class Engine:
         self.step_number += 1
         batch = self._batches[0]
         self._batches.rotate(-1)
-        rows = fill(batch, chunks, self.step_number)
+        rows = self._builder.fill(batch, chunks, self.step_number)
         for i, row in enumerate(rows):
             if row.target < 0:
                 row.sequence.sources.append((self.step_number, i))
@@ -93,20 +97,23 @@ class Engine:
     def _commit(self, flight: Flight) -> list[Delta]:
         """Publish the step's tokens, end what has ended, free what is behind windows. Late rows are discarded."""
         result = self.executor.collect(flight.ticket)
+        ids: list[int] = result.ids.tolist()
         deltas = []
         for i, row in enumerate(flight.rows):
             s = row.sequence
             if s.finish is not None:
                 continue
-            token = _token(result, i, s, row)
+            wants = row.target >= 0 or s.params.logprobs is not None
+            token = _scored(result, i, s) if wants else Token(ids[i])
             if row.target >= 0:
                 self._prompts.setdefault(s.id, []).append(token)
             else:
                 s.sources.pop(0)
                 deltas.append(self._accept(s, token))
-        for c in flight.chunks:
-            if c.sequence.finish is None:
-                c.sequence.slide(self.pool)
+        if self._windows:
+            for c in flight.chunks:
+                if c.sequence.finish is None:
+                    c.sequence.slide(self.pool)
         if self.observe is not None:
             self.observe(flight, result)
         return deltas
@@ -145,10 +152,8 @@ class Engine:
             self._prompts.pop(s.id, None)
 
 
-def _token(result: StepResult, row: int, s: Sequence, meaning: Row) -> Token:
-    id = int(result.ids[row])
-    if s.params.logprobs is None and meaning.target < 0:
-        return Token(id)
+def _scored(result: StepResult, row: int, s: Sequence) -> Token:
     n = s.params.logprobs or 0
+    assert result.logprobs is not None and result.top_ids is not None and result.top_logprobs is not None
     pairs = zip(result.top_ids[row, :n].tolist(), result.top_logprobs[row, :n].tolist(), strict=True)
-    return Token(id, float(result.logprobs[row]), tuple(p for p in pairs if p[0] >= 0))
+    return Token(int(result.ids[row]), float(result.logprobs[row]), tuple(p for p in pairs if p[0] >= 0))

@@ -33,7 +33,7 @@ class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
     id: int
 
 
-class Token(msgspec.Struct, frozen=True, array_like=True):
+class Token(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """A token with its logprob (0 where none was asked for) and the likeliest alternatives as (id, logprob)."""
 
     id: int
@@ -41,7 +41,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     top: tuple[tuple[int, float], ...] = ()
 
 
-class Delta(msgspec.Struct, frozen=True, array_like=True):
+class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one choice gained in a step. `text` may lag behind the tokens (partial characters, possible stops).
 
     `prompt` comes once, before the first token, if prompt logprobs were asked for. `finish` is set exactly once.
@@ -55,7 +55,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True):
     prompt: tuple[Token, ...] | None = None
 
 
-class StepDelta(msgspec.Struct, frozen=True, tag="step"):
+class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     """All deltas of one step, and the counters after it."""
 
     step: int

@@ -10,17 +10,16 @@ from ridgeline.engine.pages import PagePool
 from ridgeline.engine.sequence import Sequence
 
 
-class Chunk(msgspec.Struct, frozen=True):
-    """Positions start..start+count-1 of a sequence, computed in one step."""
+class Chunk(msgspec.Struct, frozen=True, gc=False):  # it closes no cycles
+    """Positions start..start+count-1 of a sequence, computed in one step.
+
+    `samples`: they reach the last token known or in flight, so that the last row samples the next one.
+    """
 
     sequence: Sequence
     start: int
     count: int
-
-    @property
-    def samples(self) -> bool:
-        """Whether the chunk reaches the last wanted token, so that its last row samples the next one."""
-        return self.start + self.count == self.sequence.wanted
+    samples: bool
 
 
 class Scheduler:
@@ -42,20 +41,18 @@ class Scheduler:
     def schedule(self) -> list[Chunk]:
         """Chunks of the next step, with pages taken for them; empty if nothing can run."""
         self._admit()
-        ready = [s for s in self.running if s.ready][: self.step_tokens]
-        counts = [1] * len(ready)
+        ready = [(s, gap) for s in self.running if (gap := s.gap)][: self.step_tokens]
         budget = self.step_tokens - len(ready)
         rows = self.step_rows - len(ready)
-        for i, s in enumerate(ready):
-            gap = min(s.wanted - s.computed - 1, budget)
+        chunks = []
+        for s, gap in ready:
+            more = min(gap - 1, budget)
             if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
-                gap = min(gap, rows)
-                rows -= gap
-            counts[i] += gap
-            budget -= gap
-        chunks = [Chunk(s, s.computed, n) for s, n in zip(ready, counts, strict=True)]
-        for c in chunks:
-            c.sequence.extend(self.pool, c.start + c.count)
+                more = min(more, rows)
+                rows -= more
+            budget -= more
+            s.extend(self.pool, s.computed + 1 + more)
+            chunks.append(Chunk(s, s.computed, 1 + more, 1 + more == gap))
         return chunks
 
     def _admit(self) -> None:

@@ -21,7 +21,7 @@ class Text(Protocol):
 class Sequence:
     """`tokens` are known ids (prompt, then output); `sources` stand for tokens sampled by steps still in flight.
 
-    A step closes part of the gap between `computed` (keys in the cache) and `wanted`; there are no phases.
+    A step closes part of the gap between `computed` (keys in the cache) and both together; there are no phases.
     `promised` counts booked pages not yet taken.
     """
 
@@ -41,6 +41,7 @@ class Sequence:
         self.pages = pages_needed(info, self.limit)
         self.promised = 0
         self.text = text
+        self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:
@@ -51,15 +52,12 @@ class Sequence:
             text.push(token)
 
     @property
-    def wanted(self) -> int:
-        """Tokens known or sampled in flight: all of them need keys in the cache."""
-        return len(self.tokens) + len(self.sources)
-
-    @property
-    def ready(self) -> bool:
-        """Whether a step may take more of it: there is a gap, and nothing it needs is still in flight."""
-        waits = self.sources and (self.history is not None or self.wanted >= self.limit)
-        return self.finish is None and self.computed < self.wanted and not waits
+    def gap(self) -> int:
+        """Tokens that steps may take: known or sampled in flight, without keys. 0 while it waits for one in flight."""
+        wanted = len(self.tokens) + len(self.sources)
+        if self.finish is not None or (self.sources and (self.history is not None or wanted >= self.limit)):
+            return 0
+        return wanted - self.computed
 
     def append(self, token: int) -> None:
         """A sampled token becomes known."""

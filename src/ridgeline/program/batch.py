@@ -10,6 +10,7 @@ import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import msgspec
 import numpy as np
 
 from ridgeline.ops.sample import SAMPLER
@@ -139,12 +140,17 @@ class BatchLayout:
 
 
 class Batch:
-    """A buffer with a layout. `b["ids"]` is the part in use (T, R, L... from the header); `b.full("ids")` all of it."""
+    """A buffer with a layout. `b["ids"]` is the part in use (T, R, L... from the header); `b.full("ids")` all of it.
+
+    `ints` and `longs` are the whole buffer as int32 and int64: decoding sets a dozen numbers a step, after weights have
+    passed through the caches, and would find its way through numpy cold (docs/log.md).
+    """
 
     def __init__(self, layout: BatchLayout, buffer: Array | None = None) -> None:
         self.layout = layout
         self.buffer = np.zeros(layout.nbytes, np.uint8) if buffer is None else buffer
         self.header = self.buffer[: 8 * 16].view(np.int64)
+        self.ints, self.longs = self.buffer.data.cast("i"), self.buffer.data.cast("q")
         self._fields = {name: self._view(slot) for name, slot in layout.slots.items()}
         capacities = {axis: layout.limits.capacity(axis) for slot in layout.slots.values() for axis in slot.axes}
         self._fixed = {axis: size for axis, size in capacities.items() if axis not in _PLACE}
@@ -157,14 +163,21 @@ class Batch:
 
     def size(self, axis: str) -> int:
         """Actual size of an axis in this step."""
-        return int(self.header[_PLACE[axis]]) if axis in _PLACE else self._fixed[axis]
+        return self.longs[_PLACE[axis]] if axis in _PLACE else self._fixed[axis]
 
     def resize(self, **sizes: int) -> None:
         """Set actual sizes, e.g. resize(T=7, R=2, L=2)."""
         for axis, size in sizes.items():
             if axis != "step":
                 assert size <= self._most[axis], f"{axis}={size} is over the batch's capacity"
-            self.header[_PLACE[axis]] = size
+            self.longs[_PLACE[axis]] = size
+
+    def begin(self, step: int, tokens: int, requests: int, rows: int) -> None:
+        """Sizes of a new step, which copies nothing and has no lists and masks yet."""
+        most = self._most
+        assert tokens <= most["T"] and requests <= most["R"] and rows <= most["L"], "the step is over capacity"
+        for place, size in enumerate((step, tokens, requests, rows, 0, 0, 0, 0), _PLACE["step"]):
+            self.longs[place] = size
 
     def full(self, name: str) -> Array:
         """The whole field at its capacity, writable."""
@@ -185,16 +198,16 @@ class Batch:
         return {name: self[name] for name in self.layout.slots}
 
 
-@dataclass
-class StepResult:
-    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them.
-    `extra` are further results of the forward entry, one row per token (passes/observe.py)."""
+class StepResult(msgspec.Struct):
+    """What a step gives back, one entry per row of the batch; `hidden` and `logits` only where a row wants them. Where
+    all rows want ids alone, a backend may leave out the rest. `extra` are further results of the forward entry, one row
+    per token (passes/observe.py)."""
 
     step: int
     ids: Array  # i32 [L]
-    logprobs: Array  # f32 [L]
-    top_ids: Array  # i32 [L, MAX_TOP], -1 padded
-    top_logprobs: Array  # f32 [L, MAX_TOP]
+    logprobs: Array | None = None  # f32 [L]
+    top_ids: Array | None = None  # i32 [L, MAX_TOP], -1 padded
+    top_logprobs: Array | None = None  # f32 [L, MAX_TOP]
     hidden: Array | None = None  # f32 [L, hidden]
     logits: Array | None = None  # f32 [L, vocab]
     extra: tuple[Array, ...] = ()  # f32 [T, columns]

@@ -6,11 +6,9 @@ all ids, because both are the same UTF-8 decoding of the same bytes; so nothing 
 
 from __future__ import annotations
 
-import codecs
+from codecs import utf_8_decode
 
 from ridgeline.text.tokenizer import Tokenizer
-
-_DECODER = codecs.getincrementaldecoder("utf-8")
 
 
 class Detokenizer:
@@ -20,16 +18,20 @@ class Detokenizer:
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._decoder = _DECODER(errors="replace")
+        self._token_bytes = tokenizer.token_bytes
+        self._skipped = tokenizer.special if skip_special else frozenset()
+        self._held = b""
 
     def push(self, token_id: int) -> str:
         """The text that this token completes; often "", never part of a character."""
-        if self._skip_special and self._tokenizer.is_special(token_id):
+        if token_id in self._skipped:
             return ""
-        return self._decoder.decode(self._tokenizer.token_bytes(token_id))
+        data = self._held + self._token_bytes(token_id)
+        text, used = utf_8_decode(data, "replace", False)
+        self._held = data[used:]
+        return text
 
     def flush(self) -> str:
         """What is left at the end of the stream: "" or one U+FFFD."""
-        return self._decoder.decode(b"", final=True)
+        held, self._held = self._held, b""
+        return held.decode("utf-8", "replace")

@@ -30,7 +30,7 @@ class Tokenizer:
         import tokenizers
 
         self._backend: Backend = Pipeline(backend) if isinstance(backend, tokenizers.Tokenizer) else backend
-        self._special = self._backend.special
+        self.special = self._backend.special
         self.vocab_size: int = self._backend.size
         self.bos_id = special.bos_id
         self.eos_ids = special.eos_ids
@@ -56,7 +56,7 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         """Text of `ids`; bytes that are not UTF-8 become U+FFFD."""
-        kept = (token_id for token_id in ids if not (skip_special and token_id in self._special))
+        kept = (token_id for token_id in ids if not (skip_special and token_id in self.special))
         return b"".join(map(self.token_bytes, kept)).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -72,7 +72,7 @@ class Tokenizer:
 
     def is_special(self, token_id: int) -> bool:
         """Whether the id is a control token, hidden from decoded text by default."""
-        return token_id in self._special
+        return token_id in self.special
 
     @property
     def lost_bytes(self) -> frozenset[int]:

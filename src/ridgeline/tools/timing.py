@@ -60,12 +60,12 @@ def timed(
         begin = time.perf_counter()
         for delta in deltas:
             if delta.tokens and not tokens:
-                first, before, native = time.perf_counter(), len(meter.loads), _native_s(llm)
+                first, before, native = time.perf_counter(), len(meter), _native_s(llm)
             tokens += len(delta.tokens)
             show(delta.text)
             finish = delta.finish or finish
         end, ended = time.perf_counter(), _native_s(llm)
-        loads = tuple(meter.loads)
+    loads = meter.loads
     if finish == FAILED:
         raise EngineFailed(NOT_NUMBERS)
     inside = None if native is None or ended is None else ended - native

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
 from ridgeline.config import available_cores
 from ridgeline.errors import ConfigError
 from ridgeline.ops.attention import PAGE
-from ridgeline.program.batch import WANT_HIDDEN, WANT_LOGITS, Batch, BatchLayout, StepResult
+from ridgeline.program.batch import WANT_HIDDEN, WANT_IDS, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.ir import Entry, Instr, Program, View
 from ridgeline.program.memory import MemoryPlan, plan_memory
 from ridgeline.program.passes.rewrite import redirected
@@ -108,21 +109,28 @@ class CPUStep:
         self.layout, self._native, self._entry = layout, native, entry
         self._arena, self.kv = arena.array(), kv.array()
         self.native_s = 0.0
+        self._want = layout.slots["want"].offset // 4
         capacity = layout.limits.capacity
         self._results = [
             result(self._arena, plan, view, capacity(str(view.buffer.type.shape[0]))) for view in entry.results
         ]
+        _, _, *extra, ids, _, _, _, _ = self._results
+        self._gives_no_more, self._ids = not extra, functools.cache(lambda rows: ids[:rows])
 
     def run(self, batch: Batch) -> StepResult:
         begin = time.perf_counter()
         self._native.run(batch.buffer)
         self.native_s += time.perf_counter() - begin
-        rows = batch.size("L")
-        want = int(np.bitwise_or.reduce(batch["want"]))
-        _, hidden, *extra, ids, logprobs, top_ids, top_logprobs, logits = self._results
+        step, rows, want = batch.size("step"), batch.size("L"), 0
+        for i in range(self._want, self._want + rows):
+            want |= batch.ints[i]
+        ids = self._ids(rows).copy()
+        if want == WANT_IDS and self._gives_no_more:  # as a rule; each further array costs a way through cold code
+            return StepResult(step, ids)
+        _, hidden, *extra, _, logprobs, top_ids, top_logprobs, logits = self._results
         return StepResult(
-            batch.size("step"),
-            ids[:rows].copy(),
+            step,
+            ids,
             logprobs[:rows].copy(),
             top_ids[:rows].copy(),
             top_logprobs[:rows].copy(),
