@@ -75,13 +75,19 @@ def test_row_bytes():
     assert groups_of("i8", 80) == (1, 96) and groups_of("i8g64", 576) == (9, 64)
 
 
-def read_types(fmt, choice, multiplies=MULTIPLIES, config="llama"):
-    """Types of rows that the linears of a tiny model in one format read, but for the head."""
+def read_types(fmt, choice, multiplies=MULTIPLIES, config="llama", fused=True):
+    """Types of rows that the linears of a tiny model in one format read: by the last name of each matrix."""
     listed = pipeline.passes(
-        lambda w: "f32" if len(w.shape) == 1 else fmt, "bf16", multiplies=multiplies, activations=choice
+        lambda w: "f32" if len(w.shape) == 1 else fmt, "bf16", multiplies=multiplies, activations=choice, fused=fused
     )
-    program = pipeline.run(models.build(from_hf(tiny.CONFIGS[config])), listed)
-    return {i.operands["x"].type.dtype for i in program.forward.instrs if i.op == "linear"}
+    found = {}
+    for i in pipeline.run(models.build(from_hf(tiny.CONFIGS[config])), listed).instrs:
+        for part in i.operands["w"].parts if i.op == "linear" else ():
+            found.setdefault(part.split(".")[-2], set()).add(i.operands["x"].type.dtype)
+    return found
+
+
+PLAIN = ("o", "gate", "up", "down")
 
 
 @pytest.mark.parametrize(
@@ -99,8 +105,10 @@ def read_types(fmt, choice, multiplies=MULTIPLIES, config="llama"):
 )
 def test_choices(fmt, auto, int8, int8_row, bf16):
     expected = {"auto": auto, "int8": int8, "int8-row": int8_row, "bf16": bf16, "float32": "f32"}
-    assert {choice: read_types(fmt, choice) for choice in expected} == {c: {t} for c, t in expected.items()}
-    assert read_types(fmt, "auto", {}) == {"f32"}
+    for choice, dtype in expected.items():
+        found = read_types(fmt, choice)
+        assert {name: found[name] for name in PLAIN} == dict.fromkeys(PLAIN, {dtype})
+    assert set().union(*read_types(fmt, "auto", {}).values()) == {"f32"}
 
 
 @pytest.mark.parametrize(
@@ -114,8 +122,9 @@ def test_choices(fmt, auto, int8, int8_row, bf16):
         ("int4_g64", "auto", MULTIPLIES, "i8g64"),
     ],
 )
-def test_the_head_reads_two_terms_where_there_is_a_kernel(fmt, choice, able, expected):
-    listed = pipeline.passes(lambda w: "f32" if len(w.shape) == 1 else fmt, "bf16", multiplies=able, activations=choice)
-    program = pipeline.run(models.build(from_hf(tiny.CONFIGS["llama"])), listed)
-    [head] = [i for i in program.sample.instrs if i.op == "linear"]
-    assert head.operands["x"].type.dtype == expected
+def test_the_head_and_attention_read_two_terms_where_there_is_a_kernel(fmt, choice, able, expected):
+    for config, fused in (("llama", True), ("llama", False), ("falcon7", True), ("gemma3", True)):
+        found = read_types(fmt, choice, able, config, fused)
+        read = set().union(*(found.get(name, set()) for name in ("q", "k", "v", "head", "embed")))
+        assert read == {expected}, config
+        assert found["o"] == found["down"] == {expected.removesuffix("x2")}
