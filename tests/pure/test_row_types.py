@@ -108,7 +108,7 @@ def test_choices(fmt, auto, int8, int8_row, bf16):
     expected = {"auto": auto, "int8": int8, "int8-row": int8_row, "bf16": bf16, "float32": "f32"}
     for choice, dtype in expected.items():
         found = read_types(fmt, choice)
-        assert {name: found[name] for name in PLAIN} == dict.fromkeys(PLAIN, {dtype})
+        assert {name: found[name] for name in PLAIN} == {name: {dtype} for name in PLAIN}
     assert set().union(*read_types(fmt, "auto", {}).values()) == {"f32"}
 
 
