@@ -23,7 +23,8 @@ from ridgeline.analysis.probe import Probe
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
 from ridgeline.backends.cpu.record import Extents, encode
-from ridgeline.config import KV_FORMATS, available_cores
+from ridgeline.config import KV_FORMATS
+from ridgeline.cores import available_cores
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.spec import TensorType
 from ridgeline.program.batch import HEADER, MAGIC, VERSION, FieldSlot

@@ -22,7 +22,7 @@ from ridgeline.analysis import hardware
 from ridgeline.analysis.probe import Probe
 from ridgeline.analysis.roofline import multiplies
 from ridgeline.backends.cpu.backend import CPU
-from ridgeline.config import available_cores
+from ridgeline.cores import available_cores
 from ridgeline.ops.spec import TensorType
 from ridgeline.program import cost
 from ridgeline.program.batch import Batch, BatchLayout, Limits

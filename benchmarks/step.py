@@ -17,7 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ridgeline.config import available_cores
+from ridgeline.cores import available_cores
 from ridgeline.llm import LLM
 from ridgeline.program.ir import Instr, Weight
 from ridgeline.tools.bench import prompt_of

@@ -53,6 +53,7 @@ class EngineConfig:
     part of what linears read that becomes 0, smallest values first; 0 = none (approximate). calibration: the text that
     both are calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
+    threads: 0 = one for each physical core that this process may use; `pin` keeps each of them to one.
     step_tokens: most tokens in one step. seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
@@ -63,6 +64,7 @@ class EngineConfig:
     activations: str = "auto"
     kv_format: str = "bf16"
     threads: int = 0
+    pin: bool = False
     isa: str = ""
     context: int = 0
     kv_memory: int = 0
@@ -93,6 +95,8 @@ class EngineConfig:
             raise ConfigError(f"device {self.device!r} is not known; choose cpu, cuda, or one such as cuda:1")
         if self.device != "cpu" and self.backend != "torch":
             raise ConfigError(f"device {self.device} is for backend torch; backend {self.backend} runs on the cpu")
+        if self.pin and self.backend != "cpu":
+            raise ConfigError(f"pin is for backend cpu; the threads of backend {self.backend} are not ours")
         if not 0 <= self.smoothing <= 1:
             raise ConfigError(f"smoothing must be 0 (none) to 1, is {self.smoothing}")
         if self.smoothing and "int8" not in re.split("[,=]", self.format):
@@ -144,14 +148,3 @@ def available_memory() -> int:
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
         available = min(available, int(limit.read_text()) - int(used.read_text()))
     return max(available, 0)
-
-
-def available_cores() -> int:
-    """Cores this process may use: its affinity, capped by the cgroup's cpu.max."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = Path("/sys/fs/cgroup/cpu.max")
-    if quota.exists():
-        limit, period = quota.read_text().split()
-        if limit != "max":
-            cores = min(cores, max(1, int(limit) // int(period)))
-    return cores

@@ -15,7 +15,7 @@ from rig import batch_of, cpu_step, logits, program, prompt
 
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.backend import CPU
-from ridgeline.config import available_cores
+from ridgeline.cores import available_cores
 from ridgeline.errors import ConfigError
 
 

@@ -52,7 +52,7 @@ class Model:
     def program(self) -> Program:
         held = CPU.held_as[self.weights]
         choice, multiplies = self.rows, CPU.multiplies
-        if "i8" in self.rows:  # two terms are for the head
+        if "i8" in self.rows:  # two terms are for the head and attention
             choice, multiplies = "int8-row", {held: (self.rows.removesuffix("x2"), self.rows)}
             choice = "auto" if self.rows.endswith("x2") else choice
         steps = pipeline.passes(

@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toy
-from ridgeline.config import EngineConfig, available_cores
+from ridgeline.config import EngineConfig
+from ridgeline.cores import available_cores
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams

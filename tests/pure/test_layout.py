@@ -18,14 +18,15 @@ NATIVE = sorted(p for p in (SOURCE / "backends" / "cpu" / "native").glob("*") if
 ALLOWED = {
     "errors": set(),
     "config": {"errors"},
+    "cores": set(),
     "ops": {"errors"},
     "quant": {"errors"},
     "text": {"errors"},
     "program": {"errors", "ops", "quant"},
     "models": {"errors", "ops", "program", "weights"},
     "weights": {"errors", "config", "quant", "models", "program"},
-    "backends": {"errors", "config", "ops", "quant", "program", "weights"},
-    "engine": {"errors", "config", "ops", "program", "models", "weights", "backends", "text"},
+    "backends": {"errors", "config", "cores", "ops", "quant", "program", "weights"},
+    "engine": {"errors", "config", "cores", "ops", "program", "models", "weights", "backends", "text"},
     "llm": {"errors", "config", "program", "engine", "text"},
     "server": {"errors", "config", "engine", "text", "weights"},
     "analysis": None,  # None: all but server

@@ -158,6 +158,6 @@ def test_a_model_opens_in_the_format_that_was_asked_for(tmp_path):
     assert set(formats(program).values()) == {"int8"}
     assert approximations(program) == (
         "weights rounded again to int8",
-        "activations int8 in groups of 32, two int8 terms in groups of 32",
+        "activations two int8 terms in groups of 32, int8 in groups of 32",
     )
     assert Reference.multiplies["int8"] == ("i8", "i8g32", "i8g32x2")

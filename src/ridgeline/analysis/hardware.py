@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 from ridgeline.analysis.probe import Probe
-from ridgeline.config import available_cores
+from ridgeline.cores import available_cores
 from ridgeline.errors import ConfigError
 
 FILE = "hardware.json"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from ridgeline.backends.base import Backend
-from ridgeline.config import EngineConfig, available_cores
+from ridgeline.config import EngineConfig
+from ridgeline.cores import hardware_threads
 from ridgeline.errors import ConfigError
 
 
@@ -13,14 +14,14 @@ def get_backend(config: EngineConfig) -> Backend:
         from ridgeline.backends.reference import Reference
 
         return Reference()
-    cores = available_cores()
-    if config.threads > cores:
-        raise ConfigError(f"threads {config.threads} are over the {cores} cores there are; they would wait in turn")
+    most = hardware_threads()
+    if config.threads > most:
+        raise ConfigError(f"threads {config.threads} are over the {most} cores there are; they would wait in turn")
     if config.backend == "torch":
         return _torch(config)
     from ridgeline.backends.cpu.backend import CPU
 
-    return CPU(threads=config.threads or cores, isa=config.isa)
+    return CPU(threads=config.threads, isa=config.isa, pin=config.pin)
 
 
 def _torch(config: EngineConfig) -> Backend:

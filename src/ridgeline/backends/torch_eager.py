@@ -22,7 +22,7 @@ from ridgeline.backends.base import MULTIPLIES, ReadWeight, Store, open_states, 
 from ridgeline.errors import ConfigError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.linear import QuantizedRows
-from ridgeline.ops.spec import OPS, TWO_TERMS, groups_of
+from ridgeline.ops.spec import OPS, TERM_RATIO, TWO_TERMS, groups_of
 from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Field, Program, State, Weight
@@ -136,12 +136,16 @@ def quantize_act(x: Any, *, dtype: str = "i8g32", threshold: float = 0.0) -> Any
         return x if dtype == "f32" else x.bfloat16().float()
     if dtype in TWO_TERMS:
         first = quantize_act(x, dtype=dtype[:-2])
-        second = quantize_act(x - dequantize(first), dtype=dtype[:-2])
+        second = _round(x - dequantize(first), dtype[:-2], first.scale / TERM_RATIO)
         both: Any = (torch.cat(pair, dim=1) for pair in ((first.q, second.q), (first.scale, second.scale)))
         return QuantizedRows(*both, x.shape[1], dtype)
+    return _round(x, dtype)
+
+
+def _round(x: Any, dtype: str, scale: Any = None) -> QuantizedRows:
     count, group = groups_of(dtype, x.shape[1])
     groups = F.pad(x, (0, count * group - x.shape[1])).unflatten(1, (count, group))
-    scale = groups.abs().amax(dim=2) / 127
+    scale = groups.abs().amax(dim=2) / 127 if scale is None else scale
     inverse = torch.where(scale > 0, 1 / scale, 0)
     q: Any = (groups * inverse[:, :, None]).round().to(torch.int8).flatten(1)
     return QuantizedRows(q, scale, x.shape[1], dtype)

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from ridgeline.cli.command import BadParameter, Option
 from ridgeline.cli.options import ENGINE, AsJson, takes
 from ridgeline.cli.output import emit_json, percent, say, size, tell
-from ridgeline.config import EngineConfig, available_cores
+from ridgeline.config import EngineConfig
+from ridgeline.cores import available_cores
 
 if TYPE_CHECKING:
     from ridgeline.analysis.hardware import Peaks

@@ -54,7 +54,8 @@ ENGINE_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[str, Option("Where backend torch runs: cpu, cuda or cuda:N.")],
         EngineConfig.device,
     ),
-    "threads": (Annotated[int, Option("Threads.", default="all cores")], 0),
+    "threads": (Annotated[int, Option("Threads.", default="all physical cores")], 0),
+    "pin": (Annotated[bool, Option("Keep each thread to a physical core of its own.", flag="--pin")], False),
     "activations": (
         Annotated[str, Option(_choice(ACTIVATIONS, "Rows of linears"))],
         EngineConfig.activations,

@@ -12,7 +12,8 @@ import msgspec
 
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
-from ridgeline.config import CacheConfig, EngineConfig, available_cores, available_memory
+from ridgeline.config import CacheConfig, EngineConfig, available_memory
+from ridgeline.cores import available_cores
 from ridgeline.engine.calibrate import Calibrator, text_of
 from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor

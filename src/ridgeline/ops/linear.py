@@ -14,6 +14,7 @@ import numpy as np
 from ridgeline.ops.attention import round_bf16
 from ridgeline.ops.spec import (
     INT8_GROUPS,
+    TERM_RATIO,
     TWO_TERMS,
     Array,
     Call,
@@ -89,7 +90,8 @@ def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> Q
     """Round rows [T, K] to `dtype`, half to even; values nearer to 0 than `threshold` become 0 first.
 
     int8 types have one scale = max|x| / 127 for each group of 32, 64 or 128 columns ("i8g32", ...) or for the row
-    ("i8"); columns that pad the last group are 0. In a type of two terms the second rounds what the first leaves.
+    ("i8"); columns that pad the last group are 0. In a type of two terms the second rounds what the first leaves,
+    with scales of a TERM_RATIOth.
     "bf16" rows are float32 arrays here, of values that bf16 has; "f32" rows are only cut off at the threshold.
     """
     if threshold > 0:
@@ -100,19 +102,20 @@ def quantize_act(x: Array, *, dtype: str = "i8g32", threshold: float = 0.0) -> Q
         return round_bf16(x)
     if dtype in TWO_TERMS:
         first = _round(x, dtype[:-2])
-        second = _round(x - first.float32(), dtype[:-2])
+        second = _round(x - first.float32(), dtype[:-2], first.scale / np.float32(TERM_RATIO))
         q = np.concatenate([first.q, second.q], axis=1)
         return QuantizedRows(q, np.concatenate([first.scale, second.scale], axis=1), x.shape[1], dtype)
     return _round(x, dtype)
 
 
-def _round(x: Array, dtype: str) -> QuantizedRows:
+def _round(x: Array, dtype: str, scale: Array | None = None) -> QuantizedRows:
     rows, k = x.shape
     groups, group = groups_of(dtype, k)
     padded = np.zeros((rows, groups * group), np.float32)
     padded[:, :k] = x
     split = padded.reshape(rows, groups, group)
-    scale = (np.abs(split).max(axis=2) / np.float32(127)).astype(np.float32)
+    if scale is None:
+        scale = (np.abs(split).max(axis=2) / np.float32(127)).astype(np.float32)
     inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
     q = np.rint(split * inverse[:, :, None]).astype(np.int8)
     return QuantizedRows(q.reshape(rows, groups * group), scale, k, dtype)

@@ -22,6 +22,7 @@ GROUP = 32  # columns that share a scale in rows of type i8g32; every int8 row i
 # int8 row types: columns per scale, 0 for the whole row. An "x2" row is two int8 rows, whose sum it means.
 INT8_GROUPS = {"i8g32": 32, "i8g64": 64, "i8g128": 128, "i8": 0, "i8g32x2": 32}
 TWO_TERMS = ("i8g32x2",)
+TERM_RATIO = 128  # of the scales of the two: what the first leaves is at most 64 steps of the second
 ROWS = ("f32", *INT8_GROUPS, "bf16")  # what linear's rows may be
 
 _BF16_GAP = 64  # bytes behind a row: rows 4 KiB apart would share cache sets

@@ -15,7 +15,7 @@ from ridgeline.backends.base import ReadWeight
 from ridgeline.backends.cpu import _native
 from ridgeline.backends.cpu.panels import UNPACKED, Panels
 from ridgeline.backends.cpu.record import MULTIPLIES, Extents, Record, encode
-from ridgeline.config import available_cores
+from ridgeline.cores import available_cores, physical_cores
 from ridgeline.errors import ConfigError
 from ridgeline.ops.attention import PAGE
 from ridgeline.program.batch import WANT_HIDDEN, WANT_IDS, WANT_LOGITS, Batch, BatchLayout, StepResult
@@ -37,9 +37,9 @@ _DTYPES = {"f32": np.float32, "i32": np.int32}
 class CPU:
     """Backend of any CPU; x86-64 has kernels for AVX2, AVX-512 with VNNI, and that with BF16.
 
-    `threads` 0 takes all available cores. `isa` forces a level: "portable" (runs anywhere), "avx2", "avx512" or
-    "avx512bf16"; "" takes the best. Raises ConfigError for a level this machine lacks and for more threads than it can
-    use.
+    `threads` 0 takes all available cores; with `pin` each keeps to one physical core. `isa` forces a level: "portable"
+    (runs anywhere), "avx2", "avx512" or "avx512bf16"; "" takes the best. Raises ConfigError for a level this machine
+    lacks and for more threads than it can use.
     """
 
     name = "cpu"
@@ -51,9 +51,9 @@ class CPU:
     multiplies: Mapping[str, tuple[str, ...]] = MULTIPLIES
     unpacks_to = ""
 
-    def __init__(self, threads: int, isa: str = "") -> None:
+    def __init__(self, threads: int, isa: str = "", pin: bool = False) -> None:
         self.isa = _level(isa)
-        self.pool = _pool(threads or available_cores())
+        self.pool = _pool(threads or available_cores(), pin)
 
     def compile(
         self, program: Program, read: ReadWeight, layout: BatchLayout, pages: int, packed: PackedWeights | None = None
@@ -86,14 +86,19 @@ def _level(isa: str) -> str:
         raise ConfigError(f"this machine cannot run isa {isa!r}; its best is {_native.isa()!r}") from None
 
 
-def _pool(threads: int) -> _native.Pool:
+def _pool(threads: int, pin: bool) -> _native.Pool:
     most = max(_THREADS, os.cpu_count() or 1)
     if not 0 < threads <= most:
         raise ConfigError(f"threads is {threads}; this machine has {os.cpu_count()} cores: set 0 (all) to {most}")
+    cores = physical_cores() if pin else ()
+    if pin and threads > len(cores):
+        raise ConfigError(f"{threads} threads cannot be pinned to the {len(cores)} physical cores there are; set fewer")
     try:
-        return _native.Pool(threads)
+        return _native.Pool(threads, cores[:threads])
     except RuntimeError as wrong:
-        raise ConfigError(f"the system does not start {threads} threads ({wrong}); set fewer") from wrong
+        pinned = f" pinned to cores {', '.join(map(str, cores[:threads]))}" if pin else ""
+        advice = "set fewer" + (", or do not pin" if pin else "")
+        raise ConfigError(f"the system does not start {threads} threads{pinned} ({wrong}); {advice}") from wrong
 
 
 class CPUStep:

@@ -23,8 +23,9 @@ def quantize_activations(program: Program, multiplies: Multiplies, choice: str =
 
     "auto": all types. "int8": only int8 ones, "bf16": only bf16. Int8 rows with one scale ("i8") are taken where their
     loss is small: into smoothed weights, and from attention beside them; with "int8-row" wherever there is a kernel.
-    The head, which alone makes a third of the loss, reads rows of two terms in "auto" where there is a kernel. Rows
-    used by several linears are quantised once for each type.
+    The head and what makes queries, keys and values read rows of two terms in "auto" where there is a kernel: each of
+    the two would make about a third of the loss (docs/log.md). Rows used by several linears are quantised once for
+    each type.
     """
     fresh = iter(range(next_id(program), 1 << 62))
     return replace(
@@ -34,13 +35,14 @@ def quantize_activations(program: Program, multiplies: Multiplies, choice: str =
     )
 
 
-def row_type(able: tuple[str, ...], choice: str, even: bool, head: bool) -> str:
-    """The type of rows, among those a backend is `able` to multiply. `even`: no columns stand far above the others."""
+def row_type(able: tuple[str, ...], choice: str, even: bool, sensitive: bool) -> str:
+    """The type of rows, among those a backend is `able` to multiply. `even`: no columns stand far above the others;
+    `sensitive`: worth two terms."""
     allowed = [dtype for dtype in able if _allowed(dtype, choice, even)]
     if not allowed:
         return "f32"
     finer = f"{allowed[0]}x2"
-    return finer if head and choice == "auto" and finer in able else allowed[0]
+    return finer if sensitive and choice == "auto" and finer in able else allowed[0]
 
 
 def _allowed(dtype: str, choice: str, even: bool) -> bool:
@@ -59,7 +61,7 @@ def _quantize(entry: Entry, multiplies: Multiplies, choice: str, head: bool, fre
         dtype = "f32"
         if instr.op == "linear" and isinstance(w, Weight) and isinstance(x, View):
             even = bool(w.smooth) or x.buffer.id in attended
-            dtype = row_type(multiplies.get(w.format, ()), choice, even, head)
+            dtype = row_type(multiplies.get(w.format, ()), choice, even, head or "heads" in w.axes[0])
         if dtype == "f32" or not isinstance(x, View):
             instrs.append(instr)
             continue

@@ -29,6 +29,9 @@ struct View {
   float* row(int64_t r) const { return data + r * stride; }
 };
 
+// What the first of two int8 terms leaves is at most half of its scale, 64 steps of the second.
+constexpr int32_t TERM_RATIO = 128;
+
 // int8 activations. A row is [q int8 x K'][scale f32 x groups][sum i32 x groups], K' = K padded to whole
 // groups (one group: to 32), and sum[g] the sum of group g's q.
 struct QuantizedView {
@@ -36,10 +39,13 @@ struct QuantizedView {
   int64_t stride;  // bytes from row to row
   int64_t rows, padded, groups;
   int64_t group;  // columns that share a scale; 0: all
-  int64_t terms;  // 2: the bytes of a row are those of two rows, one after the other, whose sum it means
+  // 2: the bytes of a row are those of two rows, one after the other, whose sum it means. The second's scales
+  // are the first's over TERM_RATIO, so that their integers can be added before they are scaled.
+  int64_t terms;
   int8_t* q(int64_t r) const { return (int8_t*)(data + r * stride); }
   float* scale(int64_t r) const { return (float*)(data + r * stride + padded); }
   int32_t* sum(int64_t r) const { return (int32_t*)(data + r * stride + padded + groups * 4); }
+  QuantizedView second() const { return {data + stride / 2, stride, rows, padded, groups, group, terms}; }
 };
 
 // bfloat16 activations; a row of odd length has a zero behind it.

@@ -102,11 +102,12 @@ RL_INLINE i32x16 total_of(const RowPointers<M>& q, const RowPointers<M>& totals,
   }
 }
 
-// One group of a unit: integer dot products, then scales and minima in floats.
-template <Format F, int M>
-RL_INLINE void add_group(f32x16 (&sums)[M][2], const uint8_t* unit, const uint8_t* tail,
+// One group of a unit: integer dot products, added up over a row's terms, then scales and minima in floats.
+template <Format F, int TERMS, int ROWS, int M>
+RL_INLINE void add_group(f32x16 (&sums)[ROWS][2], const uint8_t* unit, const uint8_t* tail,
                          const RowPointers<M>& q, const RowPointers<M>& scales, const RowPointers<M>& totals,
                          int64_t u, int64_t g) {
+  static_assert(M == ROWS * TERMS, "a row of pointers for each term");
   constexpr Layout l = layout(F);
   typedef RowPointers<M> Rows;
   Dots<M> dots;
@@ -122,20 +123,27 @@ RL_INLINE void add_group(f32x16 (&sums)[M][2], const uint8_t* unit, const uint8_
     f32x16 scale = {}, minimum = {};
     if constexpr (l.scales != Scales::channel) scale = scales_of<F>(behind, tail, v);
     if constexpr (l.has_minima()) minimum = minima_of<F>(behind, tail, v);
-    RL_FOR (m, M) {
-      const f32x16 dot = to_f32(dots[m][v]), x_scale = splat(Rows::template read<float>(scales, m, u));
+    RL_FOR (m, ROWS) {
+      constexpr int LAST = TERMS - 1;
+      i32x16 both = dots[m * TERMS + LAST][v];
+      if constexpr (TERMS == 2) both = both + dots[m * TERMS][v] * TERM_RATIO;
+      const f32x16 dot = to_f32(both),
+                   x_scale = splat(Rows::template read<float>(scales, m * TERMS + LAST, u));
       if constexpr (l.scales == Scales::channel)
         sums[m][v] = fma(dot, x_scale, sums[m][v]);
       else
         sums[m][v] = fma(dot * x_scale, scale, sums[m][v]);
-      if constexpr (l.has_minima())
-        sums[m][v] = fma(to_f32(total_of<F, M>(q, totals, m, u, g, 1)) * x_scale, minimum, sums[m][v]);
+      if constexpr (l.has_minima()) {
+        i32x16 total = total_of<F, M>(q, totals, m * TERMS + LAST, u, g, 1);
+        if constexpr (TERMS == 2) total = total + total_of<F, M>(q, totals, m * TERMS, u, g, TERM_RATIO);
+        sums[m][v] = fma(to_f32(total) * x_scale, minimum, sums[m][v]);
+      }
     }
   }
 }
 
-// Activations with a scale for each unit of the weight; rows of two terms are two rows until the sums are
-// done.
+// Activations with a scale for each unit of the weight; of two terms, each is a row of its own to the dot
+// products.
 template <Format F, int TERMS>
 struct GroupTile {
   template <int ROWS>
@@ -148,22 +156,18 @@ struct GroupTile {
     const int64_t stride = x.stride / TERMS;
     Rows q = Rows::at(x.q(row), stride), scales = Rows::at(x.scale(row), stride),
          totals = Rows::at(x.sum(row), stride);
-    f32x16 sums[M][2] = {};
+    f32x16 sums[ROWS][2] = {};
     for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
       Panel::fetch(w, at, l.unit_bytes(), wait);
       for (int64_t g = 0; g < l.unit() / l.group; g++)
-        add_group<F, M>(sums, at, tail, q, scales, totals, u, g);
+        add_group<F, TERMS, ROWS, M>(sums, at, tail, q, scales, totals, u, g);
       Rows::advance(q, l.unit());
       if (l.is_super() && u % (SUPER / l.unit()) == SUPER / l.unit() - 1) tail += l.tail_bytes();
     }
     if constexpr (l.scales == Scales::channel)
       RL_FOR (v, 2)
-        RL_FOR (m, M) sums[m][v] = sums[m][v] * scales_of<F>(nullptr, tail, v);
-    f32x16 rows[ROWS][2];
-    RL_FOR (v, 2)
-      RL_FOR (m, ROWS)
-        rows[m][v] = TERMS == 1 ? sums[m][v] : sums[TERMS * m][v] + sums[TERMS * m + TERMS - 1][v];
-    store_tile(rows, bias, y, w.index, row);
+        RL_FOR (m, ROWS) sums[m][v] = sums[m][v] * scales_of<F>(nullptr, tail, v);
+    store_tile(sums, bias, y, w.index, row);
   }
 };
 

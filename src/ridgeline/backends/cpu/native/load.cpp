@@ -9,6 +9,8 @@
 #include <stdexcept>
 #include <string>
 
+#include "kernels.h"
+
 namespace ridgeline {
 namespace {
 
@@ -34,18 +36,18 @@ bool read_all(int fd, uint8_t* out, int64_t bytes, int64_t at) {
   return true;
 }
 
-// Calls visit(w, from, to) on each thread's share of each weight, cut in chunks; the same halves as in
-// packing.
+// Calls visit(w, from, to) on each thread's share of each weight, cut in chunks; the same shares as in
+// packing and in a step.
 template <class Visit>
 std::vector<uint64_t> shared(Pool& pool, const std::vector<Stored>& weights, const Visit& visit) {
   std::vector<std::atomic<uint64_t>> sums(weights.size());
   pool.run([&](int thread) {
     for (size_t p = 0; p < weights.size(); p++) {
       const Stored& w = weights[p];
-      const int64_t panels = w.bytes / w.panel_bytes, threads = pool.threads();
-      const int64_t stop = panels * (thread + 1) / threads * w.panel_bytes;
+      const Span mine = share(w.bytes / w.panel_bytes, thread, pool.threads());
+      const int64_t stop = mine.end * w.panel_bytes;
       uint64_t sum = 0;
-      for (int64_t at = panels * thread / threads * w.panel_bytes; at < stop; at += CHUNK)
+      for (int64_t at = mine.begin * w.panel_bytes; at < stop; at += CHUNK)
         sum += visit(w, at, std::min(at + CHUNK, stop));
       sums[p].fetch_add(sum, std::memory_order_relaxed);
     }

@@ -174,7 +174,9 @@ NB_MODULE(_native, m) {
   m.def("counts", counts, "Bytes and multiply-adds since this was last asked, by op and kind");
 #endif
 
-  nb::class_<Pool>(m, "Pool").def(nb::init<int>(), nb::arg("threads")).def_prop_ro("threads", &Pool::threads);
+  nb::class_<Pool>(m, "Pool")
+      .def(nb::init<int, std::vector<int>>(), nb::arg("threads"), nb::arg("cpus") = std::vector<int>())
+      .def_prop_ro("threads", &Pool::threads);
 
   nb::class_<HugeMemory>(m, "Memory")
       .def(nb::init<size_t>(), nb::arg("nbytes"))

@@ -9,6 +9,7 @@
 
 #include "blocks.h"
 #include "half.h"
+#include "kernels.h"
 
 namespace ridgeline {
 namespace {
@@ -233,11 +234,10 @@ Weight pack(Pool& pool, const char* format, const uint8_t* raw, size_t raw_bytes
   if ((uint64_t)raw_bytes != (uint64_t)row_bytes(s, cols) * (uint64_t)rows)
     throw std::invalid_argument(std::string(s.name) + " weight does not fit its " +
                                 std::to_string(raw_bytes) + " bytes");
-  // The same halves as in a step, so that the thread that will read a panel also touches it first.
+  // The same shares as in a step, so that the thread that will read a panel also touches it first.
   pool.run([&](int thread) {
-    const int64_t panels = w.panels(), threads = pool.threads();
-    for (int64_t p = panels * thread / threads; p < panels * (thread + 1) / threads; p++)
-      pack_panel(s, w, raw, p, out + p * w.panel_bytes());
+    const Span mine = share(w.panels(), thread, pool.threads());
+    for (int64_t p = mine.begin; p < mine.end; p++) pack_panel(s, w, raw, p, out + p * w.panel_bytes());
   });
   w.data = out;
   return w;

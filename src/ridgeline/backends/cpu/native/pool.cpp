@@ -1,8 +1,17 @@
 #include "pool.h"
 
+#include <errno.h>
+
 #include <algorithm>
 #include <stdexcept>
+#include <string>
+#include <system_error>
+#include <utility>
 
+#if defined(__linux__)
+#include <pthread.h>
+#include <sched.h>
+#endif
 #if defined(__x86_64__)
 #include <immintrin.h>
 #endif
@@ -68,14 +77,75 @@ void Contention::ran(std::chrono::nanoseconds took, std::chrono::nanoseconds los
   until_.store(std::chrono::steady_clock::now() + pause_, std::memory_order_relaxed);
 }
 
-static int at_least_one(int threads) {
+#if defined(__linux__)
+typedef cpu_set_t Cpus;
+
+static Cpus only(int cpu) {
+  Cpus one;
+  CPU_ZERO(&one);
+  if (cpu < CPU_SETSIZE) CPU_SET(cpu, &one);  // none at all is refused
+  return one;
+}
+
+static Cpus allowed() {
+  Cpus now;
+  CPU_ZERO(&now);
+  pthread_getaffinity_np(pthread_self(), sizeof now, &now);
+  return now;
+}
+
+static int allow(const Cpus& cpus) {
+  return pthread_setaffinity_np(pthread_self(), sizeof cpus, &cpus);
+}
+#else
+struct Cpus {};
+
+static Cpus only(int) {
+  return {};
+}
+
+static Cpus allowed() {
+  return {};
+}
+
+static int allow(const Cpus&) {
+  return ENOTSUP;
+}
+#endif
+
+// Binds whoever makes it to a cpu while it lives; -1: to none.
+struct Binding {
+  const bool binds;
+  const Cpus before;
+  const int error;  // of the system; 0 where it is bound
+
+  explicit Binding(int cpu)
+      : binds(cpu >= 0), before(binds ? allowed() : Cpus{}), error(binds ? allow(only(cpu)) : 0) {}
+  ~Binding() {
+    if (binds && error == 0) allow(before);
+  }
+  Binding(const Binding&) = delete;
+  Binding& operator=(const Binding&) = delete;
+};
+
+static int checked(int threads, const std::vector<int>& cpus) {
   if (threads < 1) throw std::invalid_argument("a pool has at least one thread");
+  if (!cpus.empty() && cpus.size() != (size_t)threads)
+    throw std::invalid_argument("a pool that is bound has one cpu for each thread");
+  for (int cpu : cpus)
+    if (cpu < 0) throw std::invalid_argument("cpus are numbered from 0");
   return threads;
 }
 
-Pool::Pool(int threads) : threads_(at_least_one(threads)), barrier_(threads) {
+Pool::Pool(int threads, std::vector<int> cpus)
+    : threads_(checked(threads, cpus)), cpus_(std::move(cpus)), barrier_(threads) {
   try {
-    for (int t = 1; t < threads; t++) others_.emplace_back([this, t] { serve(t); });
+    for (int t = 0; t < threads; t++) {
+      const Binding here(cpu(t));  // a thread inherits the affinity of the one that starts it
+      if (here.error != 0)
+        throw std::system_error(here.error, std::generic_category(), "cpu " + std::to_string(cpu(t)));
+      if (t > 0) others_.emplace_back([this, t] { serve(t); });
+    }
   } catch (...) {
     stop();  // a thread that is still joinable when destroyed ends the process
     throw;
@@ -98,6 +168,7 @@ void Pool::stop() {
 
 void Pool::run(const std::function<void(int)>& work, const Rest* rest) {
   std::lock_guard<std::mutex> alone(running_);
+  const Binding here(cpu(0));  // a cpu that has left our cpuset by now is no reason to stop
   work_ = &work;
   rest_ = rest;
   if (threads_ > 1) {

@@ -47,8 +47,10 @@ class Contention {
 // `run` may be called from one thread at a time; that caller is thread 0 of the pool.
 class Pool {
  public:
-  // Throws std::invalid_argument below one thread, std::system_error where the system starts no more.
-  explicit Pool(int threads);
+  // Thread t runs on cpu `cpus[t]` only; none given: wherever the system puts it. The caller is bound while
+  // it is in `run`, and then has its own affinity again. Throws std::invalid_argument below one thread and
+  // for cpus of another number, std::system_error where the system starts no more or refuses a cpu.
+  explicit Pool(int threads, std::vector<int> cpus = {});
   ~Pool();
   Pool(const Pool&) = delete;
   Pool& operator=(const Pool&) = delete;
@@ -66,11 +68,13 @@ class Pool {
   void run(const std::function<void(int)>& work, const Rest* rest = nullptr);
 
  private:
+  int cpu(int thread) const { return cpus_.empty() ? -1 : cpus_[thread]; }
   void serve(int thread);
   void stop();
   uint32_t await(uint32_t seen);
 
   const int threads_;
+  const std::vector<int> cpus_;
   Barrier barrier_;
   Contention contention_;
   const std::function<void(int)>* work_ = nullptr;  // null while stopping

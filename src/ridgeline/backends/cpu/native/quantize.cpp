@@ -47,24 +47,20 @@ RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, floa
   return sum(sums);
 }
 
-// Two terms in groups of 32: the second rounds what the first leaves.
-RL_INLINE void quantize_two(const View& x, const QuantizedView& out, float threshold, int64_t r) {
-  for (int64_t g = 0; g < out.groups; g++) {
-    const int64_t at = g * GROUP, left = x.cols - at < GROUP ? x.cols - at : GROUP;
-    float rest[GROUP] = {};
-    for_vectors(left, [&](int64_t c, int64_t n) {
-      write(rest + c, cut_off(read(x.row(r) + at + c, n), threshold), n);
-    });
-    for (int64_t term = 0; term < 2; term++) {
-      const int64_t shift = term * out.stride / 2;
-      float *scale = (float*)((uint8_t*)out.scale(r) + shift) + g, inverse[LANES];
-      int8_t* q = out.q(r) + shift + at;
-      *scale = largest_magnitude(rest, GROUP) / 127.0f;
-      store(inverse, inverse_of(splat(*scale)));
-      *((int32_t*)((uint8_t*)out.sum(r) + shift) + g) = quantize_group(rest, GROUP, GROUP, 0, inverse[0], q);
-      for (int64_t i = 0; i < GROUP; i++) rest[i] -= (float)q[i] * *scale;
-    }
+// The second term of a group that `scale` and `inverse` have rounded: what that left, in steps of a
+// TERM_RATIOth.
+RL_INLINE int32_t quantize_rest(const float* x, int64_t n, int64_t padded, float threshold, float scale,
+                                float inverse, float finer, int8_t* q) {
+  i32x16 sums = {};
+  for (int64_t c = 0; c < padded; c += LANES) {
+    const f32x16 part = cut_off(n - c >= LANES ? load(x + c)
+                                : n > c        ? load_part(x + c, n - c)
+                                               : f32x16{},
+                                threshold);
+    const f32x16 rest = part - round_even(part * inverse) * scale;
+    sums = store_int8(q + c, finer != 0 ? rest * finer : f32x16{}, sums);
   }
+  return sum(sums);
 }
 
 }  // namespace
@@ -74,22 +70,28 @@ void quantize(const View& x, const QuantizedView& out, float threshold, Span row
   const auto left = [&](int64_t g) { return x.cols - g * group < group ? x.cols - g * group : group; };
   for (int64_t r = rows.begin; r < rows.end; r++) {
     count(Counted::acts, x.cols * 4 + out.stride);
-    if (out.terms == 2) {
-      quantize_two(x, out, threshold, r);
-      continue;
-    }
     for (int64_t at = 0; at < out.groups; at += LANES) {  // divisions side by side
       const int64_t count = out.groups - at < LANES ? out.groups - at : LANES;
-      float top[LANES] = {}, inverse[LANES];
+      float top[LANES] = {}, scales[LANES], inverse[LANES], finer[LANES];
       for (int64_t i = 0; i < count; i++)
         top[i] = largest_magnitude(x.row(r) + (at + i) * group, left(at + i));
       const f32x16 scale = cut_off(load(top), threshold) / 127.0f;  // a group may be 0 altogether
+      store(scales, scale);
       store(inverse, inverse_of(scale));
       write(out.scale(r) + at, scale, count);
       for (int64_t i = 0; i < count; i++) {
         const int64_t first = (at + i) * group;
         out.sum(r)[at + i] =
             quantize_group(x.row(r) + first, left(at + i), group, threshold, inverse[i], out.q(r) + first);
+      }
+      if (out.terms == 1) continue;
+      const QuantizedView second = out.second();
+      store(finer, inverse_of(scale / (float)TERM_RATIO));
+      write(second.scale(r) + at, scale / (float)TERM_RATIO, count);
+      for (int64_t i = 0; i < count; i++) {
+        const int64_t first = (at + i) * group;
+        second.sum(r)[at + i] = quantize_rest(x.row(r) + first, left(at + i), group, threshold, scales[i],
+                                              inverse[i], finer[i], second.q(r) + first);
       }
     }
   }
