@@ -27,6 +27,7 @@ struct View {
   float* data;
   int64_t stride, rows, cols;
   float* row(int64_t r) const { return data + r * stride; }
+  View part(Span s) const { return {row(s.begin), stride, s.end - s.begin, cols}; }
 };
 
 // What the first of two int8 terms leaves is at most half of its scale, 64 steps of the second.
@@ -45,6 +46,9 @@ struct QuantizedView {
   int8_t* q(int64_t r) const { return (int8_t*)(data + r * stride); }
   float* scale(int64_t r) const { return (float*)(data + r * stride + padded); }
   int32_t* sum(int64_t r) const { return (int32_t*)(data + r * stride + padded + groups * 4); }
+  QuantizedView part(Span s) const {
+    return {data + s.begin * stride, stride, s.end - s.begin, padded, groups, group, terms};
+  }
   QuantizedView second() const { return {data + stride / 2, stride, rows, padded, groups, group, terms}; }
 };
 
@@ -53,6 +57,7 @@ struct Bf16View {
   uint16_t* data;
   int64_t stride, rows, cols;  // stride in elements
   uint16_t* row(int64_t r) const { return data + r * stride; }
+  Bf16View part(Span s) const { return {row(s.begin), stride, s.end - s.begin, cols}; }
 };
 
 struct AttentionArgs {

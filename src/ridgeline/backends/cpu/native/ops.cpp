@@ -37,21 +37,31 @@ void run_rope(const Instr& i, const Frame& f) {
   f.kernels.rope(x, f.view(i.operands[1]), f.output(i, 0), {i.ints[0], i.ints[1] != 0}, f.rows(i));
 }
 
-void run_linear(const Instr& i, const Frame& f) {
+constexpr int64_t OWN_ROWS = 32;
+
+// A thread takes its panels for all rows; or all panels for its own rows, if it has so many: they then stay
+// in its caches from one instruction to the next, and the panels are read often enough to be worth reading
+// twice.
+template <auto Kernel, class X>
+void multiply(const Instr& i, const Frame& f, const X& x) {
   const Weight& w = f.weight(i.operands[1]);
-  f.kernels.linear(f.view(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0), f.mine(w.panels()));
+  const View y = f.output(i, 0);
+  const float* bias = f.vector(i.operands[2]);
+  if (x.rows < OWN_ROWS * f.threads) return (f.kernels.*Kernel)(x, w, bias, y, f.mine(w.panels()));
+  const Span mine = f.mine(x.rows);
+  (f.kernels.*Kernel)(x.part(mine), w, bias, y.part(mine), {0, w.panels()});
+}
+
+void run_linear(const Instr& i, const Frame& f) {
+  multiply<&Kernels::linear>(i, f, f.view(i.operands[0]));
 }
 
 void run_linear_i8(const Instr& i, const Frame& f) {
-  const Weight& w = f.weight(i.operands[1]);
-  f.kernels.linear_i8(f.quantized(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0),
-                      f.mine(w.panels()));
+  multiply<&Kernels::linear_i8>(i, f, f.quantized(i.operands[0]));
 }
 
 void run_linear_bf16(const Instr& i, const Frame& f) {
-  const Weight& w = f.weight(i.operands[1]);
-  f.kernels.linear_bf16(f.bf16(i.operands[0]), w, f.vector(i.operands[2]), f.output(i, 0),
-                        f.mine(w.panels()));
+  multiply<&Kernels::linear_bf16>(i, f, f.bf16(i.operands[0]));
 }
 
 void run_round_bf16(const Instr& i, const Frame& f) {
