@@ -44,6 +44,17 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
             assert np.abs(got.hidden - want.hidden).max() < 2e-4 * np.abs(want.hidden).max()
 
 
+@pytest.mark.parametrize("threads", [2, 5])
+@pytest.mark.parametrize("fused", [True, False])
+def test_threads_take_rows_of_another(threads: int, fused: bool) -> None:
+    """More threads than cores lose theirs all the time; unfused linears follow each other without meeting."""
+    p = program("q4_1", int8=True, fused=fused)
+    whole = logits(cpu_step(p, "q4_1", 1), IDS, ())
+    step = cpu_step(p, "q4_1", threads)
+    for _ in range(15):
+        assert np.array_equal(logits(step, IDS, ()), whole)
+
+
 @pytest.mark.parametrize("isa", ISAS)
 @pytest.mark.parametrize(
     ("weights", "kv", "int8"),

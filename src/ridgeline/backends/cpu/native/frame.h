@@ -4,6 +4,7 @@
 
 #include "pool.h"
 #include "program.h"
+#include "shares.h"
 
 namespace ridgeline {
 
@@ -21,6 +22,7 @@ struct Frame {
   int64_t scratch_bytes;
   Piece* pieces;  // of all rows of logits
   Barrier& barrier;
+  Shares& shares;
   int thread, threads;
 
   int64_t size(int64_t axis) const { return ((const int64_t*)batch)[axis]; }

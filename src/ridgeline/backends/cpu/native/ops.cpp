@@ -41,15 +41,16 @@ constexpr int64_t OWN_ROWS = 32;
 
 // A thread takes its panels for all rows; or all panels for its own rows, if it has so many: they then stay
 // in its caches from one instruction to the next, and the panels are read often enough to be worth reading
-// twice.
+// twice. A thread that loses its core for a while is helped out.
 template <auto Kernel, class X>
 void multiply(const Instr& i, const Frame& f, const X& x) {
   const Weight& w = f.weight(i.operands[1]);
   const View y = f.output(i, 0);
   const float* bias = f.vector(i.operands[2]);
-  if (x.rows < OWN_ROWS * f.threads) return (f.kernels.*Kernel)(x, w, bias, y, f.mine(w.panels()));
-  const Span mine = f.mine(x.rows);
-  (f.kernels.*Kernel)(x.part(mine), w, bias, y.part(mine), {0, w.panels()});
+  if (f.threads == 1 || x.rows < OWN_ROWS * f.threads)
+    return (f.kernels.*Kernel)(x, w, bias, y, f.mine(w.panels()));
+  f.shares.run(f.thread, x.rows,
+               [&](Span rows) { (f.kernels.*Kernel)(x.part(rows), w, bias, y.part(rows), {0, w.panels()}); });
 }
 
 void run_linear(const Instr& i, const Frame& f) {

@@ -95,6 +95,7 @@ Step::Step(Pool& pool, const Kernels& kernels, Program program, std::vector<cons
       scratch_((size_t)(scratch_bytes_ * pool.threads())),
       held_((size_t)(program_.held_rows * program_.held_cols) * sizeof(float)),
       pieces_((size_t)piece_bytes(program_), false),
+      shares_(pool.threads()),
       own_((size_t)(program_.arena_bytes * pool.threads()), false) {}
 
 // Threads may still be reading ahead.
@@ -121,6 +122,7 @@ Frame Step::frame(const uint8_t* batch, int thread, bool alone) {
           scratch_bytes_,
           (Piece*)pieces_.data(),
           alone ? lone_ : pool_.barrier(),
+          shares_,
           thread,
           alone ? 1 : pool_.threads()};
 }

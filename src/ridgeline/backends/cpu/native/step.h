@@ -44,6 +44,7 @@ class Step {
   int64_t scratch_bytes_;
   HugeMemory scratch_, held_, pieces_;
   Barrier lone_{1};
+  Shares shares_;
   const Pool::Rest rest_ = [this](int thread, int64_t n) { return read_ahead(thread, n); };
   HugeMemory own_;  // an arena for each thread, of which steps of one row touch little
 };
