@@ -49,6 +49,7 @@ void multiply(const Instr& i, const Frame& f, const X& x) {
   const float* bias = f.vector(i.operands[2]);
   if (f.threads == 1 || x.rows < OWN_ROWS * f.threads)
     return (f.kernels.*Kernel)(x, w, bias, y, f.mine(w.panels()));
+  f.barrier.wait(f.thread);  // linears of one input follow each other without one
   f.shares.run(f.thread, x.rows,
                [&](Span rows) { (f.kernels.*Kernel)(x.part(rows), w, bias, y.part(rows), {0, w.panels()}); });
 }

@@ -14,18 +14,18 @@ class Shares {
  public:
   explicit Shares(int threads) : threads_(threads), slots_(new Slot[threads]) {}
 
-  // Runs work(rows) until none of n rows is left to begin. All threads call this with the same n in the same
-  // order.
+  // Runs work(rows) until none of n rows is left to begin. All threads call this with the same n, and meet
+  // before.
   template <class Work>
   void run(int thread, int64_t n, const Work& work) {
-    const uint64_t round = ++slots_[thread].round & ROUNDS;
+    const uint64_t round = ++slots_[thread].round & (~uint64_t(0) >> 2 * BITS);
     for (int i = 0; i < threads_; i++)
       for (Span rows; (rows = take((thread + i) % threads_, i == 0, round, n)).begin < rows.end;) work(rows);
   }
 
  private:
   static constexpr int BITS = 22;  // of a row number
-  static constexpr uint64_t MASK = (uint64_t(1) << BITS) - 1, ROUNDS = ~uint64_t(0) >> 2 * BITS;
+  static constexpr uint64_t MASK = (uint64_t(1) << BITS) - 1;
   static constexpr int64_t LEAST = 16;
   struct alignas(128) Slot {
     std::atomic<uint64_t> left{0};  // [round][begin][end]
@@ -37,13 +37,7 @@ class Shares {
     uint64_t seen = slot.load(std::memory_order_relaxed);
     for (;;) {
       Span left{(int64_t)(seen >> BITS & MASK), (int64_t)(seen & MASK)};
-      if (seen >> 2 * BITS != round) {
-        // Two rounds need no barrier in between: who is ahead has nothing to give to those behind, and lets
-        // be what they have left.
-        const bool ahead = (((seen >> 2 * BITS) - round) & ROUNDS) <= ROUNDS / 2;
-        if (ahead || (!own && left.begin < left.end)) return {0, 0};
-        left = share(n, owner, threads_);  // the first to come
-      }
+      if (seen >> 2 * BITS != round) left = share(n, owner, threads_);  // the first to come
       const int64_t rows = left.end - left.begin, half = rows / 2 > LEAST ? rows / 2 : LEAST;
       const int64_t count = half < rows ? half : rows, at = own ? left.begin + count : left.end - count;
       const Span taken = own ? Span{left.begin, at} : Span{at, left.end};
