@@ -21,7 +21,7 @@ import numpy as np
 from ridgeline import ops  # noqa: F401  (fills the op table)
 from ridgeline.analysis.probe import Probe
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.backend import CPU
+from ridgeline.backends.cpu.backend import CPU, PAGE_RUN
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.config import KV_FORMATS
 from ridgeline.cores import available_cores
@@ -52,8 +52,8 @@ class Bench:
         plan = plan_memory(entry, None)
         sizes = dict.fromkeys(HEADER[4:], 0)
         record = encode(entry, plan, Extents(slots, batch.nbytes, sizes, ("g",), pages.size))
-        runs = -(-pages.size // 4) * 4  # pages of a layer lie together by four
-        self.kv = _native.Memory(int(runs * PAGE * self.layers * self.token_bytes) + 64)
+        held = -(-pages.size // PAGE_RUN) * PAGE_RUN
+        self.kv = _native.Memory(int(held * PAGE * self.layers * self.token_bytes) + 64)
         self.arena = _native.Memory(plan.nbytes + 64)
         self.kv.array().view(np.uint8)[:] = 0x3C
         rows = np.random.default_rng(0).standard_normal(plan.nbytes // 4, dtype=np.float32)

@@ -47,7 +47,7 @@ def test_oracle(weights: str, kv: str, int8: bool, config: dict, isa: str) -> No
 @pytest.mark.parametrize("threads", [2, 5])
 @pytest.mark.parametrize("fused", [True, False])
 def test_threads_take_rows_of_another(threads: int, fused: bool) -> None:
-    """More threads than cores lose theirs all the time; unfused linears follow each other without meeting."""
+    """With more threads than cores some are always late; unfused linears follow each other. Bits stay those of one."""
     p = program("q4_1", int8=True, fused=fused)
     whole = logits(cpu_step(p, "q4_1", 1), IDS, ())
     step = cpu_step(p, "q4_1", threads)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
 
 _SLACK = 64  # vector loads may run past the last value of the last page
-_PAGE_RUN = 4  # pages of a layer that lie together: kv.h
+PAGE_RUN = 4  # pages of a layer that lie together: kv.h
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
@@ -174,4 +174,4 @@ def kv_bytes(program: Program, pages: int) -> int:
     """Bytes of the pool that all state groups share: [run of pages][layer][page]."""
     layers = max((s.layers for s in program.states), default=0)
     layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
-    return -(-pages // _PAGE_RUN) * _PAGE_RUN * layers * layer_page + _SLACK
+    return -(-pages // PAGE_RUN) * PAGE_RUN * layers * layer_page + _SLACK
