@@ -94,11 +94,11 @@ class Budget:
         if isinstance(value, str):
             self.reserve(len(value))
             return len(value), 0
-        if isinstance(value, _CONTAINERS):
-            return self._container_shape(value)
-        if isinstance(value, int) and value.bit_length() > self.limits.integer_bits:
-            raise TemplateError(f"the chat template uses an integer of more than {self.limits.integer_bits} bits")
-        return _NODE, 0
+        if isinstance(value, int):  # before the containers: asking a view's abstract class is slow
+            if value.bit_length() > self.limits.integer_bits:
+                raise TemplateError(f"the chat template uses an integer of more than {self.limits.integer_bits} bits")
+            return _NODE, 0
+        return self._container_shape(value) if isinstance(value, _CONTAINERS) else (_NODE, 0)
 
     def _container_shape(self, value: Any) -> tuple[int, int]:
         known = self._shapes.get(id(value))
@@ -108,8 +108,10 @@ class Budget:
         for child in _children(value):
             child_size, child_depth = self.shape(child)
             size += _NODE + child_size
-            depth = max(depth, child_depth)
-            self.reserve(size)
+            if child_depth > depth:
+                depth = child_depth
+            if size > self.limits.value:  # a call for each would be most of the time
+                self.reserve(size)
         if depth >= self.limits.nesting:
             raise TemplateError(f"a value in the chat template nests deeper than {self.limits.nesting}")
         self._shapes[id(value)] = (value, size, depth + 1)
