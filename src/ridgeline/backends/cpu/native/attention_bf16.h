@@ -7,12 +7,27 @@
 
 namespace ridgeline::RL_ISA {
 
+constexpr uint32_t ONES = 0x3f803f80;  // a pair
+
 // Rounded as products of pairs take them: the instruction takes a subnormal for 0.
 RL_INLINE void store_factors(uint16_t* p, const f32x16& x) {
 #if defined(__AVX512BF16__)
   _mm256_storeu_si256((__m256i*)p, (__m256i)_mm512_cvtneps_pbh((__m512)x));
 #else
   store_bf16(p, x);
+#endif
+}
+
+// Two vectors' worth; returns what was stored.
+RL_INLINE u32x16 store_factors(uint16_t* p, const f32x16& x, const f32x16& y) {
+#if defined(__AVX512BF16__)
+  const __m512i pairs = (__m512i)_mm512_cvtne2ps_pbh((__m512)y, (__m512)x);
+  _mm512_storeu_si512(p, pairs);
+  return (u32x16)pairs;
+#else
+  store_bf16(p, x);
+  store_bf16(p + LANES, y);
+  return load_bits((const uint8_t*)p);
 #endif
 }
 
@@ -25,6 +40,8 @@ struct BF16Pages {
       store_factors((uint16_t*)space + d, dim - d >= LANES ? load(q + d) : load_part(q + d, dim - d));
     row.q = space;
   }
+
+  RL_INLINE f32x16 power(f32x16 score, float top) { return exp_below(score, top); }
 
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,
@@ -47,12 +64,8 @@ struct BF16Pages {
   // The weight sums what values are multiplied by, so that rounding leaves a mean a mean.
   RL_INLINE f32x16 probabilities(const f32x16 (&e)[RANGE_VECTORS], const Range&, uint16_t* p, float&) {
     f32x16 lanes = {};
-    RL_FOR (v, RANGE_VECTORS) store_factors(p + v * LANES, e[v]);
-    RL_FOR (v, RANGE_VECTORS / 2) {
-      const u32x16 pairs = load_bits((const uint8_t*)(p + 2 * v * LANES));
-      lanes += bf16_low(pairs);
-      lanes += bf16_high(pairs);
-    }
+    RL_FOR (v, RANGE_VECTORS / 2)
+      lanes = dot2(lanes, store_factors(p + 2 * v * LANES, e[2 * v], e[2 * v + 1]), ONES);
     return lanes;
   }
 

@@ -23,6 +23,8 @@ struct F32Pages {
 
   static void prepare(QueryRow& row, int64_t, uint8_t*) { row.q = (const uint8_t*)row.input; }
 
+  RL_INLINE f32x16 power(f32x16 score, float top) { return exp(score - top); }
+
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,
                         f32x16 (&s)[R][RANGE_VECTORS]) {

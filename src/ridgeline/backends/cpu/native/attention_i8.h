@@ -44,6 +44,8 @@ struct Int8Pages {
     row.q_sum = sum(total);
   }
 
+  RL_INLINE f32x16 power(f32x16 score, float top) { return exp_below(score, top); }
+
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,
                         f32x16 (&s)[R][RANGE_VECTORS]) {
