@@ -10,6 +10,7 @@
 #include <thread>
 
 #include "case.h"
+#include "shared_rows.h"
 #include "step.h"
 
 namespace ridgeline {
@@ -137,6 +138,11 @@ int main(int count, char** words) {
       paths.push_back(word);
   }
   bool good = !paths.empty();
+  for (int threads = 1; threads <= most_threads; threads++)
+    if (!rows_are_done_once(threads)) {
+      printf("rows shared between %d threads were not done once each\n", threads);
+      good = false;
+    }
   for (const std::string& level : levels) {
     const Kernels* kernels = find_kernels(level.c_str());
     if (!kernels) {
