@@ -21,7 +21,7 @@ import numpy as np
 from ridgeline import ops  # noqa: F401  (fills the op table)
 from ridgeline.analysis.probe import Probe
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.backend import CPU, PAGE_RUN
+from ridgeline.backends.cpu.backend import CPU, whole_runs
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.config import KV_FORMATS
 from ridgeline.cores import available_cores
@@ -52,7 +52,7 @@ class Bench:
         plan = plan_memory(entry, None)
         sizes = dict.fromkeys(HEADER[4:], 0)
         record = encode(entry, plan, Extents(slots, batch.nbytes, sizes, ("g",), pages.size))
-        held = -(-pages.size // PAGE_RUN) * PAGE_RUN
+        held = whole_runs(pages.size)
         self.kv = _native.Memory(int(held * PAGE * self.layers * self.token_bytes) + 64)
         self.arena = _native.Memory(plan.nbytes + 64)
         self.kv.array().view(np.uint8)[:] = 0x3C

@@ -28,7 +28,7 @@ threads, in turn within each round; a ratio is taken within a round, and the tab
 - **loads only**: what decoding would reach if reading the weights' bytes once per token were all it had to do.
 - **KL**: mean divergence in nats of next-token distributions from those of the same weights with float activations:
   what the engine's own arithmetic costs, not what the weight format costs. Measured on the same text in windows of 512
-  tokens, by each engine's own means; "-" where there is none, or where the weights are random.
+  tokens, by each engine's own means; "-" where there is none, where the weights are random, or where a run did not ask.
 - **prefill**: tokens of the prompt over the time to the first token. **decode**: tokens after the first over their
   time, at a short context unless said. **output**: generated tokens of a static batch over the whole time, prefill
   included. **start to first token**: from the start of a process, files in the page cache.

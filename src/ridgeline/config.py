@@ -1,4 +1,4 @@
-"""Settings, read once at the edge: frozen, composed, strict. The only module that looks at the environment."""
+"""Settings, read once at the edge: frozen, composed, strict. The only module that reads environment variables."""
 
 from __future__ import annotations
 

@@ -73,16 +73,21 @@ def _inside(path: str, mounted: str) -> Path:
 
 def _quota_v2(group: Path) -> float:
     limit, _, period = _text(group / "cpu.max").partition(" ")
-    return math.inf if limit in ("", "max") else int(limit) / int(period)
+    return _quota(limit, period)
 
 
 def _quota_v1(group: Path) -> float:
-    limit, period = _text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us")
-    return math.inf if not period or int(limit or -1) <= 0 else int(limit) / int(period)
+    return _quota(_text(group / "cpu.cfs_quota_us"), _text(group / "cpu.cfs_period_us"))
+
+
+def _quota(limit: str, period: str) -> float:
+    """Cores' worth of time; infinite unless both are numbers above 0 ("max", -1 and no file say: no limit)."""
+    numbers = limit.isdecimal() and period.isdecimal() and int(limit) > 0 and int(period) > 0
+    return int(limit) / int(period) if numbers else math.inf
 
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text().strip()
+        return path.read_text(errors="replace").strip()  # mount points may be any bytes
     except OSError:
         return ""

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ridgeline.backends.cpu import _native
-from ridgeline.backends.cpu.backend import CPU, PAGE_RUN, result
+from ridgeline.backends.cpu.backend import CPU, result
 from ridgeline.backends.cpu.panels import Panels
 from ridgeline.backends.cpu.record import Extents, encode
 from ridgeline.ops.attention import KV_FORMATS, PAGE, KVPages
@@ -84,7 +84,7 @@ class OneOp:
         weights = Panels(self.cpu.pool, CPU.held_as).load(record.weights, [], lambda w: self.raws[w.name], None)[0]
         vectors = [self.raws[w.name].float32().reshape(-1) for w in record.vectors]
         pool = kv_pool(self.kv) if self.kv is not None else np.zeros(0, np.uint8)
-        spare = (PAGE_RUN - 1) * pool.size // max(pages, 1)
+        spare = (_native.PAGE_RUN - 1) * pool.size // max(pages, 1)
         self.pool = _native.Memory(pool.size + spare + 64)
         self.pool.array()[: pool.size] = pool
         return _native.Step(self.cpu.pool, self.cpu.isa, record.words, weights, vectors, self.pool, arena)

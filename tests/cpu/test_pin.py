@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -31,15 +32,16 @@ def test_each_thread_is_bound_to_its_own_core() -> None:
 
 def test_the_caller_is_bound_while_it_works() -> None:
     core = physical_cores()[-1]
-    pool, memory, seen = _native.Pool(1, [core]), _native.Memory(1 << 20), []
+    pool, memory = _native.Pool(1, [core]), _native.Memory(1 << 20)
     _native.touch(pool, memory)
-    working = threading.Thread(target=lambda: seen.append(_native.read_gb_s(pool, "", memory, 1 << 20, 20_000)))
+    working = threading.Thread(target=_native.read_gb_s, args=(pool, "", memory, 1 << 20, 60_000))
     own = os.sched_getaffinity(0)
     working.start()
     end = time.monotonic() + 10
-    while os.sched_getaffinity(working.native_id or 0) != {core} and time.monotonic() < end:
-        pass
-    bound = not seen
+    bound = False
+    while working.is_alive() and not bound and time.monotonic() < end:
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            bound = os.sched_getaffinity(working.native_id or 0) == {core}
     working.join()
     assert bound and os.sched_getaffinity(0) == own
 

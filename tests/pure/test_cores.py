@@ -63,6 +63,8 @@ def test_one_cpu_for_each_physical_core(tmp_path, files, cpus, first):
         ({"sys/fs/cgroup/a/b/cpu.max": "max 100000", "sys/fs/cgroup/a/cpu.max": "250000 100000"}, 2),
         ({"sys/fs/cgroup/a/b/cpu.max": "100000 100000", "sys/fs/cgroup/a/cpu.max": "200000 100000"}, 1),
         ({"sys/fs/cgroup/other/cpu.max": "100000 100000"}, 4),
+        ({"sys/fs/cgroup/cpu.max": "100000"}, 4),
+        ({"sys/fs/cgroup/cpu.max": "0 0"}, 4),
     ],
 )
 def test_the_quota_of_our_cgroup_and_of_those_above(tmp_path, files, cores):
@@ -93,6 +95,14 @@ def test_a_container_sees_its_own_part_of_the_hierarchy(tmp_path):
         mount = V2.replace(" / ", f" {mounted} ", 1)
         files = {**quota, "proc/self/cgroup": f"0::{group}\n", "proc/self/mountinfo": mount}
         assert available_cores(tree(tmp_path / str(number), files), range(4)) == 2
+
+
+def test_a_mount_point_of_any_bytes(tmp_path):
+    files = {"sys/fs/cgroup/cpu.max": "100000 100000", "proc/self/cgroup": "0::/\n", **SMT}
+    root = tree(tmp_path, files)
+    odd = b"40 24 8:1 / /media/caf\xe9 rw - ext4 /dev/sda1 rw\n"
+    (root / "proc/self/mountinfo").write_bytes(odd + V2.encode())
+    assert available_cores(root, range(8)) == 1
 
 
 def test_here():

@@ -318,6 +318,12 @@ def test_lone_surrogates_are_refused(tokenizer, text):
         ({"merges": ["h zz"]}, ModelFileError, r"merges\[0\]"),
         ({"merges": ["h e", "nospace"]}, ModelFileError, r"merges\[1\]"),
         ({"merges": ["x y"]}, ModelFileError, r"merges\[0\]"),
+        # more merges than tokens, whose new lines make the joined unions look like the vocabulary
+        (
+            {"tokens": ["a", "b", "ab\nq"], "token_type": [1] * 3, "merges": ["a ", "b ", "a b", "q "]},
+            ModelFileError,
+            r"merges\[2\]",
+        ),
         ({"bos_token_id": 10**6}, ModelFileError, "bos_token_id"),
         ({"eos_token_id": -1}, ModelFileError, "eos_token_id"),
         ({"eos_token_id": "2"}, ModelFileError, "eos_token_id"),

@@ -16,7 +16,9 @@ def get_backend(config: EngineConfig) -> Backend:
         return Reference()
     most = hardware_threads()
     if config.threads > most:
-        raise ConfigError(f"threads {config.threads} are over the {most} cores there are; they would wait in turn")
+        raise ConfigError(
+            f"threads {config.threads} are over the {most} hardware threads there are; they would wait in turn"
+        )
     if config.backend == "torch":
         return _torch(config)
     from ridgeline.backends.cpu.backend import CPU

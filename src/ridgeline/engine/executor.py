@@ -31,11 +31,10 @@ class LocalExecutor:
         self._ids: dict[int, Array] = {}
 
     def submit(self, batch: Batch) -> int:
-        if self.depth == 1:  # every token was committed before it was scheduled
-            result = self.step.run(batch)
-        else:
+        if self.depth > 1:  # else every token was committed before it was scheduled
             self._fill_sources(batch)
-            result = self.step.run(batch)
+        result = self.step.run(batch)
+        if self.depth > 1:
             self._ids[result.step] = result.ids
             self._ids.pop(result.step - self.depth - 1, None)
         self._results.append(result)

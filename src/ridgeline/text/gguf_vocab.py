@@ -200,8 +200,10 @@ def _merges(metadata: Mapping[str, Any], vocab: Mapping[str, int]) -> list[str]:
     one_space = len(cuts) == 2 * len(merges) - 1 and bool((cuts[::2] == ord(" ")).all())
     if one_space and text.count("\n") == len(merges) - 1:
         unions = text.replace(" ", "")
-        # Most files hold the unions in order at the end of the vocabulary: then nothing has to be looked up.
-        if unions == "\n".join(list(vocab)[-len(merges) :]) or all(map(vocab.__contains__, unions.split("\n"))):
+        # Most files hold the unions in order at the end of the vocabulary: then nothing has to be looked up. As many
+        # tokens as merges, and as many new lines, leave none that a token itself could hold.
+        last = list(vocab)[-len(merges) :]
+        if (len(last) == len(merges) and unions == "\n".join(last)) or all(map(vocab.__contains__, unions.split("\n"))):
             return merges
     for index, merge in enumerate(merges):
         left, space, right = merge.partition(" ")

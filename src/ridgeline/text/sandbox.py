@@ -104,13 +104,12 @@ class Budget:
         known = self._shapes.get(id(value))
         if known is not None:
             return known[1], known[2]
-        size, depth = _NODE, 0
+        size, depth, most = _NODE, 0, self.limits.value
         for child in _children(value):
             child_size, child_depth = self.shape(child)
             size += _NODE + child_size
-            if child_depth > depth:
-                depth = child_depth
-            if size > self.limits.value:  # a call for each would be most of the time
+            depth = max(depth, child_depth)
+            if size > most:  # calling for each entry would be most of the time
                 self.reserve(size)
         if depth >= self.limits.nesting:
             raise TemplateError(f"a value in the chat template nests deeper than {self.limits.nesting}")

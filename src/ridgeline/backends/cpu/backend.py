@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
 
 _SLACK = 64  # vector loads may run past the last value of the last page
-PAGE_RUN = 4  # pages of a layer that lie together: kv.h
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
@@ -119,8 +118,10 @@ class CPUStep:
         self._results = [
             result(self._arena, plan, view, capacity(str(view.buffer.type.shape[0]))) for view in entry.results
         ]
-        _, _, *extra, ids, _, _, _, _ = self._results
-        self._gives_no_more, self._ids = not extra, functools.cache(lambda rows: ids[:rows])
+        _, self._hidden, *self._extra, ids, self._logprobs, self._top_ids, self._top_logprobs, self._logits = (
+            self._results
+        )
+        self._ids = functools.cache(lambda rows: ids[:rows])
 
     def run(self, batch: Batch) -> StepResult:
         begin = time.perf_counter()
@@ -130,18 +131,17 @@ class CPUStep:
         for i in range(self._want, self._want + rows):
             want |= batch.ints[i]
         ids = self._ids(rows).copy()
-        if want == WANT_IDS and self._gives_no_more:  # as a rule; each further array costs a way through cold code
+        if want == WANT_IDS and not self._extra:  # as a rule; each further array costs a way through cold code
             return StepResult(step, ids)
-        _, hidden, *extra, _, logprobs, top_ids, top_logprobs, logits = self._results
         return StepResult(
             step,
             ids,
-            logprobs[:rows].copy(),
-            top_ids[:rows].copy(),
-            top_logprobs[:rows].copy(),
-            hidden[:rows].copy() if want & WANT_HIDDEN else None,
-            logits[:rows].copy() if want & WANT_LOGITS else None,
-            tuple(x[: batch.size("T")].copy() for x in extra),
+            self._logprobs[:rows].copy(),
+            self._top_ids[:rows].copy(),
+            self._top_logprobs[:rows].copy(),
+            self._hidden[:rows].copy() if want & WANT_HIDDEN else None,
+            self._logits[:rows].copy() if want & WANT_LOGITS else None,
+            tuple(x[: batch.size("T")].copy() for x in self._extra),
         )
 
     def profile(self, batch: Batch) -> list[tuple[Instr, float, float]]:
@@ -174,4 +174,9 @@ def kv_bytes(program: Program, pages: int) -> int:
     """Bytes of the pool that all state groups share: [run of pages][layer][page]."""
     layers = max((s.layers for s in program.states), default=0)
     layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
-    return -(-pages // PAGE_RUN) * PAGE_RUN * layers * layer_page + _SLACK
+    return whole_runs(pages) * layers * layer_page + _SLACK
+
+
+def whole_runs(pages: int) -> int:
+    """Pages that the pool holds for so many: it consists of whole runs."""
+    return -(-pages // _native.PAGE_RUN) * _native.PAGE_RUN

@@ -159,6 +159,7 @@ NB_MODULE(_native, m) {
   m.attr("RECORD_VERSION") = RECORD_VERSION;
   m.attr("LAYOUT_VERSION") = LAYOUT_VERSION;
   m.attr("PANEL") = PANEL;
+  m.attr("PAGE_RUN") = PAGE_RUN;
   m.def("op_signatures", op_signatures,
         "(name, operand names, operand kinds, outputs, ints, floats) by opcode");
   m.def(

@@ -49,7 +49,6 @@ void multiply(const Instr& i, const Frame& f, const X& x) {
   const float* bias = f.vector(i.operands[2]);
   if (f.threads == 1 || x.rows < OWN_ROWS * f.threads)
     return (f.kernels.*Kernel)(x, w, bias, y, f.mine(w.panels()));
-  f.barrier.wait(f.thread);  // linears of one input follow each other without one
   f.shares.run(f.thread, x.rows,
                [&](Span rows) { (f.kernels.*Kernel)(x.part(rows), w, bias, y.part(rows), {0, w.panels()}); });
 }
@@ -182,7 +181,8 @@ void run_sample(const Instr& i, const Frame& f) {
 
 }  // namespace
 
-// Attention reads only its own rows before its own barrier; a linear writes its panels' columns of every row.
+// Attention reads only its own rows before its own barrier; a linear writes
+// its panels' columns of every row, or rows that it shares out.
 const OpEntry OPS[] = {
     {"embedding", "ids table input_row input_rows", "fwFF", "xr.", "a", "axis", "scale", true, true, true,
      run_embedding, check_embedding},

@@ -87,11 +87,9 @@ static Cpus only(int cpu) {
   return one;
 }
 
-static Cpus allowed() {
-  Cpus now;
+static int allowed(Cpus& now) {
   CPU_ZERO(&now);
-  pthread_getaffinity_np(pthread_self(), sizeof now, &now);
-  return now;
+  return pthread_getaffinity_np(pthread_self(), sizeof now, &now);
 }
 
 static int allow(const Cpus& cpus) {
@@ -104,8 +102,8 @@ static Cpus only(int) {
   return {};
 }
 
-static Cpus allowed() {
-  return {};
+static int allowed(Cpus&) {
+  return ENOTSUP;
 }
 
 static int allow(const Cpus&) {
@@ -116,11 +114,13 @@ static int allow(const Cpus&) {
 // Binds whoever makes it to a cpu while it lives; -1: to none.
 struct Binding {
   const bool binds;
-  const Cpus before;
-  const int error;  // of the system; 0 where it is bound
+  Cpus before;
+  int error = 0;  // of the system, whose thread then stays as it was
 
-  explicit Binding(int cpu)
-      : binds(cpu >= 0), before(binds ? allowed() : Cpus{}), error(binds ? allow(only(cpu)) : 0) {}
+  explicit Binding(int cpu) : binds(cpu >= 0) {
+    if (binds) error = allowed(before);
+    if (binds && error == 0) error = allow(only(cpu));
+  }
   ~Binding() {
     if (binds && error == 0) allow(before);
   }

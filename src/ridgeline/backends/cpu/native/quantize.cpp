@@ -35,12 +35,17 @@ RL_INLINE f32x16 inverse_of(f32x16 scale) {
   return select(usable, reciprocal, f32x16{});
 }
 
+// 16 of n values from c on, and zeros behind them.
+RL_INLINE f32x16 load_padded(const float* x, int64_t c, int64_t n) {
+  return n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : f32x16{};
+}
+
 // n values and zeros up to `padded`, a multiple of 32; returns their sum.
 RL_INLINE int32_t quantize_group(const float* x, int64_t n, int64_t padded, float threshold, float inverse,
                                  int8_t* q) {
   i32x16 sums = {};
   for (int64_t c = 0; c < padded; c += LANES) {
-    const f32x16 part = n - c >= LANES ? load(x + c) : n > c ? load_part(x + c, n - c) : f32x16{};
+    const f32x16 part = load_padded(x, c, n);
     // 0 times inf or NaN would be NaN
     sums = store_int8(q + c, inverse != 0 ? cut_off(part, threshold) * inverse : f32x16{}, sums);
   }
@@ -53,10 +58,7 @@ RL_INLINE int32_t quantize_rest(const float* x, int64_t n, int64_t padded, float
                                 float inverse, float finer, int8_t* q) {
   i32x16 sums = {};
   for (int64_t c = 0; c < padded; c += LANES) {
-    const f32x16 part = cut_off(n - c >= LANES ? load(x + c)
-                                : n > c        ? load_part(x + c, n - c)
-                                               : f32x16{},
-                                threshold);
+    const f32x16 part = cut_off(load_padded(x, c, n), threshold);
     const f32x16 rest = part - round_even(part * inverse) * scale;
     sums = store_int8(q + c, finer != 0 ? rest * finer : f32x16{}, sums);
   }

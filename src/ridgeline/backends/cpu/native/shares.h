@@ -15,7 +15,7 @@ class Shares {
   explicit Shares(int threads) : threads_(threads), slots_(new Slot[threads]) {}
 
   // Runs work(rows) until none of n rows is left to begin. All threads call this with the same n, and meet
-  // before.
+  // before: program.cpp puts a barrier before every linear but the first.
   template <class Work>
   void run(int thread, int64_t n, const Work& work) {
     const uint64_t round = ++slots_[thread].round & (~uint64_t(0) >> 2 * BITS);

@@ -57,8 +57,8 @@ void hold_rows(const Frame& f) {
 constexpr int64_t SECTION_ROWS = 8;
 
 // Between two steps the other threads read what the next one begins with: so much of it as the caller's work
-// takes the time for, in pieces that keep a new step waiting for less than a microsecond.
-constexpr int64_t AHEAD_BYTES = 16 << 20, AHEAD_PIECE = 16 << 10;
+// takes the time for, in chunks that keep a new step waiting for less than a microsecond.
+constexpr int64_t AHEAD_BYTES = 16 << 20, AHEAD_CHUNK = 16 << 10;
 
 struct Untimed {
   void waited(size_t) {}
@@ -149,9 +149,9 @@ void Step::run(const uint8_t* batch, int64_t bytes) {
   pool_.run([&](int thread) { run_thread(frame(batch, thread), timer); }, &rest_);
 }
 
-// Piece n of those this thread reads of the first matrices; false where there are no more.
+// Chunk n of those this thread reads of the first matrices; false where there are no more.
 bool Step::read_ahead(int thread, int64_t n) const {
-  int64_t at = (n * (pool_.threads() - 1) + thread - 1) * AHEAD_PIECE;
+  int64_t at = (n * (pool_.threads() - 1) + thread - 1) * AHEAD_CHUNK;
   if (at >= AHEAD_BYTES) return false;
   for (const Instr& i : program_.instrs) {
     if (i.op->light) continue;
@@ -159,10 +159,10 @@ bool Step::read_ahead(int thread, int64_t n) const {
       if (x.kind != Kind::weight) continue;
       const Weight& w = *weights_[x.index];
       if (at < w.bytes()) {
-        kernels_.read(w.data + at, std::min(AHEAD_PIECE, w.bytes() - at));
+        kernels_.read(w.data + at, std::min(AHEAD_CHUNK, w.bytes() - at));
         return true;
       }
-      at -= (w.bytes() + AHEAD_PIECE - 1) / AHEAD_PIECE * AHEAD_PIECE;
+      at -= (w.bytes() + AHEAD_CHUNK - 1) / AHEAD_CHUNK * AHEAD_CHUNK;
     }
   }
   return false;

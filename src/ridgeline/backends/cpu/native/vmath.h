@@ -1,7 +1,8 @@
-// exp, tanh and erf on 16 lanes, from textbook range reductions and Taylor, minimax or rational approximations.
+// exp, tanh and erf on 16 lanes, from textbook range reductions and Taylor, minimax or rational
+// approximations.
 //
-// Errors are a few units in the last place; exp(-inf) is 0 and exp(0) is exactly 1, which
-// attention relies on.
+// Errors of exp, tanh and erf are a few units in the last place; exp(-inf) is 0 and exp(0) is exactly 1,
+// which attention relies on.
 #pragma once
 
 #include "simd.h"
@@ -25,7 +26,8 @@ RL_INLINE f32x16 exp(f32x16 x) {
 }
 
 // exp(x - top) for x <= top, where it is rounded to 8 bits next: two thirds of the operations of exp. The
-// quartic is the minimax one of 2^r on |r| <= 1/2 that is 1 at 0, off by 3e-6.
+// quartic is the minimax one of 2^r on |r| <= 1/2 that is 1 at 0, off by 3e-6; a range's common factor is off
+// by up to 1e-7 |top| besides.
 RL_INLINE f32x16 exp_below(f32x16 x, float top) {
   const f32x16 t = maximum(splat(-160.0f), fma(x, splat(1.44269504f), splat(top * -1.44269504f)));
   const f32x16 n = round_even(t), r = t - n;
