@@ -116,6 +116,16 @@ def test_values_out_of_the_window_never_reach_a_row(fmt: str, isa: str) -> None:
         assert np.array_equal(np.delete(got, np.s_[at : at + 5], 0), np.delete(whole, np.s_[at : at + 5], 0))
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_scores_near_the_largest_float(fmt: str, isa: str) -> None:
+    """They are finite, and so is what follows: nothing may scale a score up before its maximum is taken off."""
+    c = case([(0, 3)], 2, 2, head_dim=2, format=fmt, scale=1.0)
+    c.operands["q"][:], c.operands["k"][:] = 1.25 * 2.0**63, 1.5 * 2.0**63
+    assert 1.25 * 1.5 * 2.0**127 < np.finfo(np.float32).max
+    assert close(run_case("attention", c, backend(1, isa))[0], c)
+
+
 @pytest.mark.parametrize("fmt", FORMATS)
 def test_sinks_slopes_and_spans(fmt: str) -> None:
     c = case([(3, 70), (64, 64)], 4, 2, format=fmt)

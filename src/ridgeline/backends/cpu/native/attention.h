@@ -118,7 +118,8 @@ RL_INLINE void softmax_range(QueryRow* const* rows, f32x16 (&s)[R][RANGE_VECTORS
   float changes[LANES];
   join_tops<R>(rows, tops, changes);
   RL_FOR (r, R) {
-    RL_FOR (v, RANGE_VECTORS) s[r][v] = F::power(s[r][v], tops[r]);  // exactly 0 where the score is -inf
+    RL_FOR (v, RANGE_VECTORS)
+      s[r][v] = F::exponential(s[r][v] - tops[r]);  // exactly 0 where the score is -inf
     const f32x16 lanes = F::probabilities(s[r], range, out.p[r], out.value_scale[r]);
     float* weight = weight_of(rows[r]->sums);
     out.old_scale[r] = changes[r];

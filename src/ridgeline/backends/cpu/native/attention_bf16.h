@@ -41,7 +41,7 @@ struct BF16Pages {
     row.q = space;
   }
 
-  RL_INLINE f32x16 power(f32x16 score, float top) { return exp_below(score, top); }
+  RL_INLINE f32x16 exponential(f32x16 x) { return exp_below(x); }
 
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,

@@ -23,7 +23,7 @@ struct F32Pages {
 
   static void prepare(QueryRow& row, int64_t, uint8_t*) { row.q = (const uint8_t*)row.input; }
 
-  RL_INLINE f32x16 power(f32x16 score, float top) { return exp(score - top); }
+  RL_INLINE f32x16 exponential(f32x16 x) { return exp(x); }
 
   template <int R>
   RL_INLINE void scores(QueryRow* const* rows, const Range& range, int64_t dim,

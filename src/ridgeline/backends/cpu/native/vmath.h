@@ -25,11 +25,10 @@ RL_INLINE f32x16 exp(f32x16 x) {
   return scale_by_power(p, n);
 }
 
-// exp(x - top) for x <= top, where it is rounded to 8 bits next: two thirds of the operations of exp. The
-// quartic is the minimax one of 2^r on |r| <= 1/2 that is 1 at 0, off by 3e-6; a range's common factor is off
-// by up to 1e-7 |top| besides.
-RL_INLINE f32x16 exp_below(f32x16 x, float top) {
-  const f32x16 t = maximum(splat(-160.0f), fma(x, splat(1.44269504f), splat(top * -1.44269504f)));
+// exp for x <= 0 that is rounded to 8 bits next: two thirds of its operations. The quartic is the minimax one
+// of 2^r on |r| <= 1/2 that is 1 at 0, off by 3e-6.
+RL_INLINE f32x16 exp_below(f32x16 x) {
+  const f32x16 t = maximum(splat(-160.0f), x * 1.44269504f);
   const f32x16 n = round_even(t), r = t - n;
   f32x16 p = fma(splat(0.00958285760f), r, splat(0.0559064373f));
   p = fma(p, r, splat(0.240240991f));
