@@ -13,11 +13,14 @@ from ridgeline.errors import ConfigError
 BACKENDS = ("cpu", "reference", "torch")
 ACTIVATIONS = ("auto", "int8", "int8-row", "bf16", "float32")
 KV_FORMATS = ("bf16", "int8", "f32")
+ADMISSIONS = ("overcommit", "strict")
+POLICIES = ("fcfs", "priority", "mlfq", "fair")
 _RANGES = {
     "threads": (0, 1024),
     "context": (0, 1 << 24),
     "kv_memory": (0, 1 << 50),
     "step_tokens": (1, 1 << 16),
+    "step_ms": (0, 100_000),
     "max_requests": (1, 4096),
     "queue": (1, 1 << 20),
     "packed_cache": (0, 1 << 50),
@@ -54,7 +57,9 @@ class EngineConfig:
     both are calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
     threads: 0 = one for each physical core that this process may use; `pin` keeps each of them to one.
-    step_tokens: most tokens in one step. seed: of `random:` models, whose format is q4_1 unless given.
+    admission: "overcommit" starts requests whose prompt fits, and computes the youngest again if pages run short;
+    "strict" books each one's worst case. policy: who goes first (engine/policies.py). step_tokens: most tokens in one step. step_ms: about how long a
+    step may take that reads prompts while answers are in progress; 0 = any time. seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
     """
@@ -69,8 +74,11 @@ class EngineConfig:
     context: int = 0
     kv_memory: int = 0
     step_tokens: int = 256
+    step_ms: int = 100
     max_requests: int = 32
     queue: int = 512
+    admission: str = "overcommit"
+    policy: str = "fcfs"
     format: str = ""
     smoothing: float = 0.0
     sparsity: float = 0.0
@@ -86,6 +94,8 @@ class EngineConfig:
         _one_of("backend", self.backend, BACKENDS)
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("kv_format", self.kv_format, KV_FORMATS)
+        _one_of("policy", self.policy, POLICIES)
+        _one_of("admission", self.admission, ADMISSIONS)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:

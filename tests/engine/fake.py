@@ -5,6 +5,9 @@ Any mistake of scheduling, paging, chunking or windows changes the hash, and not
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 
 from ridgeline.engine.engine import Engine
@@ -28,6 +31,9 @@ class FakeStep:
     def run(self, batch: Batch) -> StepResult:
         self.steps += 1
         for group, memory in self.memory.items():
+            for at, source, target, slots in batch["copies"]:
+                if group == self.layout.groups[at]:
+                    memory[target : target + slots] = memory[source : source + slots]
             memory[batch[f"kv_slot.{group}"]] = batch["ids"]
         picked = []
         for row, record in zip(batch["out_rows"], batch["sampler"], strict=True):
@@ -78,6 +84,11 @@ def fake_engine(
     context: int = 1024,
     stop: int = 0,
     eos: frozenset[int] = frozenset(),
+    admission: str = "overcommit",
+    policy: str = "fcfs",
+    step_ms: int = 0,
+    queue: int = 64,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine over FakeStep with one group per window."""
     names = {f"kv{i}": w for i, w in enumerate(windows)}
@@ -88,8 +99,8 @@ def fake_engine(
     info = EngineInfo(
         model="fake", vocab=VOCAB, context=context, pages=pages, page_bytes=1,
         groups=tuple(GroupInfo(n, w) for n, w in names.items()),
-        step_tokens=step_tokens, max_requests=max_requests, queue=64, depth=depth, backend="fake", format="f32",
+        step_tokens=step_tokens, step_ms=step_ms, max_requests=max_requests, queue=queue, depth=depth, admission=admission, policy=policy, backend="fake", format="f32",
         activations="float32", kv_format="f32", threads=1, weight_bytes=0, program="fake", load_seconds=0.0,
     )  # fmt: skip
     step = FakeStep(layout, pages, names)
-    return Engine(LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop))
+    return Engine(LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock)

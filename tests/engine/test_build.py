@@ -38,7 +38,7 @@ def check_tokens(batch, chunks) -> None:
 
 def check_row(batch, i: int, row, chunks) -> None:
     s, p, record, given = row.sequence, row.sequence.params, batch["sampler"][i], row.target >= 0
-    (r,) = [r for r, c in enumerate(chunks) if c.sequence is s]
+    (r,) = [r for r, c in enumerate(chunks) if s in (c.sequence, *c.forks)]
     at = batch["out_rows"][i]
     assert at == row.token and batch["request"][at] == r and batch["positions"][0, at] == row.position - 1
     assert not given or row.target == s.tokens[row.position]
@@ -66,8 +66,8 @@ def test_every_number_of_a_step(depth, windows):
     engine = fake_engine(depth=depth, windows=windows, pages=40, step_tokens=24, context=256)
     fill, sizes = engine._builder.fill, []
 
-    def checked(batch, chunks, step):
-        rows = fill(batch, chunks, step)
+    def checked(batch, chunks, step, copies):
+        rows = fill(batch, chunks, step, copies)
         assert batch.size("step") == step and batch.size("L") == len(rows)
         check_tokens(batch, chunks)
         for i, row in enumerate(rows):

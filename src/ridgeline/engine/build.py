@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from ridgeline.engine.scheduler import Chunk
-from ridgeline.engine.sequence import Sequence
+from ridgeline.engine.sequence import Copy, Sequence
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
 from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
@@ -54,7 +54,9 @@ class Builder:
         self._tokens, self._pages = layout.limits.tokens, layout.limits.pages
         self._axes = range(layout.limits.position_axes)
 
-    def fill(self, batch: Batch, chunks: Seq[Chunk], step: int) -> list[Row]:
+    def fill(
+        self, batch: Batch, chunks: Seq[Chunk], step: int, copies: Seq[Copy] = ()
+    ) -> list[Row]:
         """Write the step into `batch` and say what each result row means."""
         rows: list[Row] = []
         tokens = 0
@@ -62,6 +64,9 @@ class Builder:
             _add_rows(c, tokens, rows)
             tokens += c.count
         batch.begin(step, tokens, len(chunks), len(rows))
+        if copies:
+            batch.resize(C=len(copies))
+            batch["copies"][:] = copies
         start = 0
         for r, c in enumerate(chunks):
             if c.count == 1:
@@ -114,7 +119,7 @@ def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
         last = min(c.start + c.count + 1, s.prompt_len)
         rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(c.start + 1, last)]
     if c.samples:
-        rows.append(Row(s, token + c.count - 1, c.start + c.count))
+        rows += [Row(x, token + c.count - 1, c.start + c.count) for x in (s, *c.forks)]
 
 
 def _fill_chunk(batch: Batch, c: Chunk, r: int, first_row: int) -> None:

@@ -33,7 +33,7 @@ class EngineClient(Protocol):
 
     info: EngineInfo
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int: ...
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int: ...
 
     def cancel(self, id: int) -> None: ...
 
@@ -92,7 +92,7 @@ class Ledger:
         """Choices accepted and not ended."""
         return sum(x.request.params.n - len(x.done) for x in self._live.values())
 
-    def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> Submit:
+    def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
         check_params(params, self.info.vocab)
         limit = check_room(self.info, len(prompt), params)
@@ -105,7 +105,7 @@ class Ledger:
             if self.choices + params.n > room:
                 raise Overloaded(f"{self.choices} sequences are running or queued, the limit is {room}; try later")
             self._last += 1
-            request = Submit(self._last, tuple(prompt), params, seed, limit)
+            request = Submit(self._last, tuple(prompt), params, seed, limit, tenant=tenant)
             self._live[request.id] = self._unsent[request.id] = Live(request, sink, [[] for _ in range(params.n)])
         return request
 
@@ -186,8 +186,8 @@ class LocalClient:
         self._ledger = Ledger(engine.info)
         self._pumping = threading.Lock()  # callers in several threads take turns
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
-        return self._ledger.accept(prompt, params, sink).id
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int:
+        return self._ledger.accept(prompt, params, sink, tenant).id
 
     def cancel(self, id: int) -> None:
         self._ledger.cancel(id)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable
 
@@ -11,8 +12,10 @@ from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.records import CANCELLED, EOS, FAILED, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
-from ridgeline.engine.scheduler import Chunk, Scheduler
-from ridgeline.engine.sequence import Sequence, Text, sequences
+from ridgeline.engine.policies import POLICIES
+from ridgeline.engine.prefix import PrefixCache
+from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
+from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 
@@ -22,6 +25,7 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
     ticket: int
     chunks: list[Chunk]
     rows: list[Row]
+    begin: float
 
 
 class Engine:
@@ -34,12 +38,15 @@ class Engine:
     def __init__(
         self, executor: Executor, layout: BatchLayout, info: EngineInfo, eos: frozenset[int],
         new_text: Callable[[Submit], Text], observe: Callable[[Flight, StepResult], None] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:  # fmt: skip
         self.executor, self.info, self.eos, self.new_text, self.observe = executor, info, eos, new_text, observe
+        self.clock = clock
         self.pool = PagePool(info.pages)
-        self.scheduler = Scheduler(
-            self.pool, step_tokens=info.step_tokens, step_rows=layout.limits.rows, max_running=info.max_requests
-        )
+        self.cache = PrefixCache(self.pool, info.groups)
+        most = layout.limits
+        limits = Limits(info.step_tokens, most.rows, info.max_requests, most.copies, info.step_ms / 1000, info.admission == "strict")
+        self.scheduler = Scheduler(self.pool, self.cache, limits, POLICIES[info.policy](), clock)
         assert layout.groups == tuple(group.name for group in info.groups)
         self._builder = Builder(layout)
         self._batches = deque(Batch(layout) for _ in range(executor.depth))
@@ -47,15 +54,19 @@ class Engine:
         self._live: dict[int, list[Sequence]] = {}
         self._prompts: dict[int, list[Token]] = {}
         self._windows = any(group.window for group in info.groups)
+        self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
 
     def submit(self, request: Submit) -> None:
         """Queue a request that admission accepted (records.check_room)."""
         assert request.id not in self._live, f"request {request.id} is submitted twice"
-        chosen = sequences(request, self.info, [self.new_text(request) for _ in range(request.params.n)])
+        texts = [self.new_text(request) for _ in range(request.params.n)]
+        chosen = sequences(request, self.info, texts, self.cache.root(request.tenant), self.clock())
         self._live[request.id] = chosen
-        for s in chosen:
+        if not any(request.emitted):
+            chosen[0].followers = chosen[1:]
+        for s in chosen if any(request.emitted) else chosen[:1]:
             self.scheduler.add(s)
 
     def cancel(self, id: int) -> None:
@@ -80,23 +91,30 @@ class Engine:
         if self._ends:
             deltas, self._ends = self._ends + deltas, []
         waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
-        return StepDelta(self.step_number, tuple(deltas), running, waiting, self.pool.used)
+        return StepDelta(
+            self.step_number, tuple(deltas), running, waiting, self.pool.used, self.pool.cached, self.scheduler.counters
+        )
 
     def _submit(self, chunks: list[Chunk]) -> None:
         self.step_number += 1
         batch = self._batches[0]
         self._batches.rotate(-1)
-        rows = self._builder.fill(batch, chunks, self.step_number)
+        rows = self._builder.fill(batch, chunks, self.step_number, self._copies)
+        self._copies.clear()
         for i, row in enumerate(rows):
             if row.target < 0:
                 row.sequence.sources.append((self.step_number, i))
         for c in chunks:
             c.sequence.computed = c.start + c.count
-        self._flights.append(Flight(self.executor.submit(batch), chunks, rows))
+            self._copies += c.copies
+        begin = self.clock()
+        self._flights.append(Flight(self.executor.submit(batch), chunks, rows, begin))
 
     def _commit(self, flight: Flight) -> list[Delta]:
         """Publish the step's tokens, end what has ended, free what is behind windows. Late rows are discarded."""
         result = self.executor.collect(flight.ticket)
+        tokens = sum(c.count for c in flight.chunks)
+        self.scheduler.pace.observe(tokens, self.clock() - flight.begin, tokens > len(flight.chunks))
         ids: list[int] = result.ids.tolist()
         deltas = []
         for i, row in enumerate(flight.rows):
@@ -106,14 +124,18 @@ class Engine:
             wants = row.target >= 0 or s.params.logprobs is not None
             token = _scored(result, i, s) if wants else Token(ids[i])
             if row.target >= 0:
-                self._prompts.setdefault(s.id, []).append(token)
+                scored = self._prompts.setdefault(s.id, [])
+                if row.position == len(scored) + 1:  # else it was preempted, and has had this one before
+                    scored.append(token)
             else:
                 s.sources.pop(0)
                 deltas.append(self._accept(s, token))
-        if self._windows:
-            for c in flight.chunks:
-                if c.sequence.finish is None:
-                    c.sequence.slide(self.pool)
+        for c in flight.chunks:
+            s = c.sequence
+            if s.finish is None:
+                s.publish(self.cache)
+                if self._windows:
+                    s.slide(self.pool)
         if self.observe is not None:
             self.observe(flight, result)
         return deltas
@@ -134,13 +156,14 @@ class Engine:
             finish = EOS
         elif len(s.tokens) >= s.limit:
             finish = LENGTH
+        cached = s.cached or 0 if len(s.tokens) == s.prompt_len + 1 else 0
         prompt = tuple(self._prompts.pop(s.id)) if s.wants_prompt and s.id in self._prompts else None
         if s.wants_prompt:
             prompt, s.wants_prompt = prompt or (), False
         if finish is not None:
             text += s.text.flush()
             self._end(s, finish)
-        return Delta(s.id, s.choice, (token,), text, finish, prompt)
+        return Delta(s.id, s.choice, (token,), text, finish, prompt, cached)
 
     def _end(self, s: Sequence, finish: str) -> None:
         assert s.finish is None, f"request {s.id} choice {s.choice} ends twice"

@@ -1,4 +1,4 @@
-"""The pool of KV pages: which are free, and how many are promised. Accounts balance after every call (invariant 5)."""
+"""The pool of KV pages: who holds them. Accounts balance after every call (invariant 5)."""
 
 from __future__ import annotations
 
@@ -6,64 +6,83 @@ import heapq
 
 
 class PagePool:
-    """Pages 0..total-1, handed out as neighbours where possible, and bookings of pages not yet taken.
+    """Pages 0..total-1 with counts of their holders, handed out as neighbours where possible.
 
-    A booking is a promise: `book(n)` succeeds only if n more pages can be taken at any later time.
+    Sequences and the prefix cache hold pages. A page is free (nobody does), cached (the cache alone does, and may let
+    go of it) or used: free + cached + used = total.
     """
 
     def __init__(self, total: int) -> None:
-        self.total = total
-        self.used = 0
-        self.booked = 0  # promised and not yet taken
-        self._is_free = [True] * total
+        self.total = self.free = total
+        self.cached = 0
+        self._holders = [0] * total
+        self._kept = bytearray(total)  # 1: the cache is one of the holders
         self._heap = list(range(total))  # may hold stale entries of pages taken as neighbours
 
     @property
-    def free(self) -> int:
-        return self.total - self.used
+    def used(self) -> int:
+        return self.total - self.free - self.cached
 
-    def book(self, pages: int) -> bool:
-        """Promise `pages` more pages, if they are there beside all earlier promises."""
-        if self.booked + pages > self.free:
-            return False
-        self.booked += pages
-        return True
-
-    def unbook(self, pages: int) -> None:
-        """Give back a promise."""
-        assert 0 <= pages <= self.booked
-        self.booked -= pages
+    @property
+    def available(self) -> int:
+        """Pages that a sequence can have once the cache lets go of what it alone holds."""
+        return self.free + self.cached
 
     def take(self, after: int = -1) -> int:
-        """One booked page: the neighbour of page `after` if free, else the lowest free one."""
-        assert self.booked > 0, "a page is taken without a booking"
-        page = after + 1 if 0 <= after < self.total - 1 and self._is_free[after + 1] else self._lowest()
-        self._is_free[page] = False
-        self.used += 1
-        self.booked -= 1
-        self._check()
+        """A free page for one sequence: the neighbour of page `after` if it is free, else the lowest."""
+        assert self.free > 0, "a page is taken from an empty pool"
+        page = after + 1 if 0 <= after < self.total - 1 and not self._holders[after + 1] else self._lowest()
+        self._holders[page] = 1
+        self.free -= 1
         return page
 
-    def give(self, page: int, *, rebook: bool = False) -> None:
-        """Return a page; `rebook` keeps the promise (a window moved on and will need another page)."""
-        assert not self._is_free[page], f"page {page} is freed twice"
-        self._is_free[page] = True
-        heapq.heappush(self._heap, page)
-        self.used -= 1
-        self.booked += rebook
-        self._check()
+    def share(self, page: int) -> int:
+        """One more sequence holds a page."""
+        assert self._holders[page] > 0, f"page {page} is shared, but nobody holds it"
+        self.cached -= self._holders[page] == self._kept[page]
+        self._holders[page] += 1
+        return page
+
+    def give(self, page: int) -> None:
+        """A sequence lets go of a page."""
+        assert self._holders[page] > self._kept[page], f"page {page} is given back twice"
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self._release(page)
+        elif self._holders[page] == self._kept[page]:
+            self.cached += 1
+
+    def keep(self, page: int) -> int:
+        """The cache holds a page beside the sequences that do."""
+        assert self._holders[page] > 0 and not self._kept[page], f"page {page} cannot be cached"
+        self._kept[page] = 1
+        self._holders[page] += 1
+        return page
+
+    def drop(self, page: int) -> None:
+        """The cache lets go of a page."""
+        assert self._kept[page], f"page {page} is not cached"
+        self._kept[page] = 0
+        self._holders[page] -= 1
+        if not self._holders[page]:
+            self.cached -= 1
+            self._release(page)
+
+    def is_cached(self, page: int) -> bool:
+        """Whether the cache alone holds a page."""
+        return bool(self._holders[page] == self._kept[page] == 1)
 
     def audit(self) -> None:
-        """Count every page: free + used = total. O(total); tests and soaks call it after each step."""
-        assert sum(self._is_free) == self.free
-        self._check()
-
-    def _check(self) -> None:
+        """Count every page. O(total); tests and soaks call it after each step."""
+        assert self.free == self._holders.count(0)
+        assert self.cached == sum(map(self.is_cached, range(self.total)))
         assert 0 <= self.used <= self.total
-        assert self.booked <= self.free, "more pages are promised than are free"
+
+    def _release(self, page: int) -> None:
+        heapq.heappush(self._heap, page)
+        self.free += 1
 
     def _lowest(self) -> int:
-        page = heapq.heappop(self._heap)
-        while not self._is_free[page]:
-            page = heapq.heappop(self._heap)
+        while self._holders[page := heapq.heappop(self._heap)]:
+            pass
         return page

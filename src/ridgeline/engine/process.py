@@ -99,11 +99,11 @@ class ProcessClient:
         self._ledger = Ledger(info)
         self._ready = True  # the child has loaded and may be sent requests
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink) -> int:
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int:
         with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)
-            request = self._ledger.accept(prompt, params, sink)
+            request = self._ledger.accept(prompt, params, sink, tenant)
             self._post_due()
         return request.id
 

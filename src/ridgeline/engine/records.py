@@ -25,6 +25,8 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     limit: int
     emitted: tuple[tuple[int, ...], ...] = ()
     done: tuple[int, ...] = ()
+    tenant: str = ""  # whose prefixes it may share, and whose share of the engine it takes
+    priority: int = 0
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -44,7 +46,8 @@ class Token(msgspec.Struct, frozen=True, array_like=True, gc=False):
 class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one choice gained in a step. `text` may lag behind the tokens (partial characters, possible stops).
 
-    `prompt` comes once, before the first token, if prompt logprobs were asked for. `finish` is set exactly once.
+    `prompt` comes once, before the first token, if prompt logprobs were asked for. `cached` comes with a choice's first
+    token: how many prompt tokens the prefix cache had. `finish` is set exactly once.
     """
 
     id: int
@@ -53,6 +56,15 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     text: str
     finish: str | None = None
     prompt: tuple[Token, ...] | None = None
+    cached: int = 0
+
+
+class Counters(msgspec.Struct, array_like=True, gc=False):
+    """What an engine has done since it was loaded."""
+
+    cached_tokens: int = 0  # that the prefix cache saved computing
+    preemptions: int = 0
+    recomputed_tokens: int = 0  # that preemption made compute again
 
 
 class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
@@ -63,6 +75,8 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     running: int
     waiting: int
     pages_used: int
+    pages_cached: int = 0
+    counters: Counters = msgspec.field(default_factory=lambda: Counters())
 
 
 class GroupInfo(msgspec.Struct, frozen=True):
@@ -82,9 +96,12 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     page_bytes: int
     groups: tuple[GroupInfo, ...]
     step_tokens: int
+    step_ms: int
     max_requests: int
     queue: int
     depth: int  # steps in flight
+    admission: str  # "overcommit" or "strict"
+    policy: str
     backend: str
     format: str
     activations: str
@@ -103,22 +120,24 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
     message: str
 
 
-def pages_needed(info: EngineInfo, tokens: int) -> int:
-    """Most pages one choice of `tokens` in all can hold at once, over all groups."""
+def pages_needed(info: EngineInfo, tokens: int, choices: int = 1, prompt: int = 0) -> int:
+    """Most pages that choices of `tokens` in all can hold at once, over all groups; they share what is full of `prompt`."""
     total = 0
     for g in info.groups:
-        # A window group keeps the window and the chunks in flight, cut at page edges.
+        # A window group keeps the window and the chunks in flight, cut at page edges; where it is, choices part.
         kept = tokens if not g.window else min(tokens, g.window + info.depth * info.step_tokens + PAGE)
-        total += -(-kept // PAGE)
+        shared = 0 if g.window else min(prompt, tokens) // PAGE
+        total += shared + choices * (-(-kept // PAGE) - shared)
     return total
 
 
-def most_tokens(info: EngineInfo, choices: int) -> int:
+def most_tokens(info: EngineInfo, choices: int = 1, prompt: int = 0) -> int:
     """Longest prompt and answer together, at most the context, of which `choices` fit the pool at once."""
     low, high = 0, info.context
     while low < high:
         middle = (low + high + 1) // 2
-        low, high = (middle, high) if pages_needed(info, middle) * choices <= info.pages else (low, middle - 1)
+        fits = pages_needed(info, middle, choices, prompt) <= info.pages
+        low, high = (middle, high) if fits else (low, middle - 1)
     return low
 
 
@@ -137,7 +156,7 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
         )
     if params.n > info.max_requests + info.queue:
         raise InvalidRequest(f"n is {params.n}; at most {info.max_requests + info.queue} fit in the queue", "n")
-    room = most_tokens(info, params.n)
+    room = most_tokens(info, params.n, prompt)
     if prompt >= room:
         raise InvalidRequest(
             f"the prompt has {prompt} tokens; {info.pages} KV pages hold {params.n} x {room} tokens, prompt and answer "
@@ -152,7 +171,7 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
             "max_tokens",
         )
     if prompt + wanted > room:
-        need = pages_needed(info, prompt + wanted) * params.n
+        need = pages_needed(info, prompt + wanted, params.n, prompt)
         raise InvalidRequest(
             f"{params.n} x ({prompt} prompt + {wanted} new tokens) need {need} KV pages; the pool has {info.pages}; "
             f"max_tokens may be at most {room - prompt}, or raise --kv-memory",

@@ -1,68 +1,238 @@
-"""The scheduler: which tokens of which sequences the next step computes. First come, first served; no phases."""
+"""The scheduler: which tokens of which sequences the next step computes, and who gives way when pages run short."""
 
 from __future__ import annotations
 
-from collections import deque
+import bisect
+from collections.abc import Callable
 
 import msgspec
 
 from ridgeline.engine.pages import PagePool
-from ridgeline.engine.sequence import Sequence
+from ridgeline.engine.pace import Pace
+from ridgeline.engine.policies import Policy, Rank
+from ridgeline.engine.prefix import Node, PrefixCache
+from ridgeline.engine.records import PAGE, Counters
+from ridgeline.engine.sequence import Copy, Sequence
+
+
+_GUESS_S = 1e-3  # of a token, before the first step has shown better
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):  # it closes no cycles
     """Positions start..start+count-1 of a sequence, computed in one step.
 
-    `samples`: they reach the last token known or in flight, so that the last row samples the next one.
+    `samples`: they reach the last token known or in flight, so that the last row samples the next one. `forks`: choices
+    that sample their first token from that row too, and then share this sequence's pages; `copies` are of what they
+    cannot share, for the next step to make first.
     """
 
     sequence: Sequence
     start: int
     count: int
     samples: bool
+    forks: tuple[Sequence, ...] = ()
+    copies: tuple[Copy, ...] = ()
+
+
+class Limits(msgspec.Struct, frozen=True):
+    """Most tokens, result rows, sequences and copies of a step; `strict` starts only what can never be short of pages."""
+
+    tokens: int
+    rows: int
+    running: int
+    copies: int
+    step_s: float = 0.0  # how long a step may take that has both prompts and answers in progress; 0: any time
+    strict: bool = False
 
 
 class Scheduler:
-    """Waiting and running sequences, and the rule that shares a step's tokens between them.
+    """Waiting and running sequences, ranked by a policy, and the rules that share tokens and pages between them.
 
-    Each running sequence first gets one token, in order of arrival, so that long prompts never stall an answer in
-    progress; what is left of the budget then closes the remaining gaps, again in order of arrival. A sequence starts
-    only when its worst case can be promised, so nothing that runs can fall short of pages.
+    Each running sequence first gets one token, in order of rank, so that long prompts never stall an answer in progress;
+    what is left of the budget then closes the remaining gaps, again in order. A sequence starts when its known tokens
+    fit, so the pages that running ones will still ask for may not all be there. Then the last in rank gives its pages up
+    and is computed again later. The first to have come of those with pages, the anchor, never does: since its worst case
+    alone fits the pool (records.check_room), it ends, and then the next is the oldest. So everything ends.
     """
 
-    def __init__(self, pool: PagePool, *, step_tokens: int, step_rows: int, max_running: int) -> None:
-        self.pool, self.step_tokens, self.step_rows, self.max_running = pool, step_tokens, step_rows, max_running
-        self.waiting: deque[Sequence] = deque()
-        self.running: list[Sequence] = []
+    def __init__(
+        self, pool: PagePool, cache: PrefixCache, limits: Limits, policy: Policy, clock: Callable[[], float]
+    ) -> None:
+        self.pool, self.cache, self.limits, self.policy, self.clock = pool, cache, limits, policy, clock
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []  # those that have pages, of which the first `limits.running` get tokens
+        self.counters = Counters()
+        self.pace = Pace(limits.tokens, _GUESS_S * limits.tokens)
+        self._now = clock()
 
     def add(self, sequence: Sequence) -> None:
-        self.waiting.append(sequence)
+        """A new sequence waits; what follows it waits with it."""
+        self._now = self.clock()
+        for s in (sequence, *sequence.followers):
+            self.policy.added(s.job)
+        self._wait(sequence)
 
     def schedule(self) -> list[Chunk]:
         """Chunks of the next step, with pages taken for them; empty if nothing can run."""
+        if self.policy.dynamic:
+            self._now = self.clock()
+            self._rank(self.waiting)
+            self._rank(self.running)
         self._admit()
-        ready = [(s, gap) for s in self.running if (gap := s.gap)][: self.step_tokens]
-        budget = self.step_tokens - len(ready)
-        rows = self.step_rows - len(ready)
+        ready = self._ready()
+        budget = self._budget(ready)
+        rows, copies = self.limits.rows - len(ready), self.limits.copies
         chunks = []
         for s, gap in ready:
             more = min(gap - 1, budget)
-            if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
-                more = min(more, rows)
-                rows -= more
-            budget -= more
-            s.extend(self.pool, s.computed + 1 + more)
-            chunks.append(Chunk(s, s.computed, 1 + more, 1 + more == gap))
+            if more:
+                if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
+                    more = min(more, rows)
+                    rows -= more
+                more = min(more, s.reach(self.pool.available) - s.computed - 1)
+                budget -= more
+                self._take(s, s.computed + 1 + more)
+            samples = 1 + more == gap
+            forks: tuple[Sequence, ...] = ()
+            made: tuple[Copy, ...] = ()
+            if samples and s.followers:
+                forks, made = self._fork(s, min(rows, copies // len(s.groups)))
+                rows, copies = rows - len(forks), copies - len(made)
+            self.policy.charge(s.job, 1 + more, self._now)
+            chunks.append(Chunk(s, s.computed, 1 + more, samples, forks, made))
         return chunks
 
+    def _rank(self, sequences: list[Sequence]) -> None:
+        for s in sequences:
+            s.rank = self.policy.rank(s.job, self._now)
+        sequences.sort(key=_rank_of)
+
+    def _wait(self, s: Sequence) -> None:
+        s.rank = self.policy.rank(s.job, self._now)
+        bisect.insort(self.waiting, s, key=_rank_of)
+
+    def _run(self, s: Sequence) -> None:
+        s.rank = self.policy.rank(s.job, self._now)
+        bisect.insort(self.running, s, key=_rank_of)
+
+    def _ready(self) -> list[tuple[Sequence, int]]:
+        """Running sequences that can have a token, which has its page, with their gaps."""
+        ready: list[tuple[Sequence, int]] = []
+        at = 0
+        most = min(self.limits.tokens, self.limits.running)
+        while at < len(self.running) and len(ready) < most:  # those behind may be preempted meanwhile
+            s = self.running[at]
+            gap = s.gap
+            if gap and self._take(s, s.computed + 1):
+                ready.append((s, gap))
+            at += 1
+        return ready
+
+    def _budget(self, ready: list[tuple[Sequence, int]]) -> int:
+        """Tokens of the step beyond the first of each sequence: as many as there is room for, or time."""
+        room, decodes = self.limits.tokens - len(ready), sum(gap == 1 for _, gap in ready)
+        if not self.limits.step_s or not 0 < decodes < len(ready):
+            return room
+        prompts = len(ready) - decodes
+        return max(0, min(room, self.pace.tokens(decodes, self.limits.step_s) - prompts))
+
+    def _take(self, s: Sequence, upto: int) -> bool:
+        """Pages for positions below `upto`, if others must give up theirs for it; False if `s` itself had to."""
+        missing = s.missing(upto)
+        while self.pool.free < missing and not self.cache.make_room(missing):
+            anchor = self.anchor
+            victim = next(other for other in reversed(self.running) if other is not anchor)
+            self._preempt(victim)
+            if victim is s:
+                return False
+        if missing:
+            s.extend(self.pool, upto)
+        return True
+
+    def _preempt(self, s: Sequence) -> None:
+        self.counters.preemptions += 1
+        s.lost = s.computed
+        self.running.remove(s)
+        s.release(self.cache)
+        self._wait(s)
+
+    def _fork(self, s: Sequence, most: int) -> tuple[tuple[Sequence, ...], tuple[Copy, ...]]:
+        """Choices that go on from the prompt that `s` now ends; those for which there is no room wait for their own."""
+        pages = len(s.groups) if s.prompt_len % PAGE else 0
+        room = min(most, self.limits.running - len(self.running), len(s.followers))
+        if self.limits.strict:
+            room = min(room, (self.pool.total - self._booked) // s.most_pages)
+        room = max(room, 0)  # some that gave way may be back beyond the limit
+        while room and not self.cache.make_room(room * pages):
+            room -= 1
+        forks, rest, s.followers = tuple(s.followers[:room]), s.followers[room:], []
+        copies = tuple(copy for other in forks for copy in s.fork(self.pool, other))
+        for other in forks:
+            self._run(other)
+        for other in rest:
+            self._wait(other)
+        return forks, copies
+
     def _admit(self) -> None:
-        while self.waiting and len(self.running) < self.max_running and self.waiting[0].admit(self.pool):
-            self.running.append(self.waiting.popleft())
+        while self.waiting:
+            s = self.waiting[0]
+            if len(self.running) >= self.limits.running and s.rank > self.running[self.limits.running - 1].rank:
+                return
+            if not self._start(s):
+                return
+            self._run(self.waiting.pop(0))
+
+    @property
+    def anchor(self) -> Sequence:
+        """The one that nobody may take pages from: the first to have come."""
+        return min(self.running, key=lambda s: s.job.order)
+
+    def _start(self, s: Sequence) -> bool:
+        """Give a waiting sequence what the prefix cache has of it, if the rest of what is known of it fits."""
+        node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+        while self.running and not self._fits(s, node):
+            victim = self.running[-1]
+            if victim is self.anchor or not self.policy.preempts(s.rank, victim.rank):
+                return False
+            self._preempt(victim)
+        s.adopt(self.pool, node)
+        if s.cached is None:
+            s.cached = s.computed
+        self.counters.cached_tokens += s.computed
+        self.counters.recomputed_tokens += max(s.lost - s.computed, 0)
+        s.lost = 0
+        self.cache.touch(node)
+        return True
+
+    @property
+    def _booked(self) -> int:
+        return sum(s.most_pages for s in self.running)
+
+    def _fits(self, s: Sequence, node: Node) -> bool:
+        if self.limits.strict:
+            return self._booked + s.most_pages <= self.pool.total
+        pages, groups = -(-len(s.tokens) // PAGE) - node.depth, len(s.groups)
+        revived = sum(page >= 0 and self.pool.is_cached(page) for step in node.path() for page in step.pages)
+        # What runs has yet to take pages for what is known of it, and soon one more.
+        reserve = sum(r.missing(len(r.tokens) + PAGE) for r in self.running)
+        return pages * groups + revived + reserve <= self.pool.available
 
     def remove(self, sequence: Sequence) -> None:
         """Forget an ended sequence and free what it held."""
         if sequence in self.running:
             self.running.remove(sequence)
-        else:
-            self.waiting.remove(sequence)
-        sequence.release(self.pool)
+        elif sequence in self.waiting:
+            self.waiting.remove(sequence)  # else it follows another choice
+        self.policy.ended(sequence.job)
+        sequence.release(self.cache)
+
+    def audit(self) -> None:
+        """Every page is accounted for, and the anchor can have its worst case of them."""
+        self.pool.audit()
+        held = {page for s in self.running for table in s.tables for page in table if page >= 0}
+        assert len(held) == self.pool.used
+        assert not self.running or self.anchor.most_pages <= self.pool.total
+
+
+def _rank_of(sequence: Sequence) -> Rank:
+    return sequence.rank

@@ -7,7 +7,12 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from ridgeline.engine.pages import PagePool
+from ridgeline.engine.policies import Job, Rank
+from ridgeline.engine.prefix import Node, PrefixCache, first_visible
 from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed
+
+
+Copy = tuple[int, int, int, int]  # group, source slot, target slot, slots
 
 
 class Text(Protocol):
@@ -22,13 +27,15 @@ class Sequence:
     """`tokens` are known ids (prompt, then output); `sources` stand for tokens sampled by steps still in flight.
 
     A step closes part of the gap between `computed` (keys in the cache) and both together; there are no phases.
-    `promised` counts booked pages not yet taken.
+    `node` stands for those of its full pages that the prefix cache knows.
     """
 
-    def __init__(self, request: Submit, choice: int, info: EngineInfo, text: Text) -> None:
+    def __init__(self, request: Submit, choice: int, info: EngineInfo, text: Text, root: Node, now: float) -> None:
         prompt = request.prompt
         emitted = request.emitted[choice] if choice < len(request.emitted) else ()
         self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
+        self.job = Job((request.id, choice), request.tenant, request.priority, len(prompt), now)
+        self.rank: Rank = ()  # as the policy last gave it
         self.prompt_len = len(prompt)
         self.tokens = [*prompt, *emitted]
         self.sources: list[tuple[int, int]] = []
@@ -38,8 +45,11 @@ class Sequence:
         self.groups = info.groups
         self.tables = [array("i") for _ in info.groups]  # of pages; -1: given back
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
-        self.pages = pages_needed(info, self.limit)
-        self.promised = 0
+        self.root = self.node = root
+        self.most_pages = pages_needed(info, self.limit)
+        self.lost = 0  # tokens that had keys when it was preempted
+        self.cached: int | None = None  # prompt tokens that the cache had when this sequence first ran
+        self.followers: list[Sequence] = []  # other choices, which wait for this one to read their common prompt
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
@@ -70,43 +80,77 @@ class Sequence:
         counts = self.history.setdefault(token, [0, 0])
         counts[position >= self.prompt_len] += 1
 
-    def admit(self, pool: PagePool) -> bool:
-        """Book the worst case; False if the pool cannot promise it now."""
-        if not pool.book(self.pages):
-            return False
-        self.promised = self.pages
-        return True
+    def missing(self, upto: int) -> int:
+        """Pages it has to take before positions below `upto` have slots."""
+        pages, missing = -(-upto // PAGE), 0
+        for table in self.tables:
+            if len(table) < pages:
+                missing += pages - len(table)
+        return missing
+
+    def reach(self, pages: int) -> int:
+        """Positions below which all have slots once it has taken so many more pages."""
+        return min(map(len, self.tables)) * PAGE + pages // len(self.tables) * PAGE
 
     def extend(self, pool: PagePool, upto: int) -> None:
         """Take pages so that positions below `upto` have slots."""
         for table in self.tables:
             while len(table) * PAGE < upto:
-                assert self.promised > 0, "a sequence takes more pages than it was promised"
                 table.append(pool.take(after=table[-1] if table else -1))
-                self.promised -= 1
+
+    def adopt(self, pool: PagePool, node: Node) -> None:
+        """Begin behind a node of the prefix cache, with its pages."""
+        path, self.computed = node.path(), node.depth * PAGE
+        for g, (group, table) in enumerate(zip(self.groups, self.tables, strict=True)):
+            first = self.freed[g] = first_visible(group.window, self.computed)
+            table.extend([-1] * first)
+            table.extend(pool.share(step.pages[g]) for step in path[first:])
+        self.node = node
+
+    def publish(self, cache: PrefixCache) -> None:
+        """Show the prefix cache the pages that have filled up with known tokens."""
+        full = min(self.computed, len(self.tokens)) // PAGE
+        while (at := self.node.depth) < full:
+            pages = [table[at] for table in self.tables]
+            self.node = cache.publish(self.node, tuple(self.tokens[at * PAGE : (at + 1) * PAGE]), pages)
+            for table, page in zip(self.tables, pages, strict=True):
+                table[at] = page
+
+    def fork(self, pool: PagePool, child: Sequence) -> list[Copy]:
+        """Give another choice the prompt's pages: shared, but for a last one that is not full, which is copied."""
+        upto = self.prompt_len
+        rest, copies = upto % PAGE, []
+        for g, table in enumerate(self.tables):
+            mine = child.tables[g]
+            mine.extend(pool.share(page) if page >= 0 else -1 for page in table[: upto // PAGE])
+            if rest:
+                mine.append(pool.take(after=mine[-1] if mine else -1))
+                copies.append((g, table[len(mine) - 1] * PAGE, mine[-1] * PAGE, rest))
+        child.freed, child.computed, child.node, child.cached = self.freed[:], upto, self.node, self.cached
+        return copies
 
     def slide(self, pool: PagePool) -> None:
         """Give back pages of window groups that no later token can see."""
         for g, group in enumerate(self.groups):
             if group.window:
-                visible = max(0, self.computed - group.window + 1) // PAGE
-                for i in range(self.freed[g], min(visible, len(self.tables[g]))):
-                    pool.give(self.tables[g][i], rebook=True)
-                    self.promised += 1
+                visible = min(first_visible(group.window, self.computed), len(self.tables[g]))
+                for i in range(self.freed[g], visible):
+                    pool.give(self.tables[g][i])
                     self.tables[g][i] = -1
                 self.freed[g] = max(self.freed[g], visible)
 
-    def release(self, pool: PagePool) -> None:
-        """Give back all pages and promises. Called exactly once, at the end."""
-        for table in self.tables:
+    def release(self, cache: PrefixCache) -> None:
+        """Give back all pages, at the end or to make room; what the cache knows of them it may keep."""
+        for g, table in enumerate(self.tables):
             for page in table:
                 if page >= 0:
-                    pool.give(page)
+                    cache.pool.give(page)
             del table[:]
-        pool.unbook(self.promised)
-        self.promised = 0
+            self.freed[g] = 0
+        cache.touch(self.node)
+        self.node, self.computed = self.root, 0
 
 
-def sequences(request: Submit, info: EngineInfo, texts: Seq[Text]) -> list[Sequence]:
+def sequences(request: Submit, info: EngineInfo, texts: Seq[Text], root: Node, now: float) -> list[Sequence]:
     """One sequence per choice that has not ended yet."""
-    return [Sequence(request, c, info, texts[c]) for c in range(request.params.n) if c not in request.done]
+    return [Sequence(request, c, info, texts[c], root, now) for c in range(request.params.n) if c not in request.done]

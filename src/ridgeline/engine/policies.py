@@ -1,0 +1,153 @@
+"""Who goes first: small pure classes over plain records, which ask nobody for the time.
+
+A policy ranks jobs, the smallest rank first, and is told what each was given. Ranks decide who gets a step's tokens
+and, when pages run short, who gives way; never what anybody's answer is.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+import msgspec
+
+Rank = tuple[float, ...]
+
+
+class Job(msgspec.Struct, gc=False):
+    """What policies know of a sequence. `order` is that of arrival; times are in seconds."""
+
+    order: tuple[int, int]
+    tenant: str
+    priority: int  # higher goes first
+    prompt: int  # tokens
+    ran: float  # when it arrived or last had a token
+    used: int = 0  # tokens since it came to its level
+    level: int = 0
+
+
+class Policy(Protocol):
+    """`dynamic`: ranks change while jobs wait or run. `preempts(a, b)`: a job ranked a may take the pages of one ranked
+    b to start."""
+
+    dynamic: bool
+
+    def added(self, job: Job) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+    def rank(self, job: Job, now: float) -> Rank: ...
+
+    def charge(self, job: Job, tokens: int, now: float) -> None: ...
+
+    def preempts(self, one: Rank, other: Rank) -> bool: ...
+
+
+class FCFS:
+    """First come, first served."""
+
+    dynamic = False
+
+    def added(self, job: Job) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+    def rank(self, job: Job, now: float) -> Rank:
+        return job.order
+
+    def charge(self, job: Job, tokens: int, now: float) -> None: ...
+
+    def preempts(self, one: Rank, other: Rank) -> bool:
+        return False
+
+
+class Priority:
+    """Higher priorities first, then first come. Each `age_s` without a token counts as one priority, so none starves."""
+
+    dynamic = True
+
+    def __init__(self, age_s: float = 10.0) -> None:
+        self.age_s = age_s
+
+    def added(self, job: Job) -> None: ...
+
+    def ended(self, job: Job) -> None: ...
+
+    def rank(self, job: Job, now: float) -> Rank:
+        return (-(job.priority + (now - job.ran) // self.age_s), *job.order)
+
+    def charge(self, job: Job, tokens: int, now: float) -> None:
+        job.ran = now
+
+    def preempts(self, one: Rank, other: Rank) -> bool:
+        return one[0] < other[0]
+
+
+class MLFQ:
+    """Skip-join multi-level feedback queues (FastServe, arXiv:2305.05920), with tokens for time.
+
+    Level i allows `quantum` * 2^i tokens. A job joins the first level that allows its whole prompt, and falls by one when
+    it has used its level up. One that has had nothing for `starve_s` begins again at the top.
+    """
+
+    dynamic = True
+
+    def __init__(self, quantum: int = 64, levels: int = 10, starve_s: float = 3.0) -> None:
+        self.quantum, self.levels, self.starve_s = quantum, levels, starve_s
+
+    def added(self, job: Job) -> None:
+        while job.level < self.levels - 1 and self.quantum << job.level < job.prompt:
+            job.level += 1
+
+    def ended(self, job: Job) -> None: ...
+
+    def rank(self, job: Job, now: float) -> Rank:
+        if job.level and now - job.ran > self.starve_s:
+            job.level, job.used, job.ran = 0, 0, now
+        return (job.level, *job.order)
+
+    def charge(self, job: Job, tokens: int, now: float) -> None:
+        job.ran = now
+        job.used += tokens
+        if job.used >= self.quantum << job.level and job.level < self.levels - 1:
+            job.level, job.used = job.level + 1, 0
+
+    def preempts(self, one: Rank, other: Rank) -> bool:
+        return one[0] < other[0]
+
+
+class Fair:
+    """Fair queueing by tenant over the tokens computed for each (VTC, Sheng et al., OSDI 2024).
+
+    The tenant that was given least, by its weight, goes first. One that comes back is lifted to the least of those that
+    are there, or it would be owed all the time it was away. Jobs of a tenant go in order of arrival.
+    """
+
+    dynamic = True
+
+    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
+        self.weights = weights or {}
+        self._given: dict[str, float] = {}
+        self._jobs: Counter[str] = Counter()
+
+    def added(self, job: Job) -> None:
+        if not self._jobs[job.tenant]:
+            least = min((self._given[t] for t, jobs in self._jobs.items() if jobs), default=0.0)
+            self._given[job.tenant] = max(self._given.get(job.tenant, 0.0), least)
+        self._jobs[job.tenant] += 1
+
+    def ended(self, job: Job) -> None:
+        self._jobs[job.tenant] -= 1
+
+    def rank(self, job: Job, now: float) -> Rank:
+        return (self._given[job.tenant], *job.order)
+
+    def charge(self, job: Job, tokens: int, now: float) -> None:
+        self._given[job.tenant] += tokens / self.weights.get(job.tenant, 1.0)
+
+    def preempts(self, one: Rank, other: Rank) -> bool:
+        return False
+
+
+POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": FCFS, "priority": Priority, "mlfq": MLFQ, "fair": Fair}

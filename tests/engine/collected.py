@@ -1,0 +1,58 @@
+"""Requests for a fake engine, and what a sink saw of them."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from fake import VOCAB
+
+from ridgeline.engine.client import LocalClient
+from ridgeline.engine.params import SamplingParams
+
+
+class Collected:
+    """What a sink saw of one request: tokens by choice, finishes, text."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = defaultdict(list)
+        self.finish: dict[int, list[str]] = defaultdict(list)
+        self.text: dict[int, str] = defaultdict(str)
+        self.prompt = None
+        self.cached: dict[int, int] = {}
+
+    def __call__(self, delta) -> None:
+        assert not self.finish[delta.choice], "a delta after the end"
+        if delta.tokens:
+            self.cached.setdefault(delta.choice, delta.cached)
+        self.tokens[delta.choice] += [t.id for t in delta.tokens]
+        self.text[delta.choice] += delta.text
+        if delta.prompt is not None:
+            assert self.prompt is None
+            self.prompt = delta.prompt
+        if delta.finish is not None:
+            self.finish[delta.choice].append(delta.finish)
+
+
+def prompt_of(length: int, salt: int = 0) -> list[int]:
+    return [(7 * i + 13 * salt + 1) % VOCAB for i in range(length)]
+
+
+def run(engine, requests, pumps: int = 10_000):
+    """Submit (prompt, params) pairs and run dry; every page must come back."""
+    client = LocalClient(engine)
+    seen = []
+    for prompt, params in requests:
+        seen.append(Collected())
+        client.submit(prompt, params, seen[-1])
+    for _ in range(pumps):
+        if client.idle:
+            break
+        client.pump()
+        engine.scheduler.audit()
+    assert client.idle
+    assert engine.pool.used == 0
+    return seen
+
+
+def greedy(max_tokens: int = 20, **more) -> SamplingParams:
+    return SamplingParams(temperature=0, max_tokens=max_tokens, seed=7, **more)
