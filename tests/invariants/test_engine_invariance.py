@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import toy
-from ridgeline.config import EngineConfig
+from ridgeline.config import KV_FORMATS, EngineConfig
 from ridgeline.cores import available_cores
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.load import load
@@ -53,3 +54,42 @@ def test_cancelled_neighbours_change_no_bit(folder, seed, crowd, step_tokens, th
     alone = answer(folder, 0, crowd=0, step_tokens=128, threads=1)
     threads = min(threads, available_cores())
     assert answer(folder, seed, crowd=crowd, step_tokens=step_tokens, threads=threads) == alone
+
+
+def scored(folder: str, kv_format: str, pages: int, requests: list[tuple[list[int], SamplingParams]], **settings):
+    """Tokens with logprobs of every choice of every request, served together in a pool of so many pages; counters."""
+    config = EngineConfig(folder, threads=1, kv_format=kv_format, max_requests=5, context=256, **settings)
+    page = load(replace(config, kv_memory=1 << 20)).engine.info.page_bytes
+    loaded = load(replace(config, kv_memory=pages * page))
+    loaded.step.kv.fill(0xFF)  # NaN in every format
+    client, found = LocalClient(loaded.engine), []
+    for prompt, params in requests:
+        tokens: dict[int, list] = {}
+        found.append(tokens)
+        client.submit(prompt, params, lambda d, tokens=tokens: tokens.setdefault(d.choice, []).extend(d.tokens))
+        for _ in range(3):
+            client.pump()
+            loaded.engine.scheduler.audit()
+    while not client.idle:
+        client.pump()
+        loaded.engine.scheduler.audit()
+    return found, loaded.engine.scheduler.counters
+
+
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+@pytest.mark.parametrize("seed", range(4))
+def test_shared_prefixes_forks_and_preemption_change_no_bit(folder, kv_format, seed):
+    """Pages of others, copied ones, and those computed again hold what a request alone would have computed."""
+    rng = random.Random(seed)
+    stems = [[rng.randrange(200) for _ in range(150)] for _ in range(2)]
+    requests = []
+    for i in range(12):
+        prompt = [*rng.choice(stems)[: rng.randint(20, 150)], *(rng.randrange(200) for _ in range(rng.randint(1, 20)))]
+        params = SamplingParams(
+            n=rng.choice([1, 1, 3]), max_tokens=rng.randint(30, 80), temperature=0.8, seed=i, logprobs=2, ignore_eos=True
+        )
+        requests.append((prompt, params))
+    together, counters = scored(folder, kv_format, 8, requests, step_tokens=48)
+    alone = [scored(folder, kv_format, 40, [request], step_tokens=256)[0][0] for request in requests]
+    assert together == alone
+    assert counters.cached_tokens > 0 and counters.preemptions > 0
