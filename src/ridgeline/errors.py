@@ -64,6 +64,13 @@ class Overloaded(RidgelineError):
         self.retry_after = retry_after
 
 
+class DeadlinePassed(RidgelineError):
+    """An accepted request was not answered in the time it had."""
+
+    status = 504
+    kind = "deadline"
+
+
 class EngineFailed(RidgelineError):
     """The engine could not finish an accepted request."""
 

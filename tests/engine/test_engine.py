@@ -15,7 +15,6 @@ from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import most_tokens, pages_needed
 from ridgeline.errors import InvalidRequest, Overloaded
 
-
 REQUESTS = [
     (prompt_of(n, n), greedy(m)) for n, m in ((1, 5), (17, 30), (64, 64), (65, 3), (200, 40), (130, 1), (63, 70))
 ]

@@ -13,6 +13,7 @@ from fake import fake_engine
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.pace import Pace
 from ridgeline.engine.policies import FCFS, MLFQ, POLICIES, Fair, Job, Priority
+from ridgeline.engine.records import Terms
 
 BASE_S, TOKEN_S = 0.010, 0.001
 
@@ -60,7 +61,7 @@ def play(engine, clock: Clock, arrivals: list[Arrival]) -> None:
             clock.now = max(clock.now, coming[0].at)
         while coming and coming[0].at <= clock.now:
             a = coming.pop(0)
-            client.submit(a.prompt_ids, greedy(a.length), a, a.tenant)
+            client.submit(a.prompt_ids, greedy(a.length), a, Terms(tenant=a.tenant))
         client.pump()
         engine.scheduler.audit()
 

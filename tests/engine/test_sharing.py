@@ -10,7 +10,7 @@ from fake import fake_engine
 
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import PAGE
+from ridgeline.engine.records import PAGE, Terms
 
 
 def cached_of(engine, prompt, params):
@@ -51,7 +51,7 @@ def test_tenants_share_nothing():
     client, found = LocalClient(fake_engine()), []
     for tenant in ("a", "b", "a"):
         seen = Collected()
-        client.submit(prompt_of(200), greedy(2), seen, tenant)
+        client.submit(prompt_of(200), greedy(2), seen, Terms(tenant=tenant))
         while not client.idle:
             client.pump()
         found.append(seen.cached[0])
@@ -95,7 +95,10 @@ def test_choices_share_the_pages_of_their_prompt():
 @pytest.mark.parametrize("windows", [(0,), (40, 0)])
 def test_choices_are_as_if_each_had_read_the_prompt(length, depth, windows):
     params = SamplingParams(n=6, seed=3, max_tokens=70)
-    roomy, tight = fake_engine(windows=windows, pages=200), fake_engine(windows=windows, pages=42, max_requests=4, depth=depth)
+    roomy, tight = (
+        fake_engine(windows=windows, pages=200),
+        fake_engine(windows=windows, pages=42, max_requests=4, depth=depth),
+    )
     (a,), (b,) = run(roomy, [(prompt_of(length), params)]), run(tight, [(prompt_of(length), params)])
     assert a.tokens == b.tokens and len({tuple(t) for t in a.tokens.values()}) == 6
 

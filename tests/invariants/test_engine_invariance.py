@@ -76,20 +76,30 @@ def scored(folder: str, kv_format: str, pages: int, requests: list[tuple[list[in
     return found, loaded.engine.scheduler.counters
 
 
-@pytest.mark.parametrize("kv_format", KV_FORMATS)
-@pytest.mark.parametrize("seed", range(4))
-def test_shared_prefixes_forks_and_preemption_change_no_bit(folder, kv_format, seed):
-    """Pages of others, copied ones, and those computed again hold what a request alone would have computed."""
-    rng = random.Random(seed)
-    stems = [[rng.randrange(200) for _ in range(150)] for _ in range(2)]
-    requests = []
+def shared_requests(rng: random.Random) -> list[tuple[list[int], SamplingParams]]:
+    """A dozen requests that begin like one of two texts, some with three choices."""
+    stems, requests = [[rng.randrange(200) for _ in range(150)] for _ in range(2)], []
     for i in range(12):
         prompt = [*rng.choice(stems)[: rng.randint(20, 150)], *(rng.randrange(200) for _ in range(rng.randint(1, 20)))]
         params = SamplingParams(
-            n=rng.choice([1, 1, 3]), max_tokens=rng.randint(30, 80), temperature=0.8, seed=i, logprobs=2, ignore_eos=True
+            n=rng.choice([1, 1, 3]),
+            max_tokens=rng.randint(30, 80),
+            temperature=0.8,
+            seed=i,
+            logprobs=2,
+            ignore_eos=True,
         )
         requests.append((prompt, params))
-    together, counters = scored(folder, kv_format, 8, requests, step_tokens=48)
-    alone = [scored(folder, kv_format, 40, [request], step_tokens=256)[0][0] for request in requests]
-    assert together == alone
-    assert counters.cached_tokens > 0 and counters.preemptions > 0
+    return requests
+
+
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+def test_shared_prefixes_forks_and_preemption_change_no_bit(folder, kv_format):
+    """Pages of others, copied ones, and those computed again hold what a request alone would have computed."""
+    cached = preempted = 0
+    for seed in range(3):
+        requests = shared_requests(random.Random(seed))
+        together, counters = scored(folder, kv_format, 8, requests, step_tokens=48)
+        assert together == [scored(folder, kv_format, 40, [r], step_tokens=256)[0][0] for r in requests]
+        cached, preempted = cached + counters.cached_tokens, preempted + counters.preemptions
+    assert cached > 0 and preempted > 0

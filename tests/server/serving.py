@@ -24,7 +24,20 @@ from ridgeline.config import EngineConfig, ServerConfig
 from ridgeline.engine.client import Ledger, Sink
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, EOS, FAILED, LENGTH, STOP, Delta, EngineInfo, GroupInfo, Submit, Token
+from ridgeline.engine.records import (
+    CANCELLED,
+    EOS,
+    FAILED,
+    LENGTH,
+    NO_TERMS,
+    STOP,
+    Delta,
+    EngineInfo,
+    GroupInfo,
+    Submit,
+    Terms,
+    Token,
+)
 from ridgeline.server.app import create_app
 from ridgeline.text.tokenizer import SpecialTokens, Tokenizer
 
@@ -52,7 +65,8 @@ def byte_tokenizer(template: str | None = TEMPLATE) -> Tokenizer:
 def engine_info(context: int = 200) -> EngineInfo:
     return EngineInfo(
         model="fake", vocab=257, context=context, pages=10_000, page_bytes=1, groups=(GroupInfo("all", 0),),
-        step_tokens=64, step_ms=0, max_requests=8, queue=8, depth=1, admission="overcommit", policy="fcfs", backend="fake", format="f32", activations="float32",
+        step_tokens=64, step_ms=0, max_requests=8, queue=8, depth=1, admission="overcommit", policy="fcfs",
+        backend="fake", format="f32", activations="float32",
         kv_format="f32", threads=1, weight_bytes=1, program="program-hash", load_seconds=0.0,
     )  # fmt: skip
 
@@ -79,8 +93,8 @@ class FakeClient:
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], tuple[Submit, ChoiceText, int]] = {}
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int:
-        request = self._ledger.accept(prompt, params, sink, tenant)
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+        request = self._ledger.accept(prompt, params, sink, terms)
         with self._lock:
             self.submitted.append(request)
             for choice in range(params.n):

@@ -18,12 +18,21 @@ def serve(
     max_requests: Annotated[int, Option("Sequences that run at once.")] = EngineConfig.max_requests,
     queue: Annotated[int, Option("Sequences that may wait.")] = EngineConfig.queue,
     step_tokens: Annotated[int, Option("Most tokens in one step.")] = EngineConfig.step_tokens,
+    step_ms: Annotated[int, Option("How long a step may take that reads prompts while others answer; 0: any time.")] = (
+        EngineConfig.step_ms
+    ),
+    policy: Annotated[str, Option("Who goes first: fcfs, priority, mlfq or fair.")] = EngineConfig.policy,
+    admission: Annotated[
+        str, Option("overcommit, or strict: book each request's worst case.")
+    ] = EngineConfig.admission,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 
     fetch(config.model)
-    app.serve(
-        ServerConfig(replace(config, max_requests=max_requests, queue=queue, step_tokens=step_tokens), host, port)
-    )
+    engine = replace(
+        config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
+        admission=admission,
+    )  # fmt: skip
+    app.serve(ServerConfig(engine, host, port))

@@ -54,9 +54,7 @@ class Builder:
         self._tokens, self._pages = layout.limits.tokens, layout.limits.pages
         self._axes = range(layout.limits.position_axes)
 
-    def fill(
-        self, batch: Batch, chunks: Seq[Chunk], step: int, copies: Seq[Copy] = ()
-    ) -> list[Row]:
+    def fill(self, batch: Batch, chunks: Seq[Chunk], step: int, copies: Seq[Copy] = ()) -> list[Row]:
         """Write the step into `batch` and say what each result row means."""
         rows: list[Row] = []
         tokens = 0

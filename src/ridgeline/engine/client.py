@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -16,11 +18,12 @@ import msgspec
 
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import CANCELLED, FAILED, Cancel, Delta, EngineInfo, Submit, check_room
+from ridgeline.engine.records import CANCELLED, FAILED, NO_TERMS, Cancel, Delta, EngineInfo, Submit, Terms, check_room
 from ridgeline.errors import InvalidRequest, Overloaded
 
 Sink = Callable[[Delta], None]
 
+_LONGEST_RETRY_S = 60.0
 _SUSPECT, _GUILTY = 2, 3  # engines that died with a request before it is sent without others like it; before it fails
 
 
@@ -33,7 +36,7 @@ class EngineClient(Protocol):
 
     info: EngineInfo
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int: ...
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int: ...
 
     def cancel(self, id: int) -> None: ...
 
@@ -62,26 +65,38 @@ class Live:
     prompt_given: bool = False
     cancelled: bool = False
     deaths: int = 0
+    accepted: float = 0.0  # when
 
-    def replay(self) -> Submit:
+    def replay(self, now: float) -> Submit:
         """The same request, continued after what was already delivered."""
         params = self.request.params
         if self.prompt_given:
             params = msgspec.structs.replace(params, prompt_logprobs=False)
         emitted = tuple(tuple(e) for e in self.emitted)
-        return msgspec.structs.replace(self.request, params=params, emitted=emitted, done=tuple(sorted(self.done)))
+        done, terms = tuple(sorted(self.done)), self._left(now, any(emitted))
+        return msgspec.structs.replace(self.request, params=params, emitted=emitted, done=done, terms=terms)
+
+    def _left(self, now: float, begun: bool) -> Terms:
+        """Its terms with the time that is left."""
+        terms, gone = self.request.terms, now - self.accepted
+        left = {
+            name: max(seconds - gone, 1e-3) if (seconds := getattr(terms, name)) else 0.0
+            for name in ("wait_s", "total_s")
+        }
+        return msgspec.structs.replace(terms, **left | ({"wait_s": 0.0} if begun else {}))
 
 
 class Ledger:
     """All live requests of a client. Thread-safe; the only place that accepts, refuses and ends."""
 
-    def __init__(self, info: EngineInfo) -> None:
-        self.info = info
+    def __init__(self, info: EngineInfo, clock: Callable[[], float] = time.monotonic) -> None:
+        self.info, self._clock = info, clock
         self._live: dict[int, Live] = {}
         self._unsent: dict[int, Live] = {}  # those of _live that the engine does not know
         self._cancels: list[Cancel] = []  # of requests that it knows
         self._lock = threading.Lock()
         self._last = 0
+        self._ends: deque[float] = deque(maxlen=64)  # when the last choices ended
 
     @property
     def empty(self) -> bool:
@@ -92,7 +107,7 @@ class Ledger:
         """Choices accepted and not ended."""
         return sum(x.request.params.n - len(x.done) for x in self._live.values())
 
-    def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str) -> Submit:
+    def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
         check_params(params, self.info.vocab)
         limit = check_room(self.info, len(prompt), params)
@@ -103,11 +118,23 @@ class Ledger:
         with self._lock:
             room = self.info.max_requests + self.info.queue
             if self.choices + params.n > room:
-                raise Overloaded(f"{self.choices} sequences are running or queued, the limit is {room}; try later")
+                over = self.choices + params.n - room
+                raise Overloaded(
+                    f"{self.choices} sequences are running or queued, the limit is {room}; try later",
+                    self._time_for(over),
+                )
             self._last += 1
-            request = Submit(self._last, tuple(prompt), params, seed, limit, tenant=tenant)
-            self._live[request.id] = self._unsent[request.id] = Live(request, sink, [[] for _ in range(params.n)])
+            request = Submit(self._last, tuple(prompt), params, seed, limit, terms=terms)
+            live = Live(request, sink, [[] for _ in range(params.n)], accepted=self._clock())
+            self._live[request.id] = self._unsent[request.id] = live
         return request
+
+    def _time_for(self, choices: int) -> float:
+        """Seconds until so many more have ended, at the pace of the last ones."""
+        if len(self._ends) < 2:
+            return 1.0
+        each = (self._clock() - self._ends[0]) / len(self._ends)
+        return min(max(choices * each, 1.0), _LONGEST_RETRY_S)
 
     def deliver(self, delta: Delta) -> None:
         """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
@@ -121,6 +148,7 @@ class Ledger:
             live.prompt_given |= delta.prompt is not None
             if delta.finish is not None:
                 live.done.add(delta.choice)
+                self._ends.append(self._clock())
                 if len(live.done) == live.request.params.n:
                     del self._live[delta.id]
                     self._unsent.pop(delta.id, None)
@@ -151,7 +179,7 @@ class Ledger:
                     continue
                 trial |= x.deaths >= _SUSPECT
                 del self._unsent[id]
-                messages += [x.replay(), Cancel(id)] if x.cancelled else [x.replay()]
+                messages += [x.replay(self._clock()), Cancel(id)] if x.cancelled else [x.replay(self._clock())]
         return messages
 
     def engine_died(self) -> bool:
@@ -183,11 +211,11 @@ class LocalClient:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.info = engine, engine.info
-        self._ledger = Ledger(engine.info)
+        self._ledger = Ledger(engine.info, engine.clock)
         self._pumping = threading.Lock()  # callers in several threads take turns
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int:
-        return self._ledger.accept(prompt, params, sink, tenant).id
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+        return self._ledger.accept(prompt, params, sink, terms).id
 
     def cancel(self, id: int) -> None:
         self._ledger.cancel(id)

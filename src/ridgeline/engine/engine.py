@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import time
 from collections import deque
 from collections.abc import Callable
@@ -11,9 +12,21 @@ import msgspec
 from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
 from ridgeline.engine.pages import PagePool
-from ridgeline.engine.records import CANCELLED, EOS, FAILED, LENGTH, STOP, Delta, EngineInfo, StepDelta, Submit, Token
 from ridgeline.engine.policies import POLICIES
 from ridgeline.engine.prefix import PrefixCache
+from ridgeline.engine.records import (
+    CANCELLED,
+    EOS,
+    EXPIRED,
+    FAILED,
+    LENGTH,
+    STOP,
+    Delta,
+    EngineInfo,
+    StepDelta,
+    Submit,
+    Token,
+)
 from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
@@ -45,7 +58,9 @@ class Engine:
         self.pool = PagePool(info.pages)
         self.cache = PrefixCache(self.pool, info.groups)
         most = layout.limits
-        limits = Limits(info.step_tokens, most.rows, info.max_requests, most.copies, info.step_ms / 1000, info.admission == "strict")
+        limits = Limits(
+            info.step_tokens, most.rows, info.max_requests, most.copies, info.step_ms / 1000, info.admission == "strict"
+        )
         self.scheduler = Scheduler(self.pool, self.cache, limits, POLICIES[info.policy](), clock)
         assert layout.groups == tuple(group.name for group in info.groups)
         self._builder = Builder(layout)
@@ -55,6 +70,7 @@ class Engine:
         self._prompts: dict[int, list[Token]] = {}
         self._windows = any(group.window for group in info.groups)
         self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
+        self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
 
@@ -62,18 +78,30 @@ class Engine:
         """Queue a request that admission accepted (records.check_room)."""
         assert request.id not in self._live, f"request {request.id} is submitted twice"
         texts = [self.new_text(request) for _ in range(request.params.n)]
-        chosen = sequences(request, self.info, texts, self.cache.root(request.tenant), self.clock())
+        chosen = sequences(request, self.info, texts, self.cache.root(request.terms.tenant), self.clock())
         self._live[request.id] = chosen
         if not any(request.emitted):
             chosen[0].followers = chosen[1:]
         for s in chosen if any(request.emitted) else chosen[:1]:
             self.scheduler.add(s)
+        now, terms = self.clock(), request.terms
+        for seconds, waits in ((terms.wait_s, True), (terms.total_s, False)):
+            if seconds:
+                heapq.heappush(self._deadlines, (now + seconds, request.id, waits))
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, reason: str = CANCELLED) -> None:
         """End what is left of a request now; its pages are free before the next step. Unknown ids are ended ones."""
         for s in list(self._live.get(id, ())):
-            self._end(s, CANCELLED)
-            self._ends.append(Delta(id, s.choice, (), s.text.flush(), CANCELLED))
+            self._end(s, reason)
+            self._ends.append(Delta(id, s.choice, (), s.text.flush(), reason))
+
+    def _expire(self) -> None:
+        """End requests that have waited too long for their first token, or for their last."""
+        now = self.clock()
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, id, waits = heapq.heappop(self._deadlines)
+            if not waits or all(len(s.tokens) == s.prompt_len for s in self._live.get(id, ())):
+                self.cancel(id, EXPIRED)
 
     @property
     def idle(self) -> bool:
@@ -82,6 +110,8 @@ class Engine:
 
     def step(self) -> StepDelta:
         """Schedule and submit one batch if there is work, then commit the oldest one if the pipeline is full."""
+        if self._deadlines:
+            self._expire()
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)

@@ -63,7 +63,7 @@ class FCFS:
 
 
 class Priority:
-    """Higher priorities first, then first come. Each `age_s` without a token counts as one priority, so none starves."""
+    """Higher priorities first, then first come. Each `age_s` without a token counts as one, so that none starves."""
 
     dynamic = True
 
@@ -87,8 +87,8 @@ class Priority:
 class MLFQ:
     """Skip-join multi-level feedback queues (FastServe, arXiv:2305.05920), with tokens for time.
 
-    Level i allows `quantum` * 2^i tokens. A job joins the first level that allows its whole prompt, and falls by one when
-    it has used its level up. One that has had nothing for `starve_s` begins again at the top.
+    Level i allows `quantum` * 2^i tokens. A job joins the first level that allows its whole prompt, and falls by one
+    when it has used its level up. One that has had nothing for `starve_s` begins again at the top.
     """
 
     dynamic = True

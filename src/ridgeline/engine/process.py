@@ -20,7 +20,17 @@ from ridgeline import errors
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import Ledger, Sink
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, FAILED, Cancel, EngineInfo, LoadFailed, StepDelta, Submit
+from ridgeline.engine.records import (
+    CANCELLED,
+    FAILED,
+    NO_TERMS,
+    Cancel,
+    EngineInfo,
+    LoadFailed,
+    StepDelta,
+    Submit,
+    Terms,
+)
 from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
 
@@ -99,11 +109,11 @@ class ProcessClient:
         self._ledger = Ledger(info)
         self._ready = True  # the child has loaded and may be sent requests
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, tenant: str = "") -> int:
+    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
         with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)
-            request = self._ledger.accept(prompt, params, sink, tenant)
+            request = self._ledger.accept(prompt, params, sink, terms)
             self._post_due()
         return request.id
 

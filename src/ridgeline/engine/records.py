@@ -10,6 +10,20 @@ from ridgeline.errors import InvalidRequest
 PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of numpy for clients
 
 EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
+EXPIRED = "deadline"
+
+
+class Terms(msgspec.Struct, frozen=True, kw_only=True):
+    """On whose account a request runs, how urgent it is, and until when: its first token, and all of it, in seconds
+    from submission (0: any time)."""
+
+    tenant: str = ""  # whose prefixes it may share, and whose share of the engine it takes
+    priority: int = 0  # higher goes first, where the policy looks at it
+    wait_s: float = 0.0
+    total_s: float = 0.0
+
+
+NO_TERMS = Terms()
 
 
 class Submit(msgspec.Struct, frozen=True, tag="submit"):
@@ -25,8 +39,7 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
     limit: int
     emitted: tuple[tuple[int, ...], ...] = ()
     done: tuple[int, ...] = ()
-    tenant: str = ""  # whose prefixes it may share, and whose share of the engine it takes
-    priority: int = 0
+    terms: Terms = NO_TERMS
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
@@ -76,7 +89,7 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     waiting: int
     pages_used: int
     pages_cached: int = 0
-    counters: Counters = msgspec.field(default_factory=lambda: Counters())
+    counters: Counters = msgspec.field(default_factory=Counters)
 
 
 class GroupInfo(msgspec.Struct, frozen=True):
@@ -121,7 +134,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 def pages_needed(info: EngineInfo, tokens: int, choices: int = 1, prompt: int = 0) -> int:
-    """Most pages that choices of `tokens` in all can hold at once, over all groups; they share what is full of `prompt`."""
+    """Most pages that choices of `tokens` in all can hold at once, over all groups; full pages of `prompt` are shared."""
     total = 0
     for g in info.groups:
         # A window group keeps the window and the chunks in flight, cut at page edges; where it is, choices part.

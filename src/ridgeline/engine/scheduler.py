@@ -7,13 +7,12 @@ from collections.abc import Callable
 
 import msgspec
 
-from ridgeline.engine.pages import PagePool
 from ridgeline.engine.pace import Pace
+from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Policy, Rank
 from ridgeline.engine.prefix import Node, PrefixCache
 from ridgeline.engine.records import PAGE, Counters
 from ridgeline.engine.sequence import Copy, Sequence
-
 
 _GUESS_S = 1e-3  # of a token, before the first step has shown better
 
@@ -35,7 +34,7 @@ class Chunk(msgspec.Struct, frozen=True, gc=False):  # it closes no cycles
 
 
 class Limits(msgspec.Struct, frozen=True):
-    """Most tokens, result rows, sequences and copies of a step; `strict` starts only what can never be short of pages."""
+    """Most tokens, result rows, sequences and copies of a step; `strict` starts only what is never short of pages."""
 
     tokens: int
     rows: int
@@ -48,11 +47,12 @@ class Limits(msgspec.Struct, frozen=True):
 class Scheduler:
     """Waiting and running sequences, ranked by a policy, and the rules that share tokens and pages between them.
 
-    Each running sequence first gets one token, in order of rank, so that long prompts never stall an answer in progress;
-    what is left of the budget then closes the remaining gaps, again in order. A sequence starts when its known tokens
-    fit, so the pages that running ones will still ask for may not all be there. Then the last in rank gives its pages up
-    and is computed again later. The first to have come of those with pages, the anchor, never does: since its worst case
-    alone fits the pool (records.check_room), it ends, and then the next is the oldest. So everything ends.
+    Each running sequence first gets one token, in order of rank, so that long prompts never stall an answer in
+    progress; what is left of the budget then closes the remaining gaps, again in order. A sequence starts when its
+    known tokens fit, so the pages that running ones will still ask for may not all be there. Then the last in rank
+    gives its pages up and is computed again later. The first to have come of those with pages, the anchor, never does:
+    since its worst case alone fits the pool (records.check_room), it ends, and then the next is the anchor. So
+    everything ends.
     """
 
     def __init__(

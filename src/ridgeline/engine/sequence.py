@@ -11,7 +11,6 @@ from ridgeline.engine.policies import Job, Rank
 from ridgeline.engine.prefix import Node, PrefixCache, first_visible
 from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed
 
-
 Copy = tuple[int, int, int, int]  # group, source slot, target slot, slots
 
 
@@ -34,7 +33,7 @@ class Sequence:
         prompt = request.prompt
         emitted = request.emitted[choice] if choice < len(request.emitted) else ()
         self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
-        self.job = Job((request.id, choice), request.tenant, request.priority, len(prompt), now)
+        self.job = Job((request.id, choice), request.terms.tenant, request.terms.priority, len(prompt), now)
         self.rank: Rank = ()  # as the policy last gave it
         self.prompt_len = len(prompt)
         self.tokens = [*prompt, *emitted]

@@ -18,14 +18,19 @@ from typing import TypeVar
 
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, FAILED, Delta
-from ridgeline.errors import EngineFailed
+from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, Delta
+from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
 from ridgeline.server.errors import Unhealthy
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
 THREADS = 4
 MAX_UNREAD = 1 << 20  # about the bytes of deltas that wait for one slow reader
+_BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
+    CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
+    FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
+    EXPIRED: lambda: DeadlinePassed("the request's time was up before its answer was complete"),
+}
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -185,17 +190,16 @@ class Stream:
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
 
-        Raises EngineFailed, after what came before, where a choice ended without a proper end.
+        Raises EngineFailed or DeadlinePassed, after what came before, where a choice ended without a proper end.
         """
         while self._left > 0 or self._events:
             batch = await self._next()
-            bad = next((i for i, e in enumerate(batch) if e.delta.finish in (CANCELLED, FAILED)), None)
+            bad = next((i for i, e in enumerate(batch) if e.delta.finish in _BROKEN), None)
             if bad is None:
                 yield batch
                 continue
             yield batch[:bad]
-            why = "was shut down" if batch[bad].delta.finish == CANCELLED else "failed"
-            raise EngineFailed(f"the engine {why} before the answer was complete")
+            raise _BROKEN[batch[bad].delta.finish or ""]()
 
     async def _next(self) -> list[Event]:
         if not self._events and self._failure is None:
