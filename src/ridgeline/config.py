@@ -57,8 +57,8 @@ class EngineConfig:
     both are calibrated on, "" = one of ours.
     kv_memory: bytes of the KV pool; 0 = a quarter of the available memory, at most what max_requests could use.
     threads: 0 = one for each physical core that this process may use; `pin` keeps each of them to one.
-    step_tokens: most tokens in one step. step_ms: about how long a step may take that reads prompts while answers are in
-    progress; 0 = any time. policy: who goes first (engine/policies.py). admission: "overcommit" starts requests whose
+    step_tokens: most tokens in one step. step_ms: about how long a step may take that reads prompts while others are
+    answered; 0 = any time. policy: who goes first (engine/policies.py). admission: "overcommit" starts requests whose
     prompt fits, and computes one again if pages run short; "strict" books each one's worst case.
     seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.

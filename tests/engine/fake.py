@@ -99,8 +99,8 @@ def fake_engine(
     info = EngineInfo(
         model="fake", vocab=VOCAB, context=context, pages=pages, page_bytes=1,
         groups=tuple(GroupInfo(n, w) for n, w in names.items()),
-        step_tokens=step_tokens, step_ms=step_ms, max_requests=max_requests, queue=queue, depth=depth, admission=admission,
-        policy=policy, backend="fake", format="f32",
+        step_tokens=step_tokens, step_ms=step_ms, max_requests=max_requests, queue=queue, depth=depth,
+        admission=admission, policy=policy, backend="fake", format="f32",
         activations="float32", kv_format="f32", threads=1, weight_bytes=0, program="fake", load_seconds=0.0,
     )  # fmt: skip
     step = FakeStep(layout, pages, names)

@@ -171,3 +171,20 @@ def test_random_traffic_in_a_small_pool(seed):
         if all(sink.finish[c] == ["length"] for c in range(params.n)):
             (alone,) = run(fake_engine(windows=windows, pages=200), [(prompt, params)])
             assert alone.tokens == sink.tokens and alone.prompt == sink.prompt
+
+
+def test_why():
+    engine = fake_engine(pages=7, context=384, max_requests=2)
+    client = LocalClient(engine)
+    ids = [client.submit(prompt_of(100, i), greedy(120, n=1 + (i == 2)), Collected()) for i in range(3)]
+    while not client.idle:
+        client.pump()
+    first, second, third = (engine.why(id) for id in ids)
+    assert first == [
+        "choice 0 starts: 0 of its 100 tokens were in the prefix cache",
+        "choice 0 ends (length) with 120 tokens",
+    ]
+    assert any("pauses: no page is left for its next token" in line for line in second)
+    assert any("waits: its" in line and "pages" in line for line in second)
+    assert sum("waits: 2 sequences run" in line for line in third) <= 1
+    assert "choice 1 goes on from the prompt that choice 0 has read: shares its pages" in third

@@ -95,6 +95,10 @@ class Engine:
             self._end(s, reason)
             self._ends.append(Delta(id, s.choice, (), s.text.flush(), reason))
 
+    def why(self, id: int) -> list[str]:
+        """What was decided for a request and why, in words; as far back as is remembered."""
+        return self.scheduler.journal.why(id)
+
     def _expire(self) -> None:
         """End requests that have waited too long for their first token, or for their last."""
         now = self.clock()

@@ -134,7 +134,7 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
 
 
 def pages_needed(info: EngineInfo, tokens: int, choices: int = 1, prompt: int = 0) -> int:
-    """Most pages that choices of `tokens` in all can hold at once, over all groups; full pages of `prompt` are shared."""
+    """Most pages that choices of `tokens` in all hold at once, over all groups; full pages of `prompt` are shared."""
     total = 0
     for g in info.groups:
         # A window group keeps the window and the chunks in flight, cut at page edges; where it is, choices part.

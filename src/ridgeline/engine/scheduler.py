@@ -7,6 +7,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from ridgeline.engine import journal
 from ridgeline.engine.pace import Pace
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Policy, Rank
@@ -62,6 +63,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # those that have pages, of which the first `limits.running` get tokens
         self.counters = Counters()
+        self.journal = journal.Journal()
         self.pace = Pace(limits.tokens, _GUESS_S * limits.tokens)
         self._now = clock()
 
@@ -142,14 +144,18 @@ class Scheduler:
         while self.pool.free < missing and not self.cache.make_room(missing):
             anchor = self.anchor
             victim = next(other for other in reversed(self.running) if other is not anchor)
-            self._preempt(victim)
+            self._preempt(victim, s)
             if victim is s:
                 return False
         if missing:
             s.extend(self.pool, upto)
         return True
 
-    def _preempt(self, s: Sequence) -> None:
+    def _preempt(self, s: Sequence, other: Sequence) -> None:
+        if other is s:
+            self.journal.note(s.job.order, journal.PAUSES, s.computed)
+        else:
+            self.journal.note(s.job.order, journal.GIVES_WAY, *other.job.order, s.computed)
         self.counters.preemptions += 1
         s.lost = s.computed
         self.running.remove(s)
@@ -168,6 +174,7 @@ class Scheduler:
         forks, rest, s.followers = tuple(s.followers[:room]), s.followers[room:], []
         copies = tuple(copy for other in forks for copy in s.fork(self.pool, other))
         for other in forks:
+            self.journal.note(other.job.order, journal.FORKS, s.choice)
             self._run(other)
         for other in rest:
             self._wait(other)
@@ -177,7 +184,7 @@ class Scheduler:
         while self.waiting:
             s = self.waiting[0]
             if len(self.running) >= self.limits.running and s.rank > self.running[self.limits.running - 1].rank:
-                return
+                return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
             if not self._start(s):
                 return
             self._run(self.waiting.pop(0))
@@ -194,10 +201,12 @@ class Scheduler:
             victim = self.running[-1]
             if victim is self.anchor or not self.policy.preempts(s.rank, victim.rank):
                 return False
-            self._preempt(victim)
+            self._preempt(victim, s)
         s.adopt(self.pool, node)
         if s.cached is None:
             s.cached = s.computed
+        self.journal.note(s.job.order, journal.STARTS, s.computed, len(s.tokens))
+        s.waits = ""
         self.counters.cached_tokens += s.computed
         self.counters.recomputed_tokens += max(s.lost - s.computed, 0)
         s.lost = 0
@@ -210,12 +219,23 @@ class Scheduler:
 
     def _fits(self, s: Sequence, node: Node) -> bool:
         if self.limits.strict:
-            return self._booked + s.most_pages <= self.pool.total
-        pages, groups = -(-len(s.tokens) // PAGE) - node.depth, len(s.groups)
+            if self._booked + s.most_pages <= self.pool.total:
+                return True
+            self._waits(s, journal.WAITS_FOR_BOOKING, s.most_pages, self._booked, self.pool.total)
+            return False
+        pages = (-(-len(s.tokens) // PAGE) - node.depth) * len(s.groups)
         revived = sum(page >= 0 and self.pool.is_cached(page) for step in node.path() for page in step.pages)
         # What runs has yet to take pages for what is known of it, and soon one more.
         reserve = sum(r.missing(len(r.tokens) + PAGE) for r in self.running)
-        return pages * groups + revived + reserve <= self.pool.available
+        if pages + revived + reserve <= self.pool.available:
+            return True
+        self._waits(s, journal.WAITS_FOR_PAGES, len(s.tokens), pages + revived, reserve, self.pool.available)
+        return False
+
+    def _waits(self, s: Sequence, why: str, *numbers: object) -> None:
+        if s.waits != why:
+            s.waits = why
+            self.journal.note(s.job.order, why, *numbers)
 
     def remove(self, sequence: Sequence) -> None:
         """Forget an ended sequence and free what it held."""
@@ -224,6 +244,8 @@ class Scheduler:
         elif sequence in self.waiting:
             self.waiting.remove(sequence)  # else it follows another choice
         self.policy.ended(sequence.job)
+        made = len(sequence.tokens) - sequence.prompt_len
+        self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)
         sequence.release(self.cache)
 
     def audit(self) -> None:

@@ -46,6 +46,7 @@ class Sequence:
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
         self.root = self.node = root
         self.most_pages = pages_needed(info, self.limit)
+        self.waits = ""  # what it was last said to wait for
         self.lost = 0  # tokens that had keys when it was preempted
         self.cached: int | None = None  # prompt tokens that the cache had when this sequence first ran
         self.followers: list[Sequence] = []  # other choices, which wait for this one to read their common prompt
