@@ -1,6 +1,7 @@
 """The worker over a fake engine, as a child of test_restarts.py: prompts make it die, hang or refuse to load.
 
-`python child.py FD CONFIG`: the file named by the config's model, if it exists, says what loading does this time.
+`python child.py FD PROGRESS CONFIG`: the file named by the config's model, if it exists, says what loading does this
+time.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from fake import fake_engine
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine import worker
+from ridgeline.engine.progress import Progress
 from ridgeline.engine.wire import Channel, ToEngine
 from ridgeline.errors import ModelFileError
 
@@ -44,11 +46,12 @@ def load(config: EngineConfig) -> SimpleNamespace:
         return run(batch)
 
     engine.executor.step.run = cursed
-    return SimpleNamespace(engine=engine)
+    return SimpleNamespace(engine=engine, opened=SimpleNamespace(backend=None))
 
 
 if __name__ == "__main__":
     worker.load = load
     with suppress(EOFError, ConnectionError):
-        config = EngineConfig(**msgspec.json.decode(sys.argv[2]))
-        worker.serve(Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine), config)
+        config = EngineConfig(**msgspec.json.decode(sys.argv[3]))
+        channel = Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine)
+        worker.serve(channel, config, Progress(int(sys.argv[2])))

@@ -113,3 +113,29 @@ def test_load_errors_cross_the_process_boundary(config, tmp_path):
     c = tiny.changed(next(iter(tiny.CONFIGS.values())), model_type="mamba")
     with pytest.raises(Unsupported, match="mamba"):
         ProcessClient(EngineConfig(str(tiny.write_hf(tmp_path, c, {})), backend=BACKEND))
+
+
+def test_a_stopped_child_is_noticed_and_replaced(config, undisturbed):
+    """SIGSTOP: it neither ends nor says anything, but its count stands still."""
+    client = ProcessClient(config)
+    try:
+        sinks = [Collected() for _ in REQUESTS]
+        for (prompt, params), sink in zip(REQUESTS, sinks, strict=True):
+            client.submit(prompt, params, sink)
+        while min(len(s.tokens[0]) for s in sinks) < 10:
+            client.pump(0.05)
+        assert client._child.counts
+        stopped, begin = client.pid, time.monotonic()
+        os.kill(stopped, signal.SIGSTOP)
+        while client.unhealthy() is None:
+            client.pump(0.05)
+        red = time.monotonic() - begin
+        assert "did nothing for" in client.unhealthy() and client.gone() is None
+        late = Collected()
+        client.submit([1, 2], SamplingParams(max_tokens=3, ignore_eos=True), late)  # accepted, and waits
+        finish(client, [*sinks, late])
+        assert client.unhealthy() is None and client.pid != stopped
+        assert [(s.tokens[0], s.text[0]) for s in sinks] == undisturbed
+        assert red < 10, "the bar of 2 s is measured apart; this machine may be busy"
+    finally:
+        client.close()

@@ -23,6 +23,7 @@ from test_process import finish
 from ridgeline.config import EngineConfig
 from ridgeline.engine import process, worker
 from ridgeline.engine.process import ProcessClient
+from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import EngineInfo, StepDelta, Submit
 from ridgeline.engine.wire import Channel, FromEngine, ToEngine
 from ridgeline.errors import EngineFailed, ModelFileError
@@ -36,8 +37,8 @@ def plain(length: int) -> list[int]:
 REQUESTS = [(plain(n), greedy(m)) for n, m in ((3, 300), (40, 200), (130, 90), (1, 250))]
 
 
-def command(fd: int, config: EngineConfig) -> list[str]:
-    return [sys.executable, child.__file__, str(fd), msgspec.json.encode(asdict(config)).decode()]
+def command(fd: int, progress: int, config: EngineConfig) -> list[str]:
+    return [sys.executable, child.__file__, str(fd), str(progress), msgspec.json.encode(asdict(config)).decode()]
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +69,7 @@ def note(tmp_path) -> Path:
 
 @pytest.fixture
 def client(note):
-    client = ProcessClient(EngineConfig(str(note)), stall_s=1.0)
+    client = ProcessClient(EngineConfig(str(note)), silence_s=1.0)
     yield client
     client.close()
 
@@ -121,7 +122,7 @@ def test_many_poisons_leave_the_engine_serving(client, undisturbed):
 
 def test_an_engine_that_only_dies_is_given_up(client, launched):
     deaths = 0
-    while client.unhealthy() is None:
+    while client.gone() is None:
         finish(client, start(client, [([1, child.POISON], greedy(5))]))
         deaths += 1
     assert deaths == 3  # of three deaths each, one is the request's; the sixth of the others is one too many
@@ -192,12 +193,14 @@ def test_prompt_logprobs_come_once_though_the_child_is_killed(client):
 
 
 def test_every_step_is_a_sign_of_life(monkeypatch):
-    monkeypatch.setattr(worker, "load", lambda config: SimpleNamespace(engine=fake_engine(step_tokens=32)))
+    loaded = SimpleNamespace(engine=fake_engine(step_tokens=32), opened=SimpleNamespace(backend=None))
+    monkeypatch.setattr(worker, "load", lambda config: loaded)
+    progress = Progress.create()
     ours, theirs = socket.socketpair()
 
     def serve() -> None:
         with theirs, contextlib.suppress(EOFError):
-            worker.serve(Channel(theirs, ToEngine), EngineConfig("none"))
+            worker.serve(Channel(theirs, ToEngine), EngineConfig("none"), progress)
 
     serving = threading.Thread(target=serve)
     serving.start()
@@ -211,6 +214,7 @@ def test_every_step_is_a_sign_of_life(monkeypatch):
         assert [len(m.deltas) for m in heard[1:]] == [0] * 9 + [1]
         ours.shutdown(socket.SHUT_RDWR)
         serving.join()
+    progress.close()
 
 
 def test_a_failed_reload_is_tried_again(client, note, launched, undisturbed):
@@ -267,10 +271,10 @@ def test_a_first_load_that_fails_leaves_nothing(note, launched):
 
 
 def test_a_first_load_that_dies_leaves_nothing(note, launched, monkeypatch):
-    monkeypatch.setattr(process, "command", lambda fd, config: [sys.executable, "-c", ""])
+    monkeypatch.setattr(process, "command", lambda fd, progress, config: [sys.executable, "-c", ""])
     with pytest.raises(EngineFailed, match="ended while loading"):
         ProcessClient(EngineConfig(str(note)))
-    monkeypatch.setattr(process, "command", lambda fd, config: ["/no/such/program"])
+    monkeypatch.setattr(process, "command", lambda fd, progress, config: ["/no/such/program"])
     with pytest.raises(EngineFailed, match="could not be started"):
         ProcessClient(EngineConfig(str(note)))
     assert len(launched) == 1

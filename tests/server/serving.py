@@ -161,6 +161,9 @@ class FakeClient:
     def choices(self) -> int:
         return self._ledger.choices
 
+    def gone(self) -> str | None:
+        return self.problem
+
     def unhealthy(self) -> str | None:
         return self.problem
 

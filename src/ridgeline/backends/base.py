@@ -6,7 +6,7 @@ And what the backends that interpret share: the stores of a program's state, and
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ridgeline.errors import Unsupported
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
@@ -65,6 +65,14 @@ class Backend(Protocol):
     ) -> Step:
         """`packed` is where a backend that lays weights out anew may find and keep them between runs."""
         ...
+
+
+@runtime_checkable
+class Counting(Protocol):
+    """A backend that shows how far a step has come."""
+
+    def count_in(self, counter: Any) -> None:
+        """Count up u64 [1] as work goes on."""
 
 
 def open_states(program: Program, stores: Mapping[str, Store], pages: int) -> States:

@@ -45,8 +45,11 @@ class EngineClient(Protocol):
     @property
     def idle(self) -> bool: ...
 
+    def gone(self) -> str | None:
+        """Why requests can never be served again, or None."""
+
     def unhealthy(self) -> str | None:
-        """Why requests cannot be served now, or None."""
+        """Why they are not served now, or None: what is accepted meanwhile waits."""
 
     def close(self) -> None: ...
 
@@ -231,6 +234,9 @@ class LocalClient:
     @property
     def idle(self) -> bool:
         return self._ledger.empty and self.engine.idle
+
+    def gone(self) -> str | None:
+        return None
 
     def unhealthy(self) -> str | None:
         return None

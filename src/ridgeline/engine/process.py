@@ -20,6 +20,7 @@ from ridgeline import errors
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import Ledger, Sink
 from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import (
     CANCELLED,
     FAILED,
@@ -48,10 +49,13 @@ class Child:
 
     def __init__(self, config: EngineConfig) -> None:
         ours, theirs = socket.socketpair()
+        self.progress, self._seen = Progress.create(), 0
+        fds = theirs.fileno(), self.progress.fd
         try:
-            self.process = subprocess.Popen(command(theirs.fileno(), config), pass_fds=[theirs.fileno()])
+            self.process = subprocess.Popen(command(*fds, config), pass_fds=fds)
         except OSError as wrong:
             ours.close()
+            self.progress.close()
             raise errors.EngineFailed(f"the engine process could not be started: {wrong}") from None
         finally:
             theirs.close()
@@ -59,6 +63,16 @@ class Child:
         self._outgoing: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="ridgeline-writer", daemon=True)
         self._writer.start()
+
+    def moved(self) -> bool:
+        """Whether it has counted since this was last asked."""
+        seen, self._seen = self._seen, self.progress.value
+        return self._seen != seen
+
+    @property
+    def counts(self) -> bool:
+        """Whether it counts as it works, or has nothing but messages to show."""
+        return self._seen > 0
 
     def post(self, message: Submit | Cancel) -> None:
         self._outgoing.put(message)
@@ -72,6 +86,7 @@ class Child:
         self._outgoing.put(None)
         self._writer.join()
         self.channel.sock.close()
+        self.progress.close()
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):  # the child is gone: pump sees that, and the ledger has every message
@@ -82,13 +97,14 @@ class Child:
 class ProcessClient:
     """EngineClient over a child process. The constructor waits until the model is loaded or raises its typed error.
 
-    A child that has work and says nothing for `stall_s` seconds is replaced. It speaks after every step, so this must
-    exceed an honest step; to be safe it grows to twice the longest silence that ended well, and doubles while restarts
-    bring nothing.
+    A child that has work and shows no progress for `stall_s` seconds is replaced. One that counts barriers shows it
+    within a step; one that does not speaks after every step only, so `silence_s` must exceed an honest one. To be safe
+    both grow to twice the longest silence that ended well, and double while restarts bring nothing.
     """
 
-    def __init__(self, config: EngineConfig, stall_s: float = 30.0) -> None:
-        self.config, self._stall_s = config, stall_s
+    def __init__(self, config: EngineConfig, stall_s: float = 1.5, silence_s: float = 30.0) -> None:
+        self.config, self._stall_s, self._silence_s = config, stall_s, silence_s
+        self._why = ""  # what befell the last child, until the next one is ready
         self._lock = threading.Lock()  # held briefly: ledger and child change together, and closing is final
         self._problem: str | None = None
         self._fruitless = 0  # restarts since something was delivered
@@ -142,8 +158,11 @@ class ProcessClient:
     def pid(self) -> int:
         return self._child.process.pid
 
-    def unhealthy(self) -> str | None:
+    def gone(self) -> str | None:
         return self._problem
+
+    def unhealthy(self) -> str | None:
+        return self._problem or self._why or None
 
     def close(self) -> None:
         with self._lock:
@@ -164,8 +183,10 @@ class ProcessClient:
             self._lost("it ended")
             return
         self._silent += time.monotonic() - begin
+        if self._child.moved():
+            self._silent = 0.0
         if not messages and not self._ledger.empty and self._silent > self._patience:
-            self._lost(f"it said nothing for {self._silent:.0f} seconds")
+            self._lost(f"it did nothing for {self._silent:.1f} seconds")
             return
         if messages and self._ready:
             self._longest = max(self._longest, self._silent)
@@ -179,7 +200,8 @@ class ProcessClient:
     @property
     def _patience(self) -> float:
         """Seconds of silence that are too many."""
-        step = max(self._stall_s * 2.0**self._fruitless, 2 * self._longest)
+        least = self._stall_s if self._ready and self._child.counts else self._silence_s
+        step = max(least * 2.0**self._fruitless, 2 * self._longest)
         return step if self._ready else step + _SLOW_LOAD * self.info.load_seconds
 
     def _take(self, message: FromEngine) -> None:
@@ -194,7 +216,7 @@ class ProcessClient:
             self._lost(f"it came back with another {other}")
         else:
             with self._lock:
-                self._ready = True
+                self._ready, self._why = True, ""
 
     def _lost(self, why: str) -> None:
         """The child is gone or must go. Its requests wait for the next one, which may come at once or after a pause."""
@@ -202,6 +224,7 @@ class ProcessClient:
             if self._problem is not None:
                 return
             working, self._ready = self._ready, False
+            self._why = f"the engine process is being replaced: {why}"
         self._child.stop()
         if not (working and self._ledger.engine_died()):
             self._fruitless += 1

@@ -12,22 +12,30 @@ import sys
 from dataclasses import asdict
 
 import msgspec
+import numpy as np
 
+from ridgeline.backends.base import Counting
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import handle
 from ridgeline.engine.load import load
+from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import LoadFailed
 from ridgeline.engine.wire import Channel, ToEngine
 from ridgeline.errors import RidgelineError
 
 
-def serve(channel: Channel, config: EngineConfig) -> None:
-    """Run the engine until the channel closes."""
+def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
+    """Run the engine until the channel closes, and count as it goes on."""
     try:
-        engine = load(config).engine
+        loaded = load(config)
     except RidgelineError as wrong:
         channel.send(LoadFailed(type(wrong).__name__, str(wrong)))
         return
+    engine, backend = loaded.engine, loaded.opened.backend
+    if isinstance(backend, Counting):
+        counter = progress.array()
+        counter += np.uint64(1)  # says that there is something to watch
+        backend.count_in(counter)
     channel.send(engine.info)
     while True:
         for message in channel.receive(None if engine.idle else 0):
@@ -36,19 +44,20 @@ def serve(channel: Channel, config: EngineConfig) -> None:
             channel.send(engine.step())  # without deltas too: it is the sign of life that process.py waits for
 
 
-def command(fd: int, config: EngineConfig) -> list[str]:
-    """The command line of a worker on an inherited socket."""
-    return [sys.executable, "-m", "ridgeline.engine.worker", str(fd), msgspec.json.encode(asdict(config)).decode()]
+def command(fd: int, progress: int, config: EngineConfig) -> list[str]:
+    """The command line of a worker on an inherited socket and counter."""
+    settings = msgspec.json.encode(asdict(config)).decode()
+    return [sys.executable, "-m", "ridgeline.engine.worker", str(fd), str(progress), settings]
 
 
 def main() -> None:
     # A stop is the server's to handle, though Ctrl-C and service managers signal every process: ours ends with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
-    fd, config = int(sys.argv[1]), EngineConfig(**msgspec.json.decode(sys.argv[2]))
-    channel = Channel(socket.socket(fileno=fd), ToEngine)
+    config = EngineConfig(**msgspec.json.decode(sys.argv[3]))
+    channel, progress = Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine), Progress(int(sys.argv[2]))
     with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
-        serve(channel, config)
+        serve(channel, config, progress)
 
 
 if __name__ == "__main__":

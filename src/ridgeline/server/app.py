@@ -10,10 +10,12 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
+from urllib.parse import quote
 
 import msgspec
 import uvicorn
@@ -34,6 +36,7 @@ from ridgeline.server.completions import completions
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
+from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -80,7 +83,10 @@ def _posts(service: Service) -> list[Route]:
 def _gets(service: Service) -> list[Route]:
     async def health(request: Request) -> Response:
         problem = service.hub.problem
-        return Response() if problem is None else _response(TGIErrors().reply(Unhealthy("unhealthy")))
+        if problem is None:
+            return Response()
+        reply = TGIErrors().reply(Unhealthy("unhealthy"))  # TGI's own words; ours say why
+        return _response(replace(reply, headers={**reply.headers, REASON_HEADER: quote(problem, safe=" ,.:;()'")}))
 
     async def info(request: Request) -> Response:
         return _response(tgi.info(service))

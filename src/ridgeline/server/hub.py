@@ -85,7 +85,7 @@ class Hub:
 
     @property
     def problem(self) -> str | None:
-        """Why requests cannot be served now, or None."""
+        """Why requests are not served now, or None: some wait until they are."""
         return self._problem or self.client.unhealthy()
 
     def stream(self) -> Stream:
@@ -99,8 +99,8 @@ class Hub:
 
     def submit(self, stream: Stream, number: int, job: Job) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
-        if self.problem is not None:
-            raise Unhealthy(self.problem)
+        if problem := self._problem or self.client.gone():
+            raise Unhealthy(problem)
         return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number))
 
     def cancel(self, ids: Sequence[int]) -> None:

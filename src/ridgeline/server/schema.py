@@ -17,6 +17,7 @@ from ridgeline.errors import InvalidRequest
 T = TypeVar("T", bound=msgspec.Struct)
 
 WARNING_HEADER = "x-ridgeline-warning"
+REASON_HEADER = "x-ridgeline-reason"  # why the engine is not well, percent-encoded where it must be
 _MAX_NAMES = 20
 
 

@@ -65,6 +65,10 @@ class CPU:
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
 
+    def count_in(self, counter: NDArray[np.uint64]) -> None:
+        """Count the barriers of steps in this memory, which another process may watch."""
+        self.pool.count_in(counter)
+
 
 def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
     """Both entries as one, where its buffers lie, and its record."""

@@ -177,7 +177,13 @@ NB_MODULE(_native, m) {
 
   nb::class_<Pool>(m, "Pool")
       .def(nb::init<int, std::vector<int>>(), nb::arg("threads"), nb::arg("cpus") = std::vector<int>())
-      .def_prop_ro("threads", &Pool::threads);
+      .def_prop_ro("threads", &Pool::threads)
+      .def(
+          "count_in",
+          [](Pool& pool, nb::ndarray<uint64_t, nb::shape<1>, nb::c_contig, nb::device::cpu> counter) {
+            pool.progress = (std::atomic<uint64_t>*)counter.data();
+          },
+          nb::arg("counter"), nb::keep_alive<1, 2>(), "Counts barriers of steps in this memory");
 
   nb::class_<HugeMemory>(m, "Memory")
       .def(nb::init<size_t>(), nb::arg("nbytes"))

@@ -56,6 +56,10 @@ class Pool {
   Pool& operator=(const Pool&) = delete;
 
   int threads() const { return threads_; }
+
+  // What is counted up as work goes on: at each barrier of a step. May be memory that another process
+  // watches.
+  std::atomic<uint64_t>* progress = &own_progress_;
   Barrier& barrier() { return barrier_; }
 
   // Whether the caller had better do the next work alone.
@@ -83,6 +87,7 @@ class Pool {
   std::mutex mutex_, running_;
   std::condition_variable wake_;
   std::vector<std::thread> others_;
+  std::atomic<uint64_t> own_progress_{0};
 };
 
 }  // namespace ridgeline

@@ -207,7 +207,10 @@ void Step::run_thread(const Frame& f, Timer& timer) const {
   }
   for (size_t k = 0; k < program_.instrs.size();) {
     const Instr& i = program_.instrs[k];
-    if (f.own ? i.barrier_single : i.barrier) f.barrier.wait(f.thread);
+    if (f.own ? i.barrier_single : i.barrier) {
+      f.barrier.wait(f.thread);
+      if (f.thread == 0) pool_.progress->fetch_add(1, std::memory_order_relaxed);
+    }
     timer.waited(k);
     if (!f.own && i.section > 1) {
       run_section(f, k, timer);
