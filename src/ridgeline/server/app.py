@@ -45,7 +45,7 @@ GRACE_S = 10  # how long a shutdown lets running answers go on
 def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
     """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
     hub = Hub(client)
-    service = Service(hub, tokenizer, config, model_name)
+    service = Service(client.info, tokenizer, config, model_name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -56,7 +56,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
             hub.stop()
 
     app = Starlette(
-        routes=[*_posts(service), *_gets(service)],
+        routes=[*_posts(service, hub), *_gets(service, hub)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
@@ -65,21 +65,21 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
     return app
 
 
-def _posts(service: Service) -> list[Route]:
+def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
     }  # fmt: skip
     limit = service.config.max_body_bytes
     return [
-        Route(path, Endpoint(service.hub, partial(handler, service), _shape(path), limit), methods=["POST"])
+        Route(path, Endpoint(hub, partial(handler, service), _shape(path), limit), methods=["POST"])
         for path, handler in handlers.items()
     ]
 
 
-def _gets(service: Service) -> list[Route]:
+def _gets(service: Service, hub: Hub) -> list[Route]:
     async def health(request: Request) -> Response:
-        problem = service.hub.problem
+        problem = hub.problem
         return Response() if problem is None else _response(TGIErrors().reply(Unhealthy("unhealthy")))
 
     async def info(request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""Service: what every handler needs of the served model. Built once per app; immutable. Must not know any route."""
+"""Service: what every handler needs of the served model. Immutable. Must not know any route."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import cached_property
 from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token
 from ridgeline.errors import InvalidRequest, ModelNotFound
-from ridgeline.server.hub import Event, Hub, Stream
+from ridgeline.server.hub import Event, Stream
 from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer
@@ -22,15 +22,11 @@ MAX_PROMPTS = 128  # prompts in one completion request
 class Service:
     """The model behind the routes. `model` is the id clients see; `created` seconds since the epoch."""
 
-    hub: Hub
+    info: EngineInfo
     tokenizer: Tokenizer
     config: ServerConfig
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def info(self) -> EngineInfo:
-        return self.hub.client.info
 
     @cached_property
     def template(self) -> ChatTemplate:
