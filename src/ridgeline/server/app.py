@@ -6,13 +6,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator
 from functools import partial
 from itertools import count
-from pathlib import Path
 from types import FrameType
 
 import msgspec
@@ -34,10 +32,9 @@ from ridgeline.server.completions import completions
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
-from ridgeline.server.service import Service
+from ridgeline.server.service import Service, public_name
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
-from ridgeline.weights.hub import ResolvedModel
 
 GRACE_S = 10  # how long a shutdown lets running answers go on
 
@@ -171,14 +168,6 @@ def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[st
     """The model's public name (never a path of this machine) and its tokenizer."""
     found = find(config.engine.model, progress)
     return public_name(found), tokenizer_of(found)
-
-
-def public_name(found: ResolvedModel) -> str:
-    """A local path's last part, without .gguf; other models are called what they were asked for as."""
-    if found.path != Path(found.alias).expanduser():
-        return found.alias
-    path = Path(os.path.abspath(found.path))  # links keep their own name
-    return (path.stem if found.kind == "gguf" else path.name) or "model"
 
 
 def stop_gently(server: uvicorn.Server, hub: Hub) -> None:
