@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 import toy
 from commands import refused
+from ridgeline.cli import batch
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 
@@ -136,6 +138,16 @@ def test_an_answer_does_not_depend_on_the_run(cli, files):
     assert files.answers == {"q3": whole["q3"]}
     cli(*files.ask(*some, request("more")).words())
     assert set(files.answers) == {*whole, "more"} and whole.items() <= files.answers.items()
+
+
+def test_progress_is_spoken_or_drawn(cli, files, monkeypatch):
+    monkeypatch.setattr(batch, "_SAY_S", 0.0)
+    files.ask(*(request(f"q{i}") for i in range(40)))
+    said = cli(*files.words("--max-requests", 4)).err.splitlines()
+    assert re.fullmatch(r"\d+ of 40 lines \| [\d.]+ tok/s \| (\d+ s left|time left unknown)", said[-2])
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True)
+    drawn = cli(*files.words("--max-requests", 4, "--fresh")).err
+    assert "/40" in drawn and "tok/s" in drawn and "of 40 lines" not in drawn
 
 
 def test_the_output_of_another_input_is_refused(cli, files):
