@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import EngineClient, LocalClient
 from ridgeline.engine.engine import Flight
+from ridgeline.engine.feed import Feeder, Work
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import FAILED, Delta, Token
-from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
+from ridgeline.engine.records import FAILED, Delta, Token, check_prompt
+from ridgeline.errors import EngineFailed, InvalidRequest
 from ridgeline.program.batch import StepResult
 
 if TYPE_CHECKING:
@@ -48,6 +49,15 @@ class Output:
     def text(self) -> str:
         return self.completions[0].text
 
+    def add(self, delta: Delta) -> None:
+        """Put a delta of the engine where it belongs."""
+        choice = self.completions[delta.choice]
+        choice.text += delta.text
+        choice.tokens.extend(delta.tokens)
+        choice.finish_reason = delta.finish or choice.finish_reason
+        if delta.prompt is not None:
+            self.prompt_logprobs = list(delta.prompt)
+
 
 class LLM:
     """A loaded model. Settings are EngineConfig's fields: LLM("smollm2-135m", threads=2, activations="float32")."""
@@ -75,7 +85,10 @@ class LLM:
         return self.client.info
 
     def generate(self, prompts: Prompt | Sequence[Prompt], params: SamplingParams | None = None) -> list[Output]:
-        """Continue each prompt (text or token ids). Results are in order of the prompts."""
+        """Continue each prompt (text or token ids), any number of them. Results are in order of the prompts.
+
+        InvalidRequest names the first prompt that is refused, before any runs.
+        """
         if not isinstance(prompts, Sequence):
             raise InvalidRequest(f"prompts must be text, token ids, or a list of them, not {type(prompts).__name__}")
         single = isinstance(prompts, str) or (len(prompts) > 0 and isinstance(prompts[0], int))
@@ -84,20 +97,13 @@ class LLM:
         if not isinstance(chosen, SamplingParams):
             raise InvalidRequest(f"params must be SamplingParams, not {type(chosen).__name__}")
         check_params(chosen, self.info.vocab)
-        outputs = [self._output(p, chosen) for p in todo]
-        pending, ids = list(reversed(outputs)), []
+        outputs = [self._output(None if single else i, p, chosen) for i, p in enumerate(todo)]
+        feeder = Feeder(self.client, (Work(o.prompt_ids, chosen, o.add) for o in outputs))
         try:
-            while pending or not self.client.idle:
-                while pending:
-                    try:
-                        ids.append(self._submit(pending[-1], chosen))
-                    except Overloaded:
-                        break
-                    pending.pop()
+            while feeder.fill():
                 self.client.pump(0.0)
-        except BaseException:  # a refusal or Ctrl-C: nothing of this call may run on in the next
-            for id in ids:
-                self.client.cancel(id)
+        except BaseException:  # Ctrl-C: nothing of this call may run on in the next
+            feeder.cancel()
             while not self.client.idle:
                 self.client.pump(0.0)
             raise
@@ -139,21 +145,18 @@ class LLM:
     def _ids(self, prompt: Prompt) -> list[int]:
         return self.tokenizer.encode(prompt, add_special=True) if isinstance(prompt, str) else list(prompt)
 
-    def _output(self, prompt: Prompt, params: SamplingParams) -> Output:
-        if not isinstance(prompt, (str, list, tuple)) or not all(isinstance(t, (str, int)) for t in prompt):
-            raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
-        return Output(prompt, self._ids(prompt), [Completion() for _ in range(params.n)])
-
-    def _submit(self, output: Output, params: SamplingParams) -> int:
-        def sink(delta: Delta) -> None:
-            choice = output.completions[delta.choice]
-            choice.text += delta.text
-            choice.tokens.extend(delta.tokens)
-            choice.finish_reason = delta.finish or choice.finish_reason
-            if delta.prompt is not None:
-                output.prompt_logprobs = list(delta.prompt)
-
-        return self.client.submit(output.prompt_ids, params, sink)
+    def _output(self, index: int | None, prompt: Prompt, params: SamplingParams) -> Output:
+        """An empty output for a prompt that was found good; `index` is its place in a list of several."""
+        try:
+            if not isinstance(prompt, (str, list, tuple)) or not all(isinstance(t, (str, int)) for t in prompt):
+                raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
+            ids = self._ids(prompt)
+            check_prompt(self.info, ids, params)
+        except InvalidRequest as wrong:
+            if index is None:
+                raise
+            raise InvalidRequest(f"prompt {index}: {wrong}", wrong.param) from None
+        return Output(prompt, ids, [Completion() for _ in range(params.n)])
 
     def _observe(self, flight: Flight, result: StepResult) -> None:
         for observer in self.observers:

@@ -187,4 +187,8 @@ def test_why():
     assert any("pauses: no page is left for its next token" in line for line in second)
     assert any("waits: its" in line and "pages" in line for line in second)
     assert sum("waits: 2 sequences run" in line for line in third) <= 2  # each choice says it once
-    assert "choice 1 goes on from the prompt that choice 0 has read: shares its pages" in third
+    client = LocalClient(engine := fake_engine())
+    id = client.submit(prompt_of(100), greedy(5, n=2), Collected())
+    while not client.idle:
+        client.pump()
+    assert "choice 1 goes on from the prompt that choice 0 has read: shares its pages" in engine.why(id)

@@ -58,7 +58,9 @@ def test_version(cli):
     assert cli("--version").out.startswith("ridgeline 0.")
 
 
-@pytest.mark.parametrize("command", ["run", "chat", "serve", "pull", "models", "roofline", "bench", "hardware", "eval"])
+@pytest.mark.parametrize(
+    "command", ["run", "chat", "serve", "batch", "pull", "models", "roofline", "bench", "hardware", "eval"]
+)
 def test_every_command_has_help(cli, command):
     done = cli(command, "--help")
     assert done.code == 0 and done.out.startswith(f"usage: ridgeline {command}")

@@ -11,7 +11,7 @@ import pytest
 import toy
 from commands import refused, write
 from ridgeline.cli import output
-from ridgeline.server.app import public_name
+from ridgeline.server.service import public_name
 from ridgeline.weights.hub import ResolvedModel
 
 ESCAPE = "\x1b]0;owned\x07"

@@ -29,6 +29,7 @@ ALLOWED = {
     "engine": {"errors", "config", "cores", "ops", "program", "models", "weights", "backends", "text"},
     "llm": {"errors", "config", "program", "engine", "text"},
     "server": {"errors", "config", "engine", "text", "weights"},
+    "offline": {"errors", "config", "engine", "server"},
     "analysis": None,  # None: all but server
     "tools": None,
     "cli": None,

@@ -15,6 +15,7 @@ _COMMANDS = {  # name: module and function
     "run": "run",
     "chat": "chat",
     "serve": "serve",
+    "batch": "batch",
     "pull": "pull",
     "models": "models",
     "inspect": "inspect",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import msgspec
 
 from ridgeline.engine.params import SamplingParams
@@ -191,3 +193,12 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
             "max_tokens",
         )
     return wanted
+
+
+def check_prompt(info: EngineInfo, prompt: Sequence[int], params: SamplingParams) -> int:
+    """`check_room` of these ids, each of which must be in the vocabulary."""
+    limit = check_room(info, len(prompt), params)
+    outside = next((t for t in prompt if not 0 <= t < info.vocab), None)
+    if outside is not None:
+        raise InvalidRequest(f"token id {outside} is outside the vocabulary of {info.vocab}", "prompt")
+    return limit

@@ -183,11 +183,17 @@ class Scheduler:
     def _admit(self) -> None:
         while self.waiting:
             s = self.waiting[0]
-            if len(self.running) >= self.limits.running and s.rank > self.running[self.limits.running - 1].rank:
+            if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
             if not self._start(s):
                 return
             self._run(self.waiting.pop(0))
+
+    def _crowded(self, s: Sequence) -> bool:
+        """Whether running sequences, and choices that will follow them, leave no place for one that ranks so low."""
+        most = self.limits.running
+        places = 1 + sum(1 + len(r.followers) for r in self.running)
+        return places > most and s.rank > self.running[min(most, len(self.running)) - 1].rank
 
     @property
     def anchor(self) -> Sequence:

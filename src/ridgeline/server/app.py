@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from functools import partial
 from itertools import count
-from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
 
@@ -37,10 +35,9 @@ from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TG
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
-from ridgeline.server.service import Service
+from ridgeline.server.service import Service, public_name
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
-from ridgeline.weights.hub import ResolvedModel
 
 GRACE_S = 10  # how long a shutdown lets running answers go on
 
@@ -48,7 +45,7 @@ GRACE_S = 10  # how long a shutdown lets running answers go on
 def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
     """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
     hub = Hub(client)
-    service = Service(hub, tokenizer, config, model_name)
+    service = Service(client.info, tokenizer, config, model_name)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -59,7 +56,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
             hub.stop()
 
     app = Starlette(
-        routes=[*_posts(service), *_gets(service)],
+        routes=[*_posts(service, hub), *_gets(service, hub)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
@@ -68,21 +65,21 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
     return app
 
 
-def _posts(service: Service) -> list[Route]:
+def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
     }  # fmt: skip
     limit = service.config.max_body_bytes
     return [
-        Route(path, Endpoint(service.hub, partial(handler, service), _shape(path), limit), methods=["POST"])
+        Route(path, Endpoint(hub, partial(handler, service), _shape(path), limit), methods=["POST"])
         for path, handler in handlers.items()
     ]
 
 
-def _gets(service: Service) -> list[Route]:
+def _gets(service: Service, hub: Hub) -> list[Route]:
     async def health(request: Request) -> Response:
-        problem = service.hub.problem
+        problem = hub.problem
         if problem is None:
             return Response()
         reply = TGIErrors().reply(Unhealthy("unhealthy"))  # TGI's own words; ours say why
@@ -177,14 +174,6 @@ def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[st
     """The model's public name (never a path of this machine) and its tokenizer."""
     found = find(config.engine.model, progress)
     return public_name(found), tokenizer_of(found)
-
-
-def public_name(found: ResolvedModel) -> str:
-    """A local path's last part, without .gguf; other models are called what they were asked for as."""
-    if found.path != Path(found.alias).expanduser():
-        return found.alias
-    path = Path(os.path.abspath(found.path))  # links keep their own name
-    return (path.stem if found.kind == "gguf" else path.name) or "model"
 
 
 def stop_gently(server: uvicorn.Server, hub: Hub) -> None:

@@ -24,29 +24,40 @@ _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_fin
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A submitted chat request."""
+class Plan:
+    """A chat request, understood: one job."""
 
     head: Head
     request: ChatRequest
-    params: SamplingParams
-    prompt: int  # tokens
+    job: Job
     headers: dict[str, str]
+
+    @property
+    def jobs(self) -> list[Job]:
+        return [self.job]
+
+    @property
+    def params(self) -> SamplingParams:
+        return self.job.params
 
 
 async def chat(service: Service, call: Call) -> Reply | Events:
     """Answer one conversation, whole or as a stream."""
-    plan = await service.hub.run(partial(_submit, service, call))
+    plan = await call.stream.run(partial(_submit, service, call))
     if plan.request.stream:
         return Events(_lines(service, plan, call), plan.headers)
-    (choices,) = await collect(call.stream, [plan.params.n])
-    shown = [_choice(service.tokenizer, plan.params, i, c) for i, c in enumerate(choices)]
-    count = usage(plan.prompt, sum(len(c.tokens) for c in choices))
-    return Reply(plan.head.wrap("chat.completion", shown, usage=count), headers=plan.headers)
+    return Reply(answer(service, plan, await collect(call.stream, [plan.params.n])), headers=plan.headers)
 
 
-def _submit(service: Service, call: Call) -> _Plan:
-    request, headers = decode_openai(call.body, ChatRequest)
+def _submit(service: Service, call: Call) -> Plan:
+    plan = understand(service, call.body)
+    call.stream.submit(plan.jobs)
+    return plan
+
+
+def understand(service: Service, body: bytes) -> Plan:
+    """What a body asks for. Typed errors name what is wrong with it."""
+    request, headers = decode_openai(body, ChatRequest)
     service.check_model(request.model)
     params = sampling(request, service, max_tokens=_max_tokens(request), logprobs=_logprobs(request))
     extra = request.chat_template_kwargs or {}
@@ -61,8 +72,14 @@ def _submit(service: Service, call: Call) -> _Plan:
         **extra,
     )
     prompt = service.tokenizer.encode(text, add_special=False)
-    call.stream.submit([Job(prompt, params)])
-    return _Plan(Head.new("chatcmpl", service), request, params, len(prompt), service.warned(headers, text))
+    return Plan(Head.new("chatcmpl", service), request, Job(prompt, params), service.warned(headers, text))
+
+
+def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
+    """The whole answer, of the one job's choices."""
+    shown = [_choice(service.tokenizer, plan.params, i, c) for i, c in enumerate(done[0])]
+    count = usage(len(plan.job.prompt), sum(len(c.tokens) for c in done[0]))
+    return plan.head.wrap("chat.completion", shown, usage=count)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -132,7 +149,7 @@ def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, A
     return {"content": listed, "refusal": None}
 
 
-async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[bytes, None]:
+async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
     """Role first, then content, then an empty delta with the finish reason, per choice; usage if asked; the end."""
     pending = {"usage": None} if plan.request.include_usage else {}
 
@@ -152,7 +169,7 @@ async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[by
         if delta.finish is not None:
             yield line(_piece(delta.choice, {}) | {"finish_reason": FINISH[delta.finish]})
     if plan.request.include_usage:
-        yield sse.data(plan.head.wrap("chat.completion.chunk", [], usage=usage(plan.prompt, generated)))
+        yield sse.data(plan.head.wrap("chat.completion.chunk", [], usage=usage(len(plan.job.prompt), generated)))
     yield sse.DONE
 
 

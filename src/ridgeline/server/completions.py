@@ -28,8 +28,8 @@ DEFAULT_MAX_TOKENS = 16
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A submitted completion request. `dropped`: the generated token is not part of the answer."""
+class Plan:
+    """A completion request, understood: a job per prompt. `dropped`: the generated token is no part of the answer."""
 
     head: Head
     request: CompletionRequest
@@ -39,24 +39,32 @@ class _Plan:
     headers: dict[str, str]
 
     @property
+    def jobs(self) -> list[Job]:
+        return [Job(p.ids, self.params) for p in self.prompts]
+
+    @property
     def prompt_tokens(self) -> int:
         return sum(len(p.ids) for p in self.prompts)
 
 
 async def completions(service: Service, call: Call) -> Reply | Events:
     """Continue every prompt, whole or as one interleaved stream."""
-    plan = await service.hub.run(partial(_submit, service, call))
+    plan = await call.stream.run(partial(_submit, service, call))
     if plan.request.stream:
         return Events(_lines(service, plan, call), plan.headers)
     done = await collect(call.stream, [plan.params.n] * len(plan.prompts))
-    choices = [_choice(service, plan, p, c, done[p]) for p in range(len(done)) for c in range(plan.params.n)]
-    generated = 0 if plan.dropped else sum(len(c.tokens) for group in done for c in group)
-    body = plan.head.wrap("text_completion", choices, usage=usage(plan.prompt_tokens, generated))
-    return Reply(body, headers=plan.headers)
+    return Reply(answer(service, plan, done), headers=plan.headers)
 
 
-def _submit(service: Service, call: Call) -> _Plan:
-    request, headers = decode_openai(call.body, CompletionRequest)
+def _submit(service: Service, call: Call) -> Plan:
+    plan = understand(service, call.body)
+    call.stream.submit(plan.jobs)
+    return plan
+
+
+def understand(service: Service, body: bytes) -> Plan:
+    """What a body asks for. Typed errors name what is wrong with it."""
+    request, headers = decode_openai(body, CompletionRequest)
     service.check_model(request.model)
     params, dropped = _params(request, service)
     given = _split(request.prompt)
@@ -64,8 +72,14 @@ def _submit(service: Service, call: Call) -> _Plan:
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {MAX_PROMPTS}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
     prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
-    call.stream.submit([Job(p.ids, params) for p in prompts])
-    return _Plan(Head.new("cmpl", service), request, params, prompts, dropped, service.warned(headers, *texts))
+    return Plan(Head.new("cmpl", service), request, params, prompts, dropped, service.warned(headers, *texts))
+
+
+def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
+    """The whole answer; done[p][c] is choice c of prompt p."""
+    choices = [_choice(service, plan, p, c, done[p]) for p in range(len(done)) for c in range(plan.params.n)]
+    generated = 0 if plan.dropped else sum(len(c.tokens) for group in done for c in group)
+    return plan.head.wrap("text_completion", choices, usage=usage(plan.prompt_tokens, generated))
 
 
 def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
@@ -95,7 +109,7 @@ def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return [p for p in prompt if not isinstance(p, int)]
 
 
-def _choice(service: Service, plan: _Plan, p: int, c: int, done: list[Choice]) -> dict[str, Any]:
+def _choice(service: Service, plan: Plan, p: int, c: int, done: list[Choice]) -> dict[str, Any]:
     """Choice c of prompt p. Prompt logprobs come with the first choice only, and belong to all."""
     choice, echo = done[c], plan.request.echo
     lists = LogprobLists(service.tokenizer, plan.params)
@@ -118,7 +132,7 @@ def _piece(index: int, text: str, logprobs: dict[str, Any] | None, finish: str |
 class _Streamed:
     """One choice of a stream: how much of it was sent."""
 
-    def __init__(self, service: Service, plan: _Plan, event: Event) -> None:
+    def __init__(self, service: Service, plan: Plan, event: Event) -> None:
         self._plan, self._prompt = plan, plan.prompts[event.job]
         self._lists = LogprobLists(service.tokenizer, plan.params)
         self._length = 0
@@ -150,7 +164,7 @@ class _Streamed:
         return found
 
 
-async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[bytes, None]:
+async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
     pending = {"usage": None} if plan.request.include_usage else {}
     choices: dict[tuple[int, int], _Streamed] = {}
     generated = 0

@@ -174,6 +174,10 @@ class Stream:
         if self._left > 0:
             self._hub.cancel(ids)
 
+    async def run(self, work: Callable[[], T]) -> T:
+        """`work` in one of the hub's threads."""
+        return await self._hub.run(work)
+
     def submit(self, jobs: Sequence[Job]) -> None:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
         self._left = sum(job.params.n for job in jobs)

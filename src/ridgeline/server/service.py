@@ -1,19 +1,22 @@
-"""Service: what every handler needs of the served model. Built once per app; immutable. Must not know any route."""
+"""Service: what every handler needs of the served model. Immutable. Must not know any route."""
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token
 from ridgeline.errors import InvalidRequest, ModelNotFound
-from ridgeline.server.hub import Event, Hub, Stream
+from ridgeline.server.hub import Event, Stream
 from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer
+from ridgeline.weights.hub import ResolvedModel
 
 MAX_PROMPTS = 128  # prompts in one completion request
 
@@ -22,15 +25,11 @@ MAX_PROMPTS = 128  # prompts in one completion request
 class Service:
     """The model behind the routes. `model` is the id clients see; `created` seconds since the epoch."""
 
-    hub: Hub
+    info: EngineInfo
     tokenizer: Tokenizer
     config: ServerConfig
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
-
-    @property
-    def info(self) -> EngineInfo:
-        return self.hub.client.info
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -106,3 +105,11 @@ def spoken(tokens: tuple[Token, ...] | list[Token], finish: str | None, stop_ids
     """The tokens that belong to the text: without the one that only ended it."""
     silent = finish == EOS or (finish == STOP and bool(tokens) and tokens[-1].id in stop_ids)
     return list(tokens[:-1] if silent else tokens)
+
+
+def public_name(found: ResolvedModel) -> str:
+    """A local path's last part, without .gguf; other models are called what they were asked for as."""
+    if found.path != Path(found.alias).expanduser():
+        return found.alias
+    path = Path(os.path.abspath(found.path))  # links keep their own name
+    return (path.stem if found.kind == "gguf" else path.name) or "model"

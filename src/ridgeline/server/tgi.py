@@ -49,7 +49,7 @@ class _Plan:
 
 async def legacy(service: Service, call: Call) -> Reply | Events:
     """POST /: the body says whether to stream; a whole answer is a list of one."""
-    plan = await service.hub.run(partial(_submit, service, call, None))
+    plan = await call.stream.run(partial(_submit, service, call, None))
     if plan.stream:
         return _events(service, plan, call)
     reply = await _whole(service, plan, call)
@@ -58,12 +58,12 @@ async def legacy(service: Service, call: Call) -> Reply | Events:
 
 async def generate(service: Service, call: Call) -> Reply:
     """POST /generate."""
-    return await _whole(service, await service.hub.run(partial(_submit, service, call, False)), call)
+    return await _whole(service, await call.stream.run(partial(_submit, service, call, False)), call)
 
 
 async def generate_stream(service: Service, call: Call) -> Events:
     """POST /generate_stream."""
-    return _events(service, await service.hub.run(partial(_submit, service, call, True)), call)
+    return _events(service, await call.stream.run(partial(_submit, service, call, True)), call)
 
 
 def info(service: Service) -> Reply:
