@@ -35,7 +35,7 @@ SETTINGS = [
 def rows(vocab: int, scale: float, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     s = np.zeros(len(SETTINGS), SAMPLER)
-    s["target"], s["mask_row"], s["top_p"], s["repetition"], s["n_top"] = -1, -1, 1, 1, 5
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"], s["n_top"] = -1, -1, 1, 1, 1, 5
     s["seed"], s["position"], s["choice"] = rng.integers(0, 2**63), np.arange(len(s)), rng.integers(0, 9)
     for i, settings in enumerate(SETTINGS):
         for name, value in settings.items():

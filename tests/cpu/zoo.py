@@ -140,7 +140,7 @@ def batch_of(layout: BatchLayout, chunks: list[Chunk], rows: Callable[[int], boo
         at += n
     b["out_rows"][:], b["want"][:] = wanted, WANT_IDS
     s = b["sampler"]
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["seed"], s["position"] = 17, np.arange(len(wanted))
     for i in range(len(wanted)):
         for name, value in SAMPLERS[(i + step) % len(SAMPLERS)].items():

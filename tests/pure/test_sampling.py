@@ -28,7 +28,7 @@ NOTHING = [np.zeros(0, np.int32)] * 6  # no bias, no history, no mask
 
 def records(rows=1, **values):
     s = np.zeros(rows, SAMPLER)
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["temperature"] = 1
     for name, value in values.items():
         s[name] = value
