@@ -61,13 +61,13 @@ def test_no_end_before_min_tokens(shape, ends):
     """The end token may be the one after min_tokens others, as in vLLM."""
     eos = EVEN if ends == "eos" else frozenset({2, 4}) if ends == "both" else frozenset()
     stop = () if ends == "eos" else tuple(EVEN)[:MAX_STOP_IDS]
-    for least in (0, 1, 5, 29, 30):
-        seen = answer(greedy(30, min_tokens=least, stop_token_ids=stop), eos=eos, **shape)
+    for least in (0, 1, 5, 59, 60):
+        seen = answer(greedy(60, min_tokens=least, stop_token_ids=stop), eos=eos, **shape)
         tokens, end = seen.tokens[0], eos | set(stop)
         assert not end & set(tokens[:least]) and not end & set(tokens[:-1]) and len(tokens) >= least
         assert seen.finish[0] == ["length"] if tokens[-1] not in end else seen.finish[0] != ["length"]
         if least == 5:
-            assert 5 < len(tokens) < 30, "the end came"
+            assert 5 < len(tokens) < 60, "the end came"
 
 
 def test_min_tokens_bans_no_more_than_it_must():
@@ -75,7 +75,8 @@ def test_min_tokens_bans_no_more_than_it_must():
     assert answer(greedy(12, min_tokens=12)).tokens[0] == plain
     assert answer(greedy(12, min_tokens=9, ignore_eos=True), eos=EVEN).tokens[0] == plain
     banned = answer(greedy(12, min_tokens=9, ignore_eos=True, stop_token_ids=(plain[3],)), eos=EVEN).tokens[0]
-    assert banned[:3] == plain[:3] and banned[3] != plain[3]
+    first = plain.index(plain[3])
+    assert banned[:first] == plain[:first] and plain[3] not in banned[:9]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -100,19 +101,20 @@ def test_forced_tokens_are_not_held_to_bans():
 
 
 def test_a_forced_end_token_ends_the_choice_where_it_may():
-    ended = answer(greedy(9, forced=(31, 30, 33)), eos=frozenset({30}))
-    assert ended.tokens[0] == [31, 30] and ended.finish[0] == ["eos_token"] and ended.text[0] == "31 "
-    on = answer(greedy(9, forced=(31, 30, 33), min_tokens=2), eos=frozenset({30}))
-    assert on.tokens[0][:3] == [31, 30, 33] and len(on.tokens[0]) == 9 and on.text[0].startswith("31 30 33 ")
+    """The fake samples nothing under 10."""
+    ended = answer(greedy(9, forced=(31, 5, 33)), eos=frozenset({5}))
+    assert ended.tokens[0] == [31, 5] and ended.finish[0] == ["eos_token"] and ended.text[0] == "31 "
+    on = answer(greedy(9, forced=(31, 5, 33), min_tokens=2), eos=frozenset({5}))
+    assert on.tokens[0][:3] == [31, 5, 33] and len(on.tokens[0]) == 9 and on.text[0].startswith("31 5 33 ")
 
 
 @pytest.mark.parametrize("depth", [1, 2])
 def test_replays_at_any_token_give_the_same(depth):
     plain = answer(greedy(25)).tokens[0]
     words = (tuple(plain[4:6]), tuple(plain[9:13]), (plain[2],))
-    params = greedy(25, bad_words=words, min_tokens=12, forced=tuple(plain[:2]), repetition_penalty=1.2)
+    params = greedy(40, bad_words=words, min_tokens=12, forced=tuple(plain[:2]), repetition_penalty=1.2)
     whole = answer(params, eos=EVEN, depth=depth)
-    assert 12 < len(whole.tokens[0]) < 25 and not any(places(whole.tokens[0], w) for w in words)
+    assert 12 < len(whole.tokens[0]) < 40 and not any(places(whole.tokens[0], w) for w in words)
     for pumps in range(1, 2 * len(whole.tokens[0])):
         client, seen = LocalClient(fake_engine(eos=EVEN, depth=depth, step_tokens=9)), Collected()
         client.submit(PROMPT, params, seen)
