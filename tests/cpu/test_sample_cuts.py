@@ -55,13 +55,14 @@ def test_flat_rows() -> None:
     assert np.array_equal(run_case("sample", c, backend())[0], sample(**c.operands)[0])
 
 
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
 @pytest.mark.parametrize("value", [np.inf, 3e38])
-def test_huge_logits(value: float) -> None:
+def test_huge_logits(value: float, temperature: float) -> None:
     """The first of them is picked whatever is cut, also where temperature takes it beyond float32."""
     logits = np.zeros((len(CUTS), 1000), np.float32)
-    logits[:, 21] = value
+    logits[:, 21], logits[:, 3] = value, -3e38
     logits[:, 800] = value if value == np.inf else 0
-    c = case(logits, CUTS, 3, temperature=0.5)
+    c = case(logits, CUTS, 3, temperature=temperature)
     with np.errstate(over="ignore"):
         want = sample(**c.operands)[0]
     assert np.array_equal(run_case("sample", c, backend())[0], want) and set(want) == {21}

@@ -29,6 +29,7 @@ SAMPLERS: tuple[dict[str, Any], ...] = (
     {"repetition": 1.3, "frequency": 0.5, "presence": 0.4, "history_stop": 20, "flags": REPEAT_PROMPT},
     {"temperature": 2.0, "mask_row": 1, "flags": PROCESSED},
     {"temperature": 1.0, "bias_start": 1, "bias_stop": 6, "n_top": 20, "mask_row": 0},
+    {"temperature": 1.2, "typical_p": 0.8, "top_p": 0.95, "flags": PROCESSED},
     {"target": 5, "bias_stop": 3, "history_start": 3, "history_stop": 9, "flags": COUNT_PROMPT | PROCESSED},
 )  # fmt: skip
 

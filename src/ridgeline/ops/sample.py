@@ -121,7 +121,7 @@ def _typical(x: Array, ids: Array, least: float) -> Array:
     """
     below = (x[ids] - x[ids].max()).astype(np.float64)
     p = np.exp(below)
-    away = np.abs(below - np.sum(p * below) / p.sum())
+    away = np.abs(below - np.sum(p * np.maximum(below, -1000)) / p.sum())  # of no weight from there, but finite
     order = np.argsort(away, kind="stable")
     short = int(np.sum(np.cumsum(p[order]) < least * p.sum()))
     typical: Array = ids[away <= away[order[min(short, len(ids) - 1)]]]

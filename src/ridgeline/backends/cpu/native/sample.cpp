@@ -96,11 +96,16 @@ float floor_of_top_k(const float* x, int64_t n, float top, int64_t k) {
   return NONE;
 }
 
+// The largest value below all those of at least top + depth, also where rounding eats the depth.
+float below(float top, double depth) {
+  return nextafterf((float)((double)top + depth), NONE);
+}
+
 // A value below which nothing can be in the nucleus: tokens of less than (1 - p) / n of the mass are
 // all in its tail.
 float floor_of_top_p(double mass, int64_t n, float top, float p) {
   const double least = (1 - (double)p) * mass / (double)n;
-  return least > 0 ? top + (float)log(least) - 0.001f : NONE;
+  return least > 0 ? below(top, log(least) - 0.001) : NONE;  // slack for the roundings of the mass
 }
 
 // Ids above a floor, put in order only as far as asked for: the work follows the size of what survives.
@@ -165,7 +170,7 @@ void cut_untypical(const Kernels& kernels, float top, float* x, int64_t n, float
   const Typicality order{x, top, m.first / m.mass};
   // What is further below the mean than the top is above it comes last, the likelier the earlier: of that,
   // the tail of less than 1 - p is never reached.
-  const float floor = std::min(floor_of_top_p(m.mass, n, top, p), top + (float)(2 * order.mean) - 0.001f);
+  const float floor = std::min(floor_of_top_p(m.mass, n, top, p), below(top, 2 * order.mean - 0.001));
   Ranking<Typicality> ranking(order, n, floor, ids);
   int64_t last = 0;
   for (double seen = 0; last < ranking.size() - 1; last++) {
