@@ -112,7 +112,8 @@ def batch_of(step: Any, rows: int) -> Batch:
     b = Batch(step.layout)
     b.resize(step=1, T=rows, R=1, L=1)
     b["ids"][:] = [i % VOCAB for i in range(rows)]
-    b["sampler"]["target"], b["sampler"]["mask_row"], b["sampler"]["top_p"], b["sampler"]["repetition"] = -1, -1, 1, 1
+    s = b["sampler"]
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     return b
 
 

@@ -68,7 +68,7 @@ def new_batch(
     b["out_rows"][:] = np.arange(total)
     b["want"][:] = WANT_IDS | WANT_LOGITS
     b["sampler"]["target"], b["sampler"]["mask_row"] = -1, -1
-    b["sampler"]["top_p"], b["sampler"]["repetition"] = 1, 1
+    b["sampler"]["top_p"], b["sampler"]["typical_p"], b["sampler"]["repetition"] = 1, 1, 1
     return b
 
 

@@ -186,7 +186,7 @@ def feed_together(runners: Sequence[Runner], parts: Sequence[Sequence[int]]) -> 
     b["out_rows"][:] = np.arange(tokens)
     b["want"][:] = WANT_IDS | WANT_LOGITS
     s = b["sampler"]
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     return runners[0].step.run(b)
 
 

@@ -94,7 +94,8 @@ def batch_of(layout: BatchLayout, chunks: Sequence[tuple[int, Sequence[int], int
     b["out_rows"][:] = np.arange(total)
     b["want"][:] = WANT_IDS | WANT_LOGITS | WANT_HIDDEN
     s = b["sampler"]
-    s["target"], s["mask_row"], s["top_p"], s["repetition"], s["position"] = -1, -1, 1, 1, np.arange(total)
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
+    s["position"] = np.arange(total)
     return b
 
 

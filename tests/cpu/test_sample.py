@@ -23,6 +23,10 @@ SETTINGS = [
     {"temperature": 1.0, "min_p": 0.05},
     {"temperature": 1.0, "min_p": 0.02, "top_k": 40, "top_p": 0.8},
     {"temperature": 1.0, "min_p": 1.0},
+    {"temperature": 1.0, "typical_p": 0.9},
+    {"temperature": 3.0, "typical_p": 0.2},
+    {"temperature": 1.0, "typical_p": 0.5, "flags": PROCESSED, "n_top": 20},
+    {"temperature": 1.5, "typical_p": 0.7, "min_p": 0.02, "top_k": 40, "top_p": 0.95},
     {"repetition": 1.3, "frequency": 0.5, "presence": 0.4, "history_stop": 60, "flags": REPEAT_PROMPT},
     {"repetition": 0.8, "frequency": 0.5, "history_start": 10, "history_stop": 60, "flags": COUNT_PROMPT | PROCESSED},
     {"temperature": 1.0, "mask_row": 1, "flags": PROCESSED},
@@ -35,7 +39,7 @@ SETTINGS = [
 def rows(vocab: int, scale: float, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     s = np.zeros(len(SETTINGS), SAMPLER)
-    s["target"], s["mask_row"], s["top_p"], s["repetition"], s["n_top"] = -1, -1, 1, 1, 5
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"], s["n_top"] = -1, -1, 1, 1, 1, 5
     s["seed"], s["position"], s["choice"] = rng.integers(0, 2**63), np.arange(len(s)), rng.integers(0, 9)
     for i, settings in enumerate(SETTINGS):
         for name, value in settings.items():

@@ -29,6 +29,7 @@ SAMPLERS: tuple[dict[str, Any], ...] = (
     {"repetition": 1.3, "frequency": 0.5, "presence": 0.4, "history_stop": 20, "flags": REPEAT_PROMPT},
     {"temperature": 2.0, "mask_row": 1, "flags": PROCESSED},
     {"temperature": 1.0, "bias_start": 1, "bias_stop": 6, "n_top": 20, "mask_row": 0},
+    {"temperature": 1.2, "typical_p": 0.8, "top_p": 0.95, "flags": PROCESSED},
     {"target": 5, "bias_stop": 3, "history_start": 3, "history_stop": 9, "flags": COUNT_PROMPT | PROCESSED},
 )  # fmt: skip
 
@@ -140,7 +141,7 @@ def batch_of(layout: BatchLayout, chunks: list[Chunk], rows: Callable[[int], boo
         at += n
     b["out_rows"][:], b["want"][:] = wanted, WANT_IDS
     s = b["sampler"]
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["seed"], s["position"] = 17, np.arange(len(wanted))
     for i in range(len(wanted)):
         for name, value in SAMPLERS[(i + step) % len(SAMPLERS)].items():

@@ -57,6 +57,11 @@ class FakeStep:
             pages = table[at // PAGE]
             assert (pages >= 0).all(), "a visible page is not in the table"
             digest = hash((digest, memory[pages * PAGE + at % PAGE].tobytes()))
+        lists = slice(record["bias_start"], record["bias_stop"])
+        banned = set(batch["bias_ids"][lists][batch["bias_values"][lists] == -np.inf].tolist())
+        assert len(banned) < VOCAB - 10
+        while 10 + digest % (VOCAB - 10) in banned:
+            digest += 1
         return 10 + digest % (VOCAB - 10)
 
 

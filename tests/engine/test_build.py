@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from fake import VOCAB, fake_engine
 
@@ -18,6 +20,11 @@ REQUESTS = [
     (20, SamplingParams(seed=1 << 63, max_tokens=30, logit_bias={5: 1.5, 9: -2.0})),
     (8, SamplingParams(seed=5, max_tokens=40, repetition_penalty=1.5, presence_penalty=0.25, count_prompt=True)),
     (8, SamplingParams(seed=6, max_tokens=25, frequency_penalty=0.5, repetition_prompt=False, logit_bias={7: 3.0})),
+    (9, SamplingParams(seed=7, max_tokens=30, typical_p=0.5, min_tokens=9, stop_token_ids=(4, 2), bad_words=((6,),))),
+    (
+        9,
+        SamplingParams(seed=8, max_tokens=12, forced=(5, 6, 7), logprobs=1, processed_logprobs=True, bad_words=((6,),)),
+    ),
 ]
 
 
@@ -43,18 +50,21 @@ def check_row(batch, i: int, row, chunks) -> None:
     assert at == row.token and batch["request"][at] == r and batch["positions"][0, at] == row.position - 1
     assert not given or row.target == s.tokens[row.position]
     assert batch["want"][i] == (WANT_IDS | WANT_LOGPROBS if given or p.logprobs is not None else WANT_IDS)
+    said = row.position - s.prompt_len
+    target = row.target if given else p.forced[said] if said < len(p.forced) else -1
     flags = REPEAT_PROMPT * p.repetition_prompt | COUNT_PROMPT * p.count_prompt
     numbers = {
         "seed": s.seed, "temperature": p.temperature, "top_p": p.top_p, "min_p": p.min_p, "choice": s.choice,
         "repetition": p.repetition_penalty, "frequency": p.frequency_penalty, "presence": p.presence_penalty,
-        "top_k": p.top_k, "n_top": p.logprobs or 0, "position": row.position, "target": row.target, "mask_row": -1,
-        "flags": flags | PROCESSED * (p.processed_logprobs and not given), "reserved": 0,
+        "top_k": p.top_k, "n_top": p.logprobs or 0, "position": row.position, "mask_row": -1, "typical_p": p.typical_p,
+        "target": target, "flags": flags | PROCESSED * (p.processed_logprobs and target < 0),
     }  # fmt: skip
     for name, value in numbers.items():
         assert record[name] == record.dtype[name].type(value), name
     bias, history = (slice(record[f"{name}_start"], record[f"{name}_stop"]) for name in ("bias", "history"))
     found = dict(zip(batch["bias_ids"][bias].tolist(), batch["bias_values"][bias].tolist(), strict=True))
-    assert found == ({} if given else p.logit_bias)
+    banned = {word[0] for word in p.bad_words} | set(p.stop_token_ids if said < p.min_tokens else ())
+    assert found == ({} if target >= 0 else p.logit_bias | dict.fromkeys(banned, -math.inf))
     counts = zip(batch["history_prompt"][history].tolist(), batch["history_output"][history].tolist(), strict=True)
     seen = dict(zip(batch["history_ids"][history].tolist(), map(list, counts), strict=True))
     assert seen == ({} if given else s.history or {})

@@ -16,6 +16,7 @@ from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tok
 from ridgeline.errors import InvalidRequest, ModelFileError, Unsupported
 from ridgeline.text.detokenize import Detokenizer
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
+from ridgeline.text.vocab import MAX_ENDS, turn_ends
 
 # --- byte-level BPE ---
 
@@ -59,6 +60,12 @@ def test_ends_from_config_json_where_generation_config_is_silent(tmp_path):
         assert from_dir(tmp_path).eos_ids == expected
     write_folder(tmp_path, config={"eos_token_id": 5}, generation_config={"eos_token_id": 6})
     assert from_dir(tmp_path).eos_ids == {6}
+
+
+def test_no_more_ends_than_a_batch_has_room_to_ban():
+    assert len(turn_ends(range(MAX_ENDS), {}, {}, False)) == MAX_ENDS
+    with pytest.raises(ModelFileError, match=r"eos_token_id: 257 tokens that end a text; at most 256"):
+        turn_ends(range(MAX_ENDS + 1), {}, {}, False)
 
 
 def test_folder_bos_habit_truncation_and_padding_of_the_file(tmp_path):

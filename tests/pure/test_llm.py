@@ -95,6 +95,11 @@ def test_prompt_logprobs_are_those_of_the_model(llm):
         {"logprobs": 1.5},
         {"stop": ("x" * 5000,)},
         {"stop_token_ids": tuple(range(257))},
+        {"typical_p": "x"},
+        {"min_tokens": 1.5},
+        {"bad_words": ("and",)},
+        {"bad_words": (5,)},
+        {"forced": "and"},
     ],
     ids=str,
 )

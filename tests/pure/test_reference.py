@@ -46,7 +46,7 @@ def batch(step, chunks, want=WANT_IDS | WANT_LOGITS):
         at += len(ids)
     b["out_rows"][:], b["want"][:] = np.arange(total), want
     s = b["sampler"]
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     return b
 
 
@@ -107,7 +107,7 @@ def test_a_step_may_carry_no_tokens(step):
     later.resize(L=2)
     later["out_rows"][:], later["want"][:] = [-1, -4], WANT_IDS | WANT_LOGITS
     later["sampler"][["target", "mask_row"]] = -1
-    later["sampler"]["top_p"] = later["sampler"]["repetition"] = 1
+    later["sampler"]["top_p"] = later["sampler"]["typical_p"] = later["sampler"]["repetition"] = 1
     assert np.array_equal(step.run(later).logits, first[[16, 19]])
 
 

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from draws import check_draws, expected_distribution, softmax
 from ridgeline import ops
 from ridgeline.ops.sample import (
     COUNT_PROMPT,
@@ -28,7 +29,7 @@ NOTHING = [np.zeros(0, np.int32)] * 6  # no bias, no history, no mask
 
 def records(rows=1, **values):
     s = np.zeros(rows, SAMPLER)
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["temperature"] = 1
     for name, value in values.items():
         s[name] = value
@@ -58,37 +59,6 @@ def logits_of(seed, rows=1):
     return (2 * np.random.default_rng(seed).standard_normal((rows, VOCAB))).astype(np.float32)
 
 
-def softmax(x):
-    e = np.exp(np.asarray(x, np.float64) - np.max(x))
-    return e / e.sum()
-
-
-def expected_distribution(x, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
-    """Probabilities by the textbook: temperature, then keep k, then the smallest set reaching p, then min-p."""
-    p = softmax(np.asarray(x, np.float64) / temperature)
-    order = sorted(range(len(p)), key=lambda i: (-p[i], i))
-    if top_k:
-        order = order[:top_k]
-    if top_p < 1:
-        total, kept, seen = sum(p[i] for i in order), [], 0.0
-        for i in order:
-            if seen >= top_p * total:
-                break
-            kept.append(i)
-            seen += p[i]
-        order = kept
-    order = [i for i in order if p[i] >= min_p * p.max()]
-    q = np.zeros(len(p))
-    q[order] = p[order] / p[order].sum()
-    return q
-
-
-def chi_square_bound(cells):
-    """Upper 1e-6 point of chi-square with `cells` - 1 degrees of freedom (Wilson-Hilferty)."""
-    k = max(cells - 1, 1)
-    return k * (1 - 2 / (9 * k) + 4.76 * math.sqrt(2 / (9 * k))) ** 3
-
-
 RULES = {
     "plain": {},
     "hot": {"temperature": 1.7},
@@ -99,6 +69,9 @@ RULES = {
     "k_then_p": {"top_k": 8, "top_p": 0.7},
     "all": {"temperature": 0.8, "top_k": 20, "top_p": 0.9, "min_p": 0.05},
     "k_over_vocab": {"top_k": 1000},
+    "typical": {"typical_p": 0.6},
+    "k_then_typical": {"top_k": 15, "typical_p": 0.6},
+    "everything": {"temperature": 1.4, "top_k": 25, "top_p": 0.95, "min_p": 0.05, "typical_p": 0.8},
 }
 
 
@@ -109,16 +82,7 @@ def test_draws_follow_the_distribution(rule, vary):
     s = records(DRAWS, **RULES[rule], **({} if vary == "seed" else {"seed": 99}))
     s[vary] = np.arange(DRAWS)
     ids = run(np.tile(x, (DRAWS, 1)), s)[0]
-    counts, p = np.bincount(ids, minlength=VOCAB), expected_distribution(x, **RULES[rule])
-    assert (p > 0).sum() >= 4, "a rule that leaves next to nothing tests next to nothing"
-    assert counts[p == 0].sum() == 0, "a token that should be cut was drawn"
-    rare = (p > 0) & (p * DRAWS < 5)  # pooled into one cell, as the test's approximation asks
-    often = (p > 0) & ~rare
-    seen, want = counts[often].tolist(), (p[often] * DRAWS).tolist()
-    if rare.any():
-        seen, want = [*seen, counts[rare].sum()], [*want, p[rare].sum() * DRAWS]
-    statistic = sum((a - b) ** 2 / b for a, b in zip(seen, want, strict=True))
-    assert statistic <= chi_square_bound(len(seen))
+    check_draws(ids, expected_distribution(x, **RULES[rule]))
 
 
 def test_noise_is_exponential_and_independent_of_neighbours():
@@ -140,6 +104,45 @@ def test_every_draw_has_its_own_key():
 def test_nothing_to_sample_is_said(temperature, value):
     ids, logprobs, *_ = run(np.full((1, VOCAB), value, np.float32), records(temperature=temperature, top_p=0.9))
     assert ids[0] == -1 and logprobs[0] == -np.inf
+
+
+HANDMADE = [  # probabilities, typical_p, what is left
+    ([0.5, 0.3, 0.2, 0, 0], 0.2, [1]),  # surprises 0.69, 1.20, 1.61 around 1.03
+    ([0.5, 0.3, 0.2, 0, 0], 0.4, [0, 1]),
+    ([0.5, 0.3, 0.2, 0, 0], 0.9, [0, 1, 2]),
+    ([0.25, 0.25, 0.25, 0.25, 0], 0.3, [0, 1, 2, 3]),  # equally typical: all stay
+    ([0.9, 0.025, 0.025, 0.025, 0.025], 0.5, [0]),
+    ([0.4, 0.15, 0.15, 0.15, 0.15], 0.3, [1, 2, 3, 4]),  # 0.92, 1.90 around 1.50
+    ([1, 0, 0, 0, 0], 0.1, [0]),
+]
+
+
+@pytest.mark.parametrize(("p", "typical_p", "left"), HANDMADE)
+def test_typical_tokens(p, typical_p, left):
+    with np.errstate(divide="ignore"):
+        x = np.log(np.array([p + [0] * (VOCAB - 5)], np.float32))
+    ids, _, top_ids, top_logprobs = run(x, records(typical_p=typical_p, flags=PROCESSED, n_top=5))
+    kept = top_logprobs[0] > -np.inf
+    assert sorted(top_ids[0][kept].tolist()) == left and ids[0] in left
+    rest = np.array([p[i] for i in left])
+    assert np.allclose(np.exp(top_logprobs[0][kept]), np.sort(rest)[::-1] / rest.sum(), atol=1e-5)
+
+
+def test_typical_comes_after_the_other_cuts():
+    """Without the tail, the entropy falls and with it what is typical."""
+    p = np.array([0.3, 0.2, *[0.05] * 10, *[0] * (VOCAB - 12)])
+    with np.errstate(divide="ignore"):
+        x = np.log(p)[None].astype(np.float32)
+    rows = np.tile(x, (200, 1))
+    assert set(run(rows, records(200, seed=np.arange(200), typical_p=0.15))[0]) == {1}
+    assert set(run(rows, records(200, seed=np.arange(200), typical_p=0.15, top_k=2))[0]) == {0}
+
+
+@pytest.mark.parametrize("rule", [{}, {"top_p": 0.5}, {"min_p": 0.5}, {"typical_p": 0.5}, {"top_k": 3}])
+def test_an_infinite_logit_is_taken(rule):
+    x = logits_of(9)
+    x[0, [4, 17]] = np.inf
+    assert run(x, records(**rule))[0][0] == 4
 
 
 def test_greedy_is_the_first_maximum():
@@ -254,11 +257,12 @@ def test_bias_comes_before_penalties_and_the_mask_after():
     st.integers(0, 40),
     st.floats(0.01, 1),
     st.floats(0, 1),
+    st.floats(0.01, 1),
 )
-def test_a_draw_is_always_a_likely_enough_token(row, seed, temperature, top_k, top_p, min_p):
+def test_a_draw_is_always_a_likely_enough_token(row, seed, temperature, top_k, top_p, min_p, typical_p):
     if max(row) == -np.inf:
         row[0] = 0.0
-    s = records(seed=seed, top_k=top_k, top_p=top_p, min_p=min_p, temperature=temperature)
+    s = records(seed=seed, top_k=top_k, top_p=top_p, min_p=min_p, typical_p=typical_p, temperature=temperature)
     ids, logprobs, _, _ = ops.sample(np.array([row], np.float32), s, *NOTHING)
     assert 0 <= ids[0] < len(row) and row[ids[0]] > -np.inf and logprobs[0] <= 0
     if top_k == 1:

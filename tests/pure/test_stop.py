@@ -33,6 +33,16 @@ def run(pieces: list[str], stops: list[str], include: bool) -> tuple[str, str | 
     return "".join(shown) + matcher.flush(), None, shown
 
 
+def test_what_is_complete_too_early_is_text():
+    matcher = StopMatcher(["ab", "abc", "aa"])
+    shown = matcher.push("xaba", may_stop=False)[0] + matcher.push("ab", may_stop=False)[0]
+    assert shown + matcher.flush() == "xabaab"
+    late = StopMatcher(["ab", "abc", "aa"])
+    assert (late.push("xab", may_stop=False)[0] + late.push("c")[0], late.matched) == ("x", "abc")
+    again = StopMatcher(["aa"])
+    assert (again.push("aa", may_stop=False)[0] + again.push("a")[0], again.matched) == ("a", "aa")
+
+
 def cut(text: str, places: list[int]) -> list[str]:
     edges = sorted({0, len(text), *(place % (len(text) + 1) for place in places)})
     return [text[a:b] for a, b in zip(edges, edges[1:], strict=False)]

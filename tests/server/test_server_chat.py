@@ -137,13 +137,37 @@ def test_every_sampling_field_reaches_the_engine():
     chat(
         server, temperature=0.5, top_p=0.9, top_k=7, min_p=0.1, frequency_penalty=0.2, presence_penalty=0.3,
         repetition_penalty=1.1, seed=11, logit_bias={"5": -3, "6": 4.5}, ignore_eos=True, skip_special_tokens=False,
-        max_tokens=3,
+        max_tokens=3, typical_p=0.8, min_tokens=2,
     )  # fmt: skip
     p = server.client.submitted[0].params
     assert (p.temperature, p.top_p, p.top_k, p.min_p) == (0.5, 0.9, 7, 0.1)
     assert (p.frequency_penalty, p.presence_penalty, p.repetition_penalty) == (0.2, 0.3, 1.1)
+    assert (p.typical_p, p.min_tokens) == (0.8, 2)
     assert p.seed == 11 and p.logit_bias == {5: -3.0, 6: 4.5} and p.ignore_eos and not p.skip_special_tokens
     assert not p.count_prompt  # OpenAI's penalties count output tokens only
+
+
+def test_bad_words_are_banned_at_the_beginning_and_after_a_space():
+    server = Server.new()
+    chat(server, bad_words=["ab", " c", " ", "ab"])
+    space, a, b, c = map(_id, " abc")
+    assert server.client.submitted[0].params.bad_words == ((a, b), (space, a, b), (c,), (space, c), (space,))
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_stop_strings_within_min_tokens_are_text(path):
+    """The answer is one token per byte: "ö" is two."""
+    body = {"messages": USER} if "chat" in path else {"prompt": "hello"}
+    for least, stop, shown in (
+        (0, "w", "Hi "), (3, "w", "Hi "), (4, "w", "Hi wörld, bye."), (4, ["w", "ö"], "Hi w"),
+        (8, "d,", "Hi wörl"), (9, "d,", "Hi wörl"), (10, "d,", "Hi wörld, bye."), (99, "d,", None),
+    ):  # fmt: skip
+        answer = Server.new().post(path, {**body, "stop": stop, "min_tokens": least, "max_tokens": 60})
+        if shown is None:
+            assert answer.status == 400 and answer.json["error"]["param"] == "min_tokens"
+        else:
+            (choice,) = answer.json["choices"]
+            assert (choice["message"]["content"] if "chat" in path else choice["text"]) == shown
 
 
 def test_defaults_are_openais():

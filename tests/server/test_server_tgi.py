@@ -111,7 +111,7 @@ def test_sampling_is_off_with_parameters_and_on_without():
     assert params({"inputs": "x", "parameters": {"do_sample": True}}).temperature == 1.0
 
 
-@pytest.mark.parametrize("given", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}])
+@pytest.mark.parametrize("given", [{"temperature": 0.5}, {"top_k": 3}, {"top_p": 0.5}, {"typical_p": 0.5}])
 def test_sampling_values_switch_sampling_on(given):
     chosen = params({"inputs": "x", "parameters": given})
     assert chosen.temperature > 0 and all(getattr(chosen, k) == v for k, v in given.items())
@@ -156,7 +156,8 @@ def test_best_of_picks_the_likeliest_and_shows_the_others():
         ({"best_of": 17, "do_sample": True}, "best_of"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop"),
-        ({"typical_p": 0.5}, "typical_p"),
+        ({"typical_p": 0}, "typical_p"),
+        ({"typical_p": 1}, "typical_p"),
         ({"watermark": True}, "watermark"),
         ({"grammar": {"type": "regex", "value": "a"}}, "grammar"),
         ({"adapter_id": "x"}, "adapter_id"),

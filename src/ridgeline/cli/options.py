@@ -95,6 +95,7 @@ SAMPLING_OPTIONS: dict[str, tuple[Any, Any]] = {
     "top_p": (Annotated[float, Option("Sample from the likeliest tokens of this total probability.")], 1.0),
     "top_k": (Annotated[int, Option("Sample from the k likeliest tokens; 0 = all.")], 0),
     "min_p": (Annotated[float, Option("Drop tokens below this part of the likeliest one.")], 0.0),
+    "typical_p": (Annotated[float, Option("Sample from the most typical tokens of this total probability.")], 1.0),
     "repetition_penalty": (Annotated[float, Option("Above 1 discourages repeating; 1 = off.")], 1.0),
     "seed": (Annotated[int | None, Option("Seed of sampling.", default="a new one each time")], None),
     "stop": (Annotated[list[str] | None, Option("End the answer before this text; repeatable.")], None),

@@ -6,6 +6,7 @@ and what a step costs here is the memory and code that it touches, not instructi
 
 from __future__ import annotations
 
+import math
 import struct
 from array import array
 from collections.abc import Sequence as Seq
@@ -104,10 +105,11 @@ class Builder:
             s.record = _record(s)
         ints[begin : begin + _INTS] = s.record
         ints[begin + _POSITION] = row.position
-        if given:
-            ints[begin + _TARGET], ints[begin + _FLAGS] = row.target, s.record[_FLAGS] & ~PROCESSED
-        elif p.logit_bias or s.history:
-            ints[begin : begin + _INTS][_LISTS] = _lists(batch, s)
+        target = row.target if given or not p.forced else s.forced(row.position)
+        if target >= 0:
+            ints[begin + _TARGET], ints[begin + _FLAGS] = target, s.record[_FLAGS] & ~PROCESSED
+        elif p.logit_bias or s.history or s.bans is not None:
+            ints[begin : begin + _INTS][_LISTS] = _lists(batch, s, row.position)
 
 
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
@@ -146,14 +148,16 @@ def _record(s: Sequence) -> array[int]:
     flags |= PROCESSED if p.processed_logprobs else 0
     return array("i", _RECORD.pack(
         s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
-        p.top_k, p.logprobs or 0, s.choice, 0, -1, flags, -1, 0, 0, 0, 0, 0,
+        p.top_k, p.logprobs or 0, s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
     ))  # fmt: skip
 
 
-def _lists(batch: Batch, s: Sequence) -> array[int]:
-    """Append a row's bias and history to the batch's shared lists: where they begin and end there."""
+def _lists(batch: Batch, s: Sequence, position: int) -> array[int]:
+    """Append a row's bias, bans among it, and history to the batch's shared lists: where they begin and end there."""
     e, h = batch.size("E"), batch.size("H")
     bias, history = s.params.logit_bias, s.history or {}
+    if s.bans is not None:
+        bias = bias | dict.fromkeys(s.bans.after(s.tokens, s.prompt_len, position - s.prompt_len), -math.inf)
     batch.resize(E=e + len(bias), H=h + len(history))
     if bias:
         batch["bias_ids"][e:] = list(bias.keys())

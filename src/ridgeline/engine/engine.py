@@ -78,7 +78,7 @@ class Engine:
         """Queue a request that admission accepted (records.check_room)."""
         assert request.id not in self._live, f"request {request.id} is submitted twice"
         texts = [self.new_text(request) for _ in range(request.params.n)]
-        chosen = sequences(request, self.info, texts, self.cache.root(request.terms.tenant), self.clock())
+        chosen = sequences(request, self.info, texts, self.eos, self.cache.root(request.terms.tenant), self.clock())
         self._live[request.id] = chosen
         if not any(request.emitted):
             chosen[0].followers = chosen[1:]
@@ -179,14 +179,15 @@ class Engine:
             self._end(s, FAILED)
             return Delta(s.id, s.choice, (), s.text.flush(), FAILED)
         s.append(token.id)
-        ends_here = token.id in s.params.stop_token_ids
-        text, stopped = "", False
-        if not (token.id in self.eos and not s.params.ignore_eos) and not ends_here:
-            text, stopped = s.text.push(token.id)
+        p = s.params
+        may_end = len(s.tokens) - s.prompt_len > p.min_tokens  # where not, only a forced token can be an end token
+        ends_here = may_end and token.id in p.stop_token_ids
+        is_eos = may_end and token.id in self.eos and not p.ignore_eos
+        text, stopped = ("", False) if ends_here or is_eos else s.text.push(token.id)
         finish = None
         if stopped or ends_here:
             finish = STOP
-        elif token.id in self.eos and not s.params.ignore_eos:
+        elif is_eos:
             finish = EOS
         elif len(s.tokens) >= s.limit:
             finish = LENGTH

@@ -19,6 +19,7 @@ from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.losses import notes
 from ridgeline.engine.output import ChoiceText
+from ridgeline.engine.params import MAX_ROW_BIAS
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.errors import ConfigError
 from ridgeline.models import build
@@ -33,6 +34,7 @@ from ridgeline.program.passes import pipeline
 from ridgeline.program.passes.repack import parse_formats
 from ridgeline.program.passes.sparsify import sparsify
 from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
+from ridgeline.text.vocab import MAX_ENDS
 from ridgeline.weights import hub
 from ridgeline.weights.load import Checkpoint, open_checkpoint
 from ridgeline.weights.packed import packed_weights
@@ -118,7 +120,7 @@ def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
         pages=-(-context // PAGE),
         vocab=c.vocab,
         hidden=c.hidden,
-        bias=config.max_requests * 1024,
+        bias=config.max_requests * (MAX_ROW_BIAS + MAX_ENDS),
         history=config.max_requests * min(context, c.vocab),
     )
 

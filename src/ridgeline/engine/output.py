@@ -14,12 +14,15 @@ class ChoiceText:
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = Detokenizer(tokenizer, params.skip_special_tokens)
         self._matcher = StopMatcher(params.stop, params.include_stop) if params.stop else None
+        self._early = params.min_tokens  # tokens to come that end nothing
 
     def push(self, token: int) -> tuple[str, bool]:
         text = self._detokenizer.push(token)
+        may_stop = self._early == 0
+        self._early -= not may_stop
         if self._matcher is None:
             return text, False
-        shown, matched = self._matcher.push(text)
+        shown, matched = self._matcher.push(text, may_stop)
         return shown, matched is not None
 
     def flush(self) -> str:
@@ -27,5 +30,5 @@ class ChoiceText:
         rest = self._detokenizer.flush()
         if self._matcher is None:
             return rest
-        shown, _ = self._matcher.push(rest)
+        shown, _ = self._matcher.push(rest, self._early == 0)
         return shown + self._matcher.flush()

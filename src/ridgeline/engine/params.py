@@ -13,17 +13,27 @@ MAX_BIAS = 1024
 MIN_TEMPERATURE = 1e-6  # below, scaled logits leave float32
 MAX_STOP_IDS = 256
 MAX_STOP_CHARACTERS = 4096
+MAX_BAD_WORDS = 512
+MAX_BAD_WORD_TOKENS = 8192  # of all bad words together
+MAX_ROW_BIAS = MAX_BIAS + MAX_STOP_IDS + MAX_BAD_WORDS  # tokens that one request may bias or ban, beside EOS
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to continue a prompt.
 
-    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, repetition_penalty 1 and the other penalties 0 are off.
+    temperature 0 is greedy; top_k 0, top_p 1, min_p 0, typical_p 1, repetition_penalty 1 and the other penalties 0
+    are off.
     max_tokens None = all the room the context leaves. seed None = drawn at submission. logprobs None = none,
     k = the chosen token's and the k likeliest (k up to 20). prompt_logprobs adds those of the prompt's own tokens.
     processed_logprobs reports the distribution that was sampled instead of the model's own.
     repetition_prompt and count_prompt say which penalties also see the prompt (TGI and OpenAI differ).
     stop strings end a choice and are not part of its text unless include_stop; stop_token_ids likewise end it.
+    Within the first min_tokens tokens nothing ends it: end tokens are not sampled, and a stop string that is complete
+    by then is text like any other (vLLM's meaning).
+    bad_words are sequences of token ids that an answer does not contain: the last token of each is never sampled where
+    the answer's tokens before it are the others.
+    forced are tokens that each choice begins with, whatever else is asked: they count as generated, are shown, and have
+    the model's logprobs. An end token among them ends the choice, if min_tokens lets it.
     """
 
     max_tokens: int | None = None
@@ -31,6 +41,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     top_k: int = 0
     top_p: float = 1.0
     min_p: float = 0.0
+    typical_p: float = 1.0
     repetition_penalty: float = 1.0
     frequency_penalty: float = 0.0
     presence_penalty: float = 0.0
@@ -43,6 +54,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
     ignore_eos: bool = False
+    min_tokens: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    forced: tuple[int, ...] = ()
     logprobs: int | None = None
     prompt_logprobs: bool = False
     processed_logprobs: bool = False
@@ -52,6 +66,16 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def penalised(self) -> bool:
         """Whether sampling needs the history of tokens."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
+
+    @property
+    def looks_back(self) -> bool:
+        """Whether what may be sampled depends on the tokens before, beyond what attention sees of them."""
+        return self.penalised or any(len(word) > 1 for word in self.bad_words)
+
+    @property
+    def bans(self) -> bool:
+        """Whether some tokens may not be sampled somewhere."""
+        return self.min_tokens > 0 or bool(self.bad_words)
 
 
 def check_params(p: SamplingParams, vocab: int) -> None:
@@ -67,6 +91,7 @@ def check_params(p: SamplingParams, vocab: int) -> None:
         )
     _range("top_p", p.top_p, 0, 1, above=True)
     _range("min_p", p.min_p, 0, 1)
+    _range("typical_p", p.typical_p, 0, 1, above=True)
     _range("repetition_penalty", p.repetition_penalty, 0, 100, above=True)
     _range("frequency_penalty", p.frequency_penalty, -2, 2)
     _range("presence_penalty", p.presence_penalty, -2, 2)
@@ -84,8 +109,16 @@ def check_params(p: SamplingParams, vocab: int) -> None:
         _range("logit_bias token", token, 0, vocab - 1, param="logit_bias")
         if math.isnan(bias) or bias > 100:
             raise InvalidRequest(f"logit_bias of token {token} must be at most 100, is {bias}", "logit_bias")
-    for token in p.stop_token_ids:
-        _range("stop_token_ids entry", token, 0, vocab - 1, param="stop_token_ids")
+    _check_ends(p, vocab)
+    _check_words(p, vocab)
+
+
+def _check_ends(p: SamplingParams, vocab: int) -> None:
+    """What may end an answer, and what it begins with."""
+    _range("min_tokens", p.min_tokens, 0, 1 << 30)
+    for name, tokens in (("stop_token_ids", p.stop_token_ids), ("forced", p.forced)):
+        for token in tokens:
+            _range(f"{name} entry", token, 0, vocab - 1, param=name)
     if len(p.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidRequest(
             f"stop_token_ids has {len(p.stop_token_ids)} entries; at most {MAX_STOP_IDS}", "stop_token_ids"
@@ -94,6 +127,20 @@ def check_params(p: SamplingParams, vocab: int) -> None:
         raise InvalidRequest("stop strings must not be empty", "stop")
     if (length := sum(map(len, p.stop))) > MAX_STOP_CHARACTERS:
         raise InvalidRequest(f"stop strings have {length} characters in all; at most {MAX_STOP_CHARACTERS}", "stop")
+
+
+def _check_words(p: SamplingParams, vocab: int) -> None:
+    words = p.bad_words
+    if len(words) > MAX_BAD_WORDS or sum(map(len, words)) > MAX_BAD_WORD_TOKENS:
+        raise InvalidRequest(
+            f"bad_words has {len(words)} sequences of {sum(map(len, words))} tokens in all; at most {MAX_BAD_WORDS} of "
+            f"{MAX_BAD_WORD_TOKENS}",
+            "bad_words",
+        )
+    if not all(words):
+        raise InvalidRequest("bad_words must not hold an empty sequence", "bad_words")
+    for token in (token for word in words for token in word):
+        _range("bad_words entry", token, 0, vocab - 1, param="bad_words")
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:

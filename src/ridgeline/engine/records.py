@@ -192,6 +192,9 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
             f"max_tokens may be at most {room - prompt}, or raise --kv-memory",
             "max_tokens",
         )
+    for name, least in (("min_tokens", params.min_tokens), ("forced", len(params.forced))):
+        if least > wanted:
+            raise InvalidRequest(f"{name} asks for {least} tokens; the answer has at most {wanted}", name)
     return wanted
 
 

@@ -6,6 +6,7 @@ from array import array
 from collections.abc import Sequence as Seq
 from typing import Protocol
 
+from ridgeline.engine.bans import Bans
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Job, Rank
 from ridgeline.engine.prefix import Node, PrefixCache, first_visible
@@ -29,7 +30,9 @@ class Sequence:
     `node` stands for those of its full pages that the prefix cache knows.
     """
 
-    def __init__(self, request: Submit, choice: int, info: EngineInfo, text: Text, root: Node, now: float) -> None:
+    def __init__(
+        self, request: Submit, choice: int, info: EngineInfo, text: Text, eos: frozenset[int], root: Node, now: float
+    ) -> None:
         prompt = request.prompt
         emitted = request.emitted[choice] if choice < len(request.emitted) else ()
         self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
@@ -53,6 +56,8 @@ class Sequence:
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
+        self.bans = Bans(self.params, eos) if self.params.bans else None
+        self.looks_back = self.params.looks_back
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:
             self.history = {}
@@ -65,7 +70,7 @@ class Sequence:
     def gap(self) -> int:
         """Tokens that steps may take: known or sampled in flight, without keys. 0 while it waits for one in flight."""
         wanted = len(self.tokens) + len(self.sources)
-        if self.finish is not None or (self.sources and (self.history is not None or wanted >= self.limit)):
+        if self.finish is not None or (self.sources and (self.looks_back or wanted >= self.limit)):
             return 0
         return wanted - self.computed
 
@@ -74,6 +79,11 @@ class Sequence:
         self.tokens.append(token)
         if self.history is not None:
             self._count(token, len(self.tokens) - 1)
+
+    def forced(self, position: int) -> int:
+        """The token that `position` must hold, or -1."""
+        given, at = self.params.forced, position - self.prompt_len
+        return given[at] if at < len(given) else -1
 
     def _count(self, token: int, position: int) -> None:
         assert self.history is not None
@@ -151,6 +161,9 @@ class Sequence:
         self.node, self.computed = self.root, 0
 
 
-def sequences(request: Submit, info: EngineInfo, texts: Seq[Text], root: Node, now: float) -> list[Sequence]:
-    """One sequence per choice that has not ended yet."""
-    return [Sequence(request, c, info, texts[c], root, now) for c in range(request.params.n) if c not in request.done]
+def sequences(
+    request: Submit, info: EngineInfo, texts: Seq[Text], eos: frozenset[int], root: Node, now: float
+) -> list[Sequence]:
+    """One sequence per choice that has not ended yet, which ends at the ids `eos` and begins behind `root`."""
+    choices = (c for c in range(request.params.n) if c not in request.done)
+    return [Sequence(request, c, info, texts[c], eos, root, now) for c in choices]

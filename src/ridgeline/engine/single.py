@@ -63,5 +63,5 @@ def fill(batch: Batch, ids: Sequence[int], start: int, want: int = WANT_LOGITS) 
         batch["out_rows"][:] = np.arange(n)
         batch["want"][:] = want
         sampler = batch["sampler"]
-        sampler["top_p"], sampler["repetition"], sampler["mask_row"] = 1, 1, -1
+        sampler["top_p"], sampler["typical_p"], sampler["repetition"], sampler["mask_row"] = 1, 1, 1, -1
         sampler["target"] = ids  # any given token: it spares the pick

@@ -1,6 +1,6 @@
 """sample: a pure function of (logits, sampler record, noise), in one fixed order.
 
-Order: bias and bad words -> penalties -> grammar mask -> temperature -> top-k -> top-p -> min-p -> pick.
+Order: bias and bad words -> penalties -> grammar mask -> temperature -> top-k -> top-p -> min-p -> typical-p -> pick.
 Noise is a counter hash of (seed, choice, position, purpose, token id), so a pick depends on nothing but its own
 request: not on the batch, not on the step, not on a restart.
 """
@@ -41,7 +41,7 @@ SAMPLER = np.dtype(
         ("bias_stop", "i4"),
         ("history_start", "i4"),
         ("history_stop", "i4"),
-        ("reserved", "i4"),
+        ("typical_p", "f4"),  # 1 = off
     ]
 )
 assert SAMPLER.itemsize == 80
@@ -93,9 +93,14 @@ def _penalise(x: Array, s: Array, ids: Array, in_prompt: Array, in_output: Array
     x[ids] -= s["frequency"] * counts.astype(np.float32) + s["presence"] * (counts > 0).astype(np.float32)
 
 
-def _truncate(x: Array, top_k: int, top_p: float, min_p: float) -> Array:
-    """Ids that survive top-k, then top-p, then min-p, of scaled logits x [V]; ties keep the lower id."""
+def _truncate(x: Array, top_k: int, top_p: float, min_p: float, typical_p: float) -> Array:
+    """Ids that survive top-k, then top-p, then min-p, then typical-p, of scaled logits x [V].
+
+    Ties keep the lower id; of equally typical tokens typical-p keeps all. An infinite logit leaves nothing to compare.
+    """
     ids = np.flatnonzero(x > -np.inf)
+    if x.max() == np.inf:
+        return ids
     if (0 < top_k < len(ids)) or top_p < 1:
         ids = ids[np.argsort(-x[ids], kind="stable")]
         if top_k > 0:
@@ -105,19 +110,35 @@ def _truncate(x: Array, top_k: int, top_p: float, min_p: float) -> Array:
         before = np.cumsum(p) - p
         kept = before < top_p * p.sum()
         ids, p = ids[kept], p[kept]
-    return ids[p >= min_p * p.max()] if min_p > 0 else ids
+    if min_p > 0:
+        ids = ids[p >= min_p * p.max()]
+    return _typical(x, np.sort(ids), typical_p) if typical_p < 1 else ids
+
+
+def _typical(x: Array, ids: Array, least: float) -> Array:
+    """Those of `ids` whose surprise is nearest to the entropy: the fewest of at least `least` of the probability
+    (locally typical sampling, Meister et al. 2022). Surprise minus entropy is expected logit minus logit.
+    """
+    below = (x[ids] - x[ids].max()).astype(np.float64)
+    p = np.exp(below)
+    away = np.abs(below - np.sum(p * np.maximum(below, -1000)) / p.sum())  # of no weight from there, but finite
+    order = np.argsort(away, kind="stable")
+    short = int(np.sum(np.cumsum(p[order]) < least * p.sum()))
+    typical: Array = ids[away <= away[order[min(short, len(ids) - 1)]]]
+    return typical
 
 
 def _cases(rng: np.random.Generator) -> Iterable[Case]:
-    rows, vocab = 7, 1000
+    rows, vocab = 8, 1000
     s = np.zeros(rows, SAMPLER)
-    s["target"], s["mask_row"], s["top_p"], s["repetition"] = -1, -1, 1, 1
+    s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["seed"], s["position"], s["n_top"] = 1234567890123456789, np.arange(rows), 5
-    s["temperature"] = [0, 1, 0.7, 1.3, 1, 0, 1]
+    s["temperature"] = [0, 1, 0.7, 1.3, 1, 0, 1, 1]
     s["top_k"][2], s["top_p"][3], s["min_p"][4] = 40, 0.8, 0.1
     s["repetition"][5], s["frequency"][5], s["presence"][5] = 1.5, 0.3, 0.2
     s["history_stop"][5], s["flags"][5] = 3, REPEAT_PROMPT | PROCESSED
     s["bias_stop"][6], s["mask_row"][6], s["choice"][6] = 2, 0, 3
+    s["typical_p"][7] = 0.6
     yield Case(
         "mixed",
         {
@@ -197,7 +218,7 @@ def _pick(x: Array, s: Array) -> int:
     if s["temperature"] <= 0:
         return int(np.argmax(x))
     x /= s["temperature"]
-    kept = _truncate(x, int(s["top_k"]), float(s["top_p"]), float(s["min_p"]))
+    kept = _truncate(x, int(s["top_k"]), float(s["top_p"]), float(s["min_p"]), float(s["typical_p"]))
     dropped = np.ones(len(x), bool)
     dropped[kept] = False
     x[dropped] = -np.inf

@@ -13,6 +13,7 @@ from ridgeline.errors import InvalidRequest
 from ridgeline.server.errors import Reply
 from ridgeline.server.schema import OpenAIRequest
 from ridgeline.server.service import Service
+from ridgeline.text.tokenizer import Tokenizer
 
 FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
 MIN_LOGPROB = -9999.0  # what OpenAI reports for "never"; JSON has no infinity
@@ -61,6 +62,7 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
     service.check_limits(n, len(stop), "n")
     given: dict[str, Any] = {
         "temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k, "min_p": r.min_p,
+        "typical_p": r.typical_p, "min_tokens": r.min_tokens,
         "frequency_penalty": r.frequency_penalty, "presence_penalty": r.presence_penalty,
         "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
         "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
@@ -69,11 +71,22 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         n=n,
         stop=stop,
         stop_token_ids=tuple(r.stop_token_ids or ()),
+        bad_words=_bad_words(r.bad_words or [], service.tokenizer),
         logit_bias=_logit_bias(r.logit_bias or {}),
         seed=_seed(r.seed),
         **{name: value for name, value in given.items() if value is not None},
         **more,
     )
+
+
+def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """The ids of each word as a text begins with it, and as it follows a space."""
+    forms: dict[tuple[int, ...], None] = {}
+    for word in words:
+        bare = word.lstrip()
+        for form in (bare, f" {bare}") if bare else (word,):
+            forms[tuple(tokenizer.encode(form, add_special=False))] = None
+    return tuple(forms)
 
 
 def _logit_bias(given: dict[str, float]) -> dict[int, float]:

@@ -50,9 +50,12 @@ class OpenAIRequest(msgspec.Struct):
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    typical_p: float | None = None
+    min_tokens: int | None = None
     n: int | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
+    bad_words: list[str] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     frequency_penalty: float | None = None
@@ -96,6 +99,7 @@ class Parameters(msgspec.Struct):
     frequency_penalty: float | None = None
     top_k: int | None = None
     top_p: float | None = None
+    typical_p: float | None = None
     do_sample: bool | None = None
     max_new_tokens: int | None = None
     return_full_text: bool | None = None
@@ -124,7 +128,6 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "web_search_options": (),
     "suffix": ("",),
-    "min_tokens": (0,),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
     "structured_outputs": (),
@@ -136,14 +139,11 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "ebnf": (),
     "grammar": (),
     "stop_regex": (),
-    "bad_words": ([],),
     "logits_processors": ([],),
     "use_beam_search": (False,),
-    "typical_p": (1, 1.0),
     "lora_path": (),
 }
 _TGI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "typical_p": (),
     "watermark": (False,),
     "grammar": (),
     "adapter_id": (),

@@ -1,8 +1,8 @@
 """TGI's routes: POST / (legacy), /generate, /generate_stream, and GET /info.
 
-Kept from TGI: sampling is on with `do_sample`, with any of temperature, top_k, top_p, or without `parameters`; the
-stop sequence stays in the text. Token texts join to the generated text (special tokens aside), so clients may
-concatenate them.
+Kept from TGI: sampling is on with `do_sample`, with any of temperature, top_k, top_p, typical_p, or without
+`parameters`; the stop sequence stays in the text. Token texts join to the generated text (special tokens aside), so
+clients may concatenate them.
 """
 
 from __future__ import annotations
@@ -96,15 +96,17 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
 
 def _samples(request: GenerateRequest) -> bool:
     p = request.parameters
-    warped = p is not None and (p.temperature not in (None, 1.0) or p.top_k is not None or p.top_p is not None)
-    return p is None or bool(p.do_sample) or warped
+    if p is None or p.do_sample or p.temperature not in (None, 1.0):
+        return True
+    return p.top_k is not None or p.top_p is not None or p.typical_p is not None
 
 
 def _check(p: Parameters, service: Service, stream: bool) -> None:
     """InvalidRequest by TGI's names and rules."""
-    for name, low, high in (("top_p", 0.0, 1.0), ("temperature", 0.0, None), ("repetition_penalty", 0.0, None)):
+    limits = {"top_p": 1.0, "typical_p": 1.0, "temperature": None, "repetition_penalty": None}
+    for name, high in limits.items():
         value = getattr(p, name)
-        if value is not None and (value <= low or (high is not None and value >= high)):
+        if value is not None and (value <= 0 or (high is not None and value >= high)):
             rule = "above 0" if high is None else "above 0 and below 1"
             raise InvalidRequest(f"{name} must be {rule}, is {value}", name)
     for name in ("top_k", "max_new_tokens", "truncate"):
@@ -161,6 +163,7 @@ def _params(p: Parameters, service: Service, prompt: int, seed: int | None) -> S
         temperature=0.0 if seed is None else _or(p.temperature, 1.0),
         top_k=_or(p.top_k, 0),
         top_p=_or(p.top_p, 1.0),
+        typical_p=_or(p.typical_p, 1.0),
         repetition_penalty=_or(p.repetition_penalty, 1.0),
         frequency_penalty=_or(p.frequency_penalty, 0.0),
         count_prompt=True,

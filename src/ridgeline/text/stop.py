@@ -65,15 +65,18 @@ class StopMatcher:
         self._held = ""
         self.matched: str | None = None
 
-    def push(self, text: str) -> tuple[str, str | None]:
-        """(text safe to show, the stop string just completed or None). After a match no text follows."""
+    def push(self, text: str, may_stop: bool = True) -> tuple[str, str | None]:
+        """(text safe to show, the stop string just completed or None). After a match no text follows.
+
+        Without `may_stop`, stop strings that `text` completes are passed over, those it begins are not.
+        """
         if self.matched is not None:
             return "", None
         pending = self._held + text
         state = self._state
         for position, char in enumerate(text, start=len(self._held) + 1):
             state = _advance(state, char)
-            if state.match is not None:
+            if may_stop and state.match is not None:
                 self.matched, self._held = state.match, ""
                 return pending[: position if self._include else position - len(state.match)], state.match
         self._state = state

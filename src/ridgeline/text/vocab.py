@@ -11,10 +11,13 @@ from typing import Protocol
 
 import msgspec
 
+from ridgeline.errors import ModelFileError
+
 Span = tuple[int, int, int]  # id, start, stop (characters of the text)
 
 # A chat model may end its turn with any of these, whatever single id its file declares.
 _TURN_ENDS = ("<|endoftext|>", "<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "</s>")
+MAX_ENDS = 256  # tokens that end a text
 
 
 class SpecialTokens(msgspec.Struct, frozen=True):
@@ -57,7 +60,10 @@ class Backend(Protocol):
 def turn_ends(
     declared: Iterable[int | None], special: Mapping[str, int], user_defined: Mapping[str, int], is_chat: bool
 ) -> frozenset[int]:
-    """The ids that end a turn: those declared, and in a chat model those of well-known name."""
+    """The ids that end a turn: those declared, and in a chat model those of well-known name.
+
+    ModelFileError where there are more than MAX_ENDS.
+    """
     ends = {token_id for token_id in declared if token_id is not None}
     if is_chat:
         # A user-defined </s> is the end of an HTML element (Gemma's vocabulary has both kinds).
@@ -65,4 +71,6 @@ def turn_ends(
         # In the harmony format <|end|> closes a message, not the turn; <|return|> gives that format away.
         harmony = "<|return|>" in named
         ends |= {named[name] for name in _TURN_ENDS if name in named and not (harmony and name == "<|end|>")}
+    if len(ends) > MAX_ENDS:
+        raise ModelFileError(f"eos_token_id: {len(ends)} tokens that end a text; at most {MAX_ENDS}")
     return frozenset(ends)

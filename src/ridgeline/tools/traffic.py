@@ -150,7 +150,8 @@ def fill(batch: Batch, chunks: Sequence[Chunk], ids: Array, upto: int) -> list[i
         batch[f"kv_slot.{name}"][:] = page * PAGE + positions % PAGE
     batch["out_rows"][:], batch["want"][:] = ends[sampling], WANT_IDS
     sampler = batch["sampler"]
-    sampler["top_p"], sampler["repetition"], sampler["target"], sampler["mask_row"] = 1, 1, -1, -1
+    sampler["top_p"], sampler["typical_p"], sampler["repetition"] = 1, 1, 1
+    sampler["target"], sampler["mask_row"] = -1, -1
     sampler["position"] = positions[ends[sampling]] + 1
     return [chunks[i][0] for i in sampling]
 

@@ -95,6 +95,11 @@ static inline int64_t pieces_of(int64_t n) {
   return (n + PIECE - 1) / PIECE;
 }
 
+// Of a row x with the largest value `top`: sum of exp(x - top), and of (x - top) weighed by that.
+struct Moments {
+  double mass, first;
+};
+
 enum class Arithmetic : int64_t { int8 = 0, bf16 = 1, f32 = 2 };
 
 struct Kernels {
@@ -122,6 +127,7 @@ struct Kernels {
   void (*merge_parts)(const AttentionArgs& a, const Team& team);  // after a barrier, if `attend` says true
   int64_t (*argmax)(const float* x, int64_t n);
   void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
+  Moments (*moments)(const float* x, int64_t n, float top);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);
   void (*read)(const uint8_t* data, int64_t bytes);      // loads and nothing else
   int64_t (*multiply)(Arithmetic kind, int64_t rounds);  // operations done out of registers; 0: not here

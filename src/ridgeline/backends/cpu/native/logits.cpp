@@ -1,4 +1,5 @@
-// Passes over a row of n logits: what its pieces amount to, argmax, the noisy pick.
+// Passes over a row of n logits: what its pieces and its moments amount to, argmax, the noisy
+// pick.
 #include "kernels.h"
 #include "noise.h"
 #include "rowwise.h"
@@ -36,6 +37,22 @@ void weigh_pieces(const float* x, int64_t n, Span which, Piece* out) {
     });
     out[p] = {top, sum(mass)};
   }
+}
+
+Moments moments(const float* x, int64_t n, float top) {
+  Moments m{};
+  for (int64_t p = 0; p < n; p += PIECE) {
+    f32x16 mass = {}, first = {};
+    for_vectors(n - p < PIECE ? n - p : PIECE, [&](int64_t c, int64_t left) {
+      const f32x16 d = maximum(splat(-110.0f), read(x + p + c, left) - top);  // finite, and exp of it still 0
+      const f32x16 e = select(lane_index() < (int32_t)left, exp(d), f32x16{});
+      mass += e;
+      first += e * d;
+    });
+    m.mass += sum(mass);
+    m.first += sum(first);
+  }
+  return m;
 }
 
 // Argmax of x - log(noise), for logits of which x[top] is the largest. A token whose noise cannot

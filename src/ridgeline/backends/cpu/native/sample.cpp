@@ -11,7 +11,7 @@ namespace ridgeline {
 namespace {
 
 constexpr uint64_t PURPOSE_PICK = 1;
-constexpr float NONE = -std::numeric_limits<float>::infinity();
+constexpr float INF = std::numeric_limits<float>::infinity(), NONE = -INF;
 
 uint64_t noise_key(const Sampler& s) {
   uint64_t key = mix(s.seed + GOLDEN);
@@ -72,6 +72,17 @@ struct Order {  // descending by value, then ascending by id
   bool operator()(int32_t a, int32_t b) const { return x[a] > x[b] || (x[a] == x[b] && a < b); }
 };
 
+struct Typicality {  // ascending by distance from the expected logit, then by id
+  const float* x;
+  float top;
+  double mean;  // expected x - top
+  double away(int64_t i) const { return fabs((double)(x[i] - top) - mean); }
+  bool operator()(int32_t a, int32_t b) const {
+    const double u = away(a), v = away(b);
+    return u < v || (u == v && a < b);
+  }
+};
+
 int64_t count_above(const float* x, int64_t n, float floor) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i++) count += x[i] > floor;
@@ -85,19 +96,25 @@ float floor_of_top_k(const float* x, int64_t n, float top, int64_t k) {
   return NONE;
 }
 
+// The largest value below all those of at least top + depth, also where rounding eats the depth.
+float below(float top, double depth) {
+  return nextafterf((float)((double)top + depth), NONE);
+}
+
 // A value below which nothing can be in the nucleus: tokens of less than (1 - p) / n of the mass are
 // all in its tail.
 float floor_of_top_p(double mass, int64_t n, float top, float p) {
   const double least = (1 - (double)p) * mass / (double)n;
-  return least > 0 ? top + (float)log(least) - 0.001f : NONE;
+  return least > 0 ? below(top, log(least) - 0.001) : NONE;  // slack for the roundings of the mass
 }
 
-// Ids above a floor, put in Order only as far as asked for: the work follows the size of what survives.
+// Ids above a floor, put in order only as far as asked for: the work follows the size of what survives.
+template <class Order>
 class Ranking {
  public:
-  Ranking(const float* x, int64_t n, float floor, int32_t* ids) : order_{x}, ids_(ids) {
+  Ranking(Order order, int64_t n, float floor, int32_t* ids) : order_(order), ids_(ids) {
     for (int64_t i = 0; i < n; i++)
-      if (x[i] > floor) ids_[count_++] = (int32_t)i;
+      if (order.x[i] > floor) ids_[count_++] = (int32_t)i;
   }
 
   int64_t size() const { return count_; }
@@ -120,10 +137,10 @@ class Ranking {
 };
 
 // Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits. `ids` has room for n.
-void truncate(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+void cut_unlikely(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
   const float top = w.top;
   const bool cut_k = s.top_k > 0 && s.top_k < n, cut_p = s.top_p < 1;
-  if (top == NONE || (!cut_k && !cut_p && s.min_p <= 0)) return;
+  if (!cut_k && !cut_p && s.min_p <= 0) return;
   const float least = s.min_p > 0 ? top + std::min(0.0f, (float)log((double)s.min_p)) : NONE;
   if (!cut_k && !cut_p) {
     for (int64_t i = 0; i < n; i++) x[i] = x[i] >= least ? x[i] : NONE;
@@ -131,7 +148,7 @@ void truncate(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* 
   }
   double mass = cut_k ? 0 : w.mass;
   const float floor = cut_k ? floor_of_top_k(x, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
-  Ranking ranking(x, n, floor, ids);
+  Ranking<Order> ranking({x}, n, floor, ids);
   const int64_t count = cut_k ? std::min<int64_t>(s.top_k, ranking.size()) : ranking.size();
   if (count == 0) return;
   for (int64_t i = 0; cut_k && cut_p && i < count; i++) mass += exp((double)(x[ranking.at(i)] - top));
@@ -145,6 +162,31 @@ void truncate(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* 
   const float edge = x[last];
   for (int64_t i = 0; i < n; i++)
     if (x[i] < edge || (x[i] == edge && i > last)) x[i] = NONE;
+}
+
+// Drops all but the tokens nearest to the expected logit that together have p of the mass.
+void cut_untypical(const Kernels& kernels, float top, float* x, int64_t n, float p, int32_t* ids) {
+  const Moments m = kernels.moments(x, n, top);
+  const Typicality order{x, top, m.first / m.mass};
+  // What is further below the mean than the top is above it comes last, the likelier the earlier: of that,
+  // the tail of less than 1 - p is never reached.
+  const float floor = std::min(floor_of_top_p(m.mass, n, top, p), below(top, 2 * order.mean - 0.001));
+  Ranking<Typicality> ranking(order, n, floor, ids);
+  int64_t last = 0;
+  for (double seen = 0; last < ranking.size() - 1; last++) {
+    seen += exp((double)(x[ranking.at(last)] - top));
+    if (seen >= (double)p * m.mass) break;
+  }
+  const double edge = order.away(ranking.at(last));
+  for (int64_t i = 0; i < n; i++)
+    if (order.away(i) > edge) x[i] = NONE;
+}
+
+// All cuts, in order. An infinite logit leaves nothing to compare.
+void truncate(const Kernels& kernels, const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+  if (w.top == NONE || w.top == INF) return;
+  cut_unlikely(w, x, n, s, ids);
+  if (s.typical_p < 1) cut_untypical(kernels, w.top, x, n, s.typical_p, ids);
 }
 
 bool has_nan(const float* x, int64_t n) {
@@ -176,7 +218,7 @@ int32_t pick(const Kernels& kernels, const Scratch& at, int64_t n, const Sampler
   if (!(at.x[likeliest] > NONE) || has_nan(at.x, n)) return -1;
   if (s.temperature <= 0) return (int32_t)likeliest;
   for (int64_t i = 0; i < n; i++) at.x[i] /= s.temperature;
-  truncate(weigh(kernels, at, n), at.x, n, s, at.ids);
+  truncate(kernels, weigh(kernels, at, n), at.x, n, s, at.ids);
   return (int32_t)kernels.pick_noisy(at.x, n, kernels.argmax(at.x, n), noise_key(s));
 }
 

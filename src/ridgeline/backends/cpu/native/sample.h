@@ -15,7 +15,8 @@ struct Sampler {
   float temperature, top_p, min_p, repetition, frequency, presence;
   int32_t top_k, n_top, choice, position, target;
   uint32_t flags;
-  int32_t mask_row, bias_start, bias_stop, history_start, history_stop, reserved;
+  int32_t mask_row, bias_start, bias_stop, history_start, history_stop;
+  float typical_p;
 };
 static_assert(sizeof(Sampler) == 80, "the layout of ops/sample.py");
 

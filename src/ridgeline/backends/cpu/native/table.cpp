@@ -28,6 +28,7 @@ bool attend(const AttentionArgs&, const Team&);
 void merge_parts(const AttentionArgs&, const Team&);
 int64_t argmax(const float*, int64_t);
 void weigh_pieces(const float*, int64_t, Span, Piece*);
+Moments moments(const float*, int64_t, float);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
 void read(const uint8_t*, int64_t);
 int64_t multiply(Arithmetic, int64_t);
@@ -56,6 +57,7 @@ const Kernels kernels = {RL_STRING(RL_ISA),
                          merge_parts,
                          argmax,
                          weigh_pieces,
+                         moments,
                          pick_noisy,
                          read,
                          multiply};
