@@ -61,14 +61,15 @@ class Files:
 
     @property
     def answers(self):
-        """The output by custom_id, without what names the moment: ids and times."""
+        """The output by custom_id, without what is of the moment: ids, times, and what the prefix cache had."""
         found = {}
         for line in self.out.read_text().splitlines():
             answer = json.loads(line)
             assert answer["custom_id"] not in found
             found[answer["custom_id"]] = answer
             if answer["response"] is not None:
-                del answer["response"]["body"]["id"], answer["response"]["body"]["created"]
+                body = answer["response"]["body"]
+                del body["id"], body["created"], body["usage"]["prompt_tokens_details"]
         return found
 
 

@@ -78,7 +78,7 @@ def understand(service: Service, body: bytes) -> Plan:
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
     """The whole answer, of the one job's choices."""
     shown = [_choice(service.tokenizer, plan.params, i, c) for i, c in enumerate(done[0])]
-    count = usage(len(plan.job.prompt), sum(len(c.tokens) for c in done[0]))
+    count = usage(len(plan.job.prompt), sum(len(c.tokens) for c in done[0]), done[0][0].cached)
     return plan.head.wrap("chat.completion", shown, usage=count)
 
 
@@ -157,19 +157,22 @@ async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[byt
         return sse.data(plan.head.wrap("chat.completion.chunk", [choice], **pending))
 
     yield b"".join(line(_piece(i, {"role": "assistant", "content": ""})) for i in range(plan.params.n))
-    generated = 0
+    generated = cached = 0
     async for event in deltas(call.stream):
         if event is None:
             yield sse.KEEP_ALIVE
             continue
         delta = event.delta
         generated += len(delta.tokens)
+        cached = max(cached, delta.cached)
         if (content := _content_piece(service.tokenizer, plan.params, delta)) is not None:
             yield line(content)
         if delta.finish is not None:
             yield line(_piece(delta.choice, {}) | {"finish_reason": FINISH[delta.finish]})
     if plan.request.include_usage:
-        yield sse.data(plan.head.wrap("chat.completion.chunk", [], usage=usage(len(plan.job.prompt), generated)))
+        yield sse.data(
+            plan.head.wrap("chat.completion.chunk", [], usage=usage(len(plan.job.prompt), generated, cached))
+        )
     yield sse.DONE
 
 

@@ -79,7 +79,8 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
     """The whole answer; done[p][c] is choice c of prompt p."""
     choices = [_choice(service, plan, p, c, done[p]) for p in range(len(done)) for c in range(plan.params.n)]
     generated = 0 if plan.dropped else sum(len(c.tokens) for group in done for c in group)
-    return plan.head.wrap("text_completion", choices, usage=usage(plan.prompt_tokens, generated))
+    count = usage(plan.prompt_tokens, generated, sum(group[0].cached for group in done))
+    return plan.head.wrap("text_completion", choices, usage=count)
 
 
 def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
@@ -167,17 +168,19 @@ class _Streamed:
 async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
     pending = {"usage": None} if plan.request.include_usage else {}
     choices: dict[tuple[int, int], _Streamed] = {}
-    generated = 0
+    generated, cached = 0, dict.fromkeys(range(len(plan.prompts)), 0)
     async for event in deltas(call.stream):
         if event is None:
             yield sse.KEEP_ALIVE
             continue
         generated += 0 if plan.dropped else len(event.delta.tokens)
+        cached[event.job] = max(cached[event.job], event.delta.cached)
         key = event.job, event.delta.choice
         if key not in choices:
             choices[key] = _Streamed(service, plan, event)
         for piece in choices[key].pieces(event):
             yield sse.data(plan.head.wrap("text_completion", [piece], **pending))
     if plan.request.include_usage:
-        yield sse.data(plan.head.wrap("text_completion", [], usage=usage(plan.prompt_tokens, generated)))
+        count = usage(plan.prompt_tokens, generated, sum(cached.values()))
+        yield sse.data(plan.head.wrap("text_completion", [], usage=count))
     yield sse.DONE

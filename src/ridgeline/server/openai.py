@@ -40,13 +40,13 @@ class Head:
         }  # fmt: skip
 
 
-def usage(prompt: int, completion: int) -> dict[str, Any]:
-    """Token counts; the details this engine has no source of are zero."""
+def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+    """Token counts; `cached` prompt tokens are those that the prefix cache had. Details without a source are zero."""
     return {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
             "reasoning_tokens": 0,
             "accepted_prediction_tokens": 0,

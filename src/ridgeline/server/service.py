@@ -71,12 +71,14 @@ class Choice:
     tokens: list[Token] = field(default_factory=list)
     finish: str = ""
     prompt: tuple[Token, ...] | None = None
+    cached: int = 0
 
     def add(self, delta: Delta) -> None:
         self.text += delta.text
         self.tokens.extend(delta.tokens)
         self.finish = delta.finish or self.finish
         self.prompt = delta.prompt if delta.prompt is not None else self.prompt
+        self.cached = max(self.cached, delta.cached)
 
     @property
     def mean_logprob(self) -> float:
