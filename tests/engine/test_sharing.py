@@ -192,3 +192,14 @@ def test_why():
     while not client.idle:
         client.pump()
     assert "choice 1 goes on from the prompt that choice 0 has read: shares its pages" in engine.why(id)
+
+
+@pytest.mark.parametrize("windows", [(0,), (40, 0)])
+def test_requests_that_come_together_read_their_prefix_once(windows):
+    stem = prompt_of(300)
+    requests = [([*stem, *prompt_of(20, i)], greedy(5)) for i in range(6)]
+    solo = [run(fake_engine(windows=windows, pages=200), [r])[0].tokens[0] for r in requests]
+    engine = fake_engine(windows=windows, pages=200)
+    together = run(engine, requests)
+    assert [c.tokens[0] for c in together] == solo
+    assert [c.cached[0] for c in together] == [0] + [4 * PAGE] * 5

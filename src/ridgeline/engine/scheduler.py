@@ -181,13 +181,30 @@ class Scheduler:
         return forks, copies
 
     def _admit(self) -> None:
-        while self.waiting:
-            s = self.waiting[0]
+        """Start what waits, in order of rank, up to the first for which there is no place or page."""
+        for s in self.waiting[: self.limits.running]:  # more could not start at once
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            if not self._start(s):
+            node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+            if (reader := self._reader(s, node)) is not None:
+                self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
+            elif self._start(s, node):
+                self.waiting.remove(s)
+                self._run(s)
+            else:
                 return
-            self._run(self.waiting.pop(0))
+
+    def _reader(self, s: Sequence, node: Node) -> Sequence | None:
+        """A running sequence, ahead in rank, that is about to compute the next page `s` needs: worth waiting for."""
+        at, upto = node.depth * PAGE, (node.depth + 1) * PAGE
+        if s.wants_prompt or upto >= len(s.tokens):
+            return None
+        page, whole = s.tokens[at:upto], s.tokens[:upto]
+        for r in self.running:
+            ahead = r.node.depth <= node.depth and r.rank < s.rank and r.job.tenant == s.job.tenant
+            if ahead and r.tokens[at:upto] == page and r.tokens[:upto] == whole:
+                return r
+        return None
 
     def _crowded(self, s: Sequence) -> bool:
         """Whether running sequences, and choices that will follow them, leave no place for one that ranks so low."""
@@ -200,9 +217,8 @@ class Scheduler:
         """The one that nobody may take pages from: the first to have come."""
         return min(self.running, key=lambda s: s.job.order)
 
-    def _start(self, s: Sequence) -> bool:
-        """Give a waiting sequence what the prefix cache has of it, if the rest of what is known of it fits."""
-        node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+    def _start(self, s: Sequence, node: Node) -> bool:
+        """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
         while self.running and not self._fits(s, node):
             victim = self.running[-1]
             if victim is self.anchor or not self.policy.preempts(s.rank, victim.rank):
