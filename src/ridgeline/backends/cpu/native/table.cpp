@@ -34,32 +34,10 @@ void read(const uint8_t*, int64_t);
 int64_t multiply(Arithmetic, int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {RL_STRING(RL_ISA),
-                         linear,
-                         linear_i8,
-                         linear_bf16,
-                         quantize,
-                         round_bf16,
-                         cut,
-                         rms_norm,
-                         add_rms_norm,
-                         layer_norm,
-                         add,
-                         mul,
-                         silu_mul,
-                         gelu_mul,
-                         gelu,
-                         relu2,
-                         softcap,
-                         rope,
-                         append_kv,
-                         attend,
-                         merge_parts,
-                         argmax,
-                         weigh_pieces,
-                         moments,
-                         pick_noisy,
-                         read,
-                         multiply};
+const Kernels kernels = {
+    RL_STRING(RL_ISA), linear,     linear_i8, linear_bf16, quantize,    round_bf16, cut,          rms_norm,
+    add_rms_norm,      layer_norm, add,       mul,         silu_mul,    gelu_mul,   gelu,         relu2,
+    softcap,           rope,       append_kv, attend,      merge_parts, argmax,     weigh_pieces, moments,
+    pick_noisy,        read,       multiply};
 
 }  // namespace ridgeline::RL_ISA
