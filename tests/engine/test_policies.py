@@ -91,6 +91,24 @@ def test_feedback_queues_finish_short_answers_sooner():
 
 
 @pytest.mark.parametrize("policy", sorted(POLICIES))
+@pytest.mark.parametrize("seed", range(6))
+def test_random_traffic_under_every_policy(policy, seed):
+    """The first to have come may rank last, and takes pages from others while they are being scheduled."""
+    rng, clock = random.Random(seed), Clock()
+    depth = rng.choice([1, 2])
+    engine = timed_engine(clock, policy=policy, pages=9, max_requests=4, depth=depth, context=512, step_tokens=40)
+    arrivals = [
+        Arrival(rng.uniform(0, 8), prompt_of(rng.choice([5, 30, 150]), i), rng.choice([5, 60, 300]), clock, str(i % 3))
+        for i in range(25)
+    ]
+    play(engine, clock, arrivals)
+    assert engine.pool.used == 0
+    for a in rng.sample(arrivals, 4):
+        (alone,) = run(fake_engine(), [(a.prompt_ids, greedy(a.length))])
+        assert a.finish[0] == ["length"] and a.tokens == alone.tokens
+
+
+@pytest.mark.parametrize("policy", sorted(POLICIES))
 @pytest.mark.parametrize("depth", [1, 2])
 def test_no_policy_changes_an_answer(policy, depth):
     requests = [(prompt_of(20 + 30 * i, i), greedy(150 - 20 * i)) for i in range(7)]

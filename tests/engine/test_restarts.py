@@ -196,6 +196,8 @@ def test_every_step_is_a_sign_of_life(monkeypatch):
     loaded = SimpleNamespace(engine=fake_engine(step_tokens=32), opened=SimpleNamespace(backend=None))
     monkeypatch.setattr(worker, "load", lambda config: loaded)
     progress = Progress.create()
+    with progress.handed_over():
+        pass  # to a thread, which needs no descriptor
     ours, theirs = socket.socketpair()
 
     def serve() -> None:

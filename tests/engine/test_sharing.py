@@ -185,7 +185,7 @@ def test_why():
         "choice 0 ends (length) with 120 tokens",
     ]
     assert any("pauses: no page is left for its next token" in line for line in second)
-    assert any("waits: its" in line and "pages" in line for line in second)
+    assert any("waits: for its" in line and "pages are missing" in line for line in second)
     assert sum("waits: 2 sequences run" in line for line in third) <= 2  # each choice says it once
     client = LocalClient(engine := fake_engine())
     id = client.submit(prompt_of(100), greedy(5, n=2), Collected())

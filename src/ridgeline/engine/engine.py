@@ -1,4 +1,4 @@
-"""The engine: step = schedule -> run -> commit. Knows sequences, pages and an executor; not clients, HTTP or time."""
+"""The engine: step = schedule -> run -> commit. Knows sequences, pages and an executor; not clients or HTTP."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Flight(msgspec.Struct, frozen=True, gc=False):
 class Engine:
     """Continuous batching over one executor.
 
-    `new_text(params)` makes the text side of a choice (detokeniser and stop strings); `eos` are the ids that end one.
+    `new_text(request)` makes the text side of a choice (detokeniser and stop strings); `eos` are the ids that end one.
     `observe(flight, result)` is called at every commit: metrics and cost accounting hook in there.
     """
 

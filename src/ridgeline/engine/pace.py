@@ -26,4 +26,6 @@ class Pace:
         """Tokens of prompts beside so many decodes for a step that takes about so long."""
         (few, short), (many, long) = self._small, self._large
         each = (long - short) / (many - few) if many > few and long > short else long / many
+        if each <= 0:  # steps that took no time say nothing
+            return 1 << 30
         return max(_LEAST, int((seconds - short) / each + few) - decodes)

@@ -72,6 +72,10 @@ class PagePool:
         """Whether the cache alone holds a page."""
         return bool(self._holders[page] == self._kept[page] == 1)
 
+    def is_held_once(self, page: int) -> bool:
+        """Whether one sequence holds a page, alone or beside the cache."""
+        return self._holders[page] - self._kept[page] == 1
+
     def audit(self) -> None:
         """Count every page. O(total); tests and soaks call it after each step."""
         assert self.free == self._holders.count(0)

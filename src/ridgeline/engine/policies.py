@@ -6,6 +6,7 @@ and, when pages run short, who gives way; never what anybody's answer is.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import Protocol
@@ -75,13 +76,13 @@ class Priority:
     def ended(self, job: Job) -> None: ...
 
     def rank(self, job: Job, now: float) -> Rank:
-        return (-(job.priority + (now - job.ran) // self.age_s), *job.order)
+        return (-(job.priority + (now - job.ran) // self.age_s), *job.order, -job.priority)
 
     def charge(self, job: Job, tokens: int, now: float) -> None:
         job.ran = now
 
     def preempts(self, one: Rank, other: Rank) -> bool:
-        return one[0] < other[0]
+        return one[-1] < other[-1]  # as they were given: age takes places, not pages
 
 
 class MLFQ:
@@ -133,12 +134,16 @@ class Fair:
 
     def added(self, job: Job) -> None:
         if not self._jobs[job.tenant]:
-            least = min((self._given[t] for t, jobs in self._jobs.items() if jobs), default=0.0)
+            least = min((self._given[t] for t in self._jobs if t != job.tenant), default=0.0)
             self._given[job.tenant] = max(self._given.get(job.tenant, 0.0), least)
         self._jobs[job.tenant] += 1
 
     def ended(self, job: Job) -> None:
         self._jobs[job.tenant] -= 1
+        if not self._jobs[job.tenant]:
+            del self._jobs[job.tenant]
+            if self._given[job.tenant] <= min((self._given[t] for t in self._jobs), default=math.inf):
+                del self._given[job.tenant]  # it would be lifted all the same
 
     def rank(self, job: Job, now: float) -> Rank:
         return (self._given[job.tenant], *job.order)

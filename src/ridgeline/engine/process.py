@@ -48,17 +48,19 @@ class Child:
     """
 
     def __init__(self, config: EngineConfig) -> None:
-        ours, theirs = socket.socketpair()
-        self.progress, self._seen = Progress.create(), 0
-        fds = theirs.fileno(), self.progress.fd
-        try:
-            self.process = subprocess.Popen(command(*fds, config), pass_fds=fds)
-        except OSError as wrong:
-            ours.close()
-            self.progress.close()
-            raise errors.EngineFailed(f"the engine process could not be started: {wrong}") from None
-        finally:
-            theirs.close()
+        with contextlib.ExitStack() as undo:
+            try:
+                self.progress = undo.enter_context(contextlib.closing(Progress.create()))
+                with self.progress.handed_over() as counter:
+                    ours, theirs = socket.socketpair()
+                    undo.enter_context(ours)
+                    with theirs:
+                        fds = theirs.fileno(), counter
+                        self.process = subprocess.Popen(command(*fds, config), pass_fds=fds)
+            except OSError as wrong:
+                raise errors.EngineFailed(f"the engine process could not be started: {wrong}") from None
+            undo.pop_all()
+        self._seen = 0
         self.channel = Channel(ours, FromEngine)
         self._outgoing: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="ridgeline-writer", daemon=True)
@@ -183,14 +185,14 @@ class ProcessClient:
             self._lost("it ended")
             return
         self._silent += time.monotonic() - begin
-        if self._child.moved():
-            self._silent = 0.0
-        if not messages and not self._ledger.empty and self._silent > self._patience:
+        moved = self._child.moved()
+        alive = bool(messages) or moved
+        if not alive and not self._ledger.empty and self._silent > self._patience:
             self._lost(f"it did nothing for {self._silent:.1f} seconds")
             return
-        if messages and self._ready:
+        if alive and self._ready:
             self._longest = max(self._longest, self._silent)
-        if messages or self._ledger.empty:
+        if alive or self._ledger.empty:
             self._silent = 0.0
         for message in messages:
             self._take(message)

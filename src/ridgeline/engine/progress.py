@@ -6,28 +6,45 @@ long an honest step takes.
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 
 class Progress:
-    """The counter in a file of one page that has no name. `fd` is handed to the child."""
+    """The counter, in a file of one page that has no name."""
 
     def __init__(self, fd: int) -> None:
-        self.fd = fd
+        """Over a file that was handed over; it may be closed afterwards."""
         self._memory = mmap.mmap(fd, mmap.PAGESIZE)
+        self._fd = -1
 
     @classmethod
     def create(cls) -> Progress:
-        """A new counter, at 0: nobody counts yet."""
+        """A new counter, at 0: nobody counts yet. OSError where the system has no file for it."""
         fd = os.memfd_create("ridgeline-progress") if hasattr(os, "memfd_create") else _nameless()
-        os.ftruncate(fd, mmap.PAGESIZE)
-        return cls(fd)
+        try:
+            os.ftruncate(fd, mmap.PAGESIZE)
+            made = cls(fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        made._fd = fd
+        return made
+
+    @contextlib.contextmanager
+    def handed_over(self) -> Iterator[int]:
+        """The file's descriptor, once, for a child to inherit; then it is closed here."""
+        try:
+            yield self._fd
+        finally:
+            os.close(self._fd)
 
     @property
     def value(self) -> int:
@@ -42,9 +59,7 @@ class Progress:
 
     def close(self) -> None:
         """For who watches; any number of times."""
-        if not self._memory.closed:
-            self._memory.close()
-            os.close(self.fd)
+        self._memory.close()
 
 
 def _nameless() -> int:

@@ -119,6 +119,9 @@ class Scheduler:
 
     def _ready(self) -> list[tuple[Sequence, int]]:
         """Running sequences that can have a token, which has its page, with their gaps."""
+        # The anchor may rank below others, and takes pages from them before they have had tokens in this step.
+        if self.running and (first := self.anchor).gap:
+            self._take(first, first.computed + 1)
         ready: list[tuple[Sequence, int]] = []
         at = 0
         most = min(self.limits.tokens, self.limits.running)
@@ -201,7 +204,8 @@ class Scheduler:
             return None
         page, whole = s.tokens[at:upto], s.tokens[:upto]
         for r in self.running:
-            ahead = r.node.depth <= node.depth and r.rank < s.rank and r.job.tenant == s.job.tenant
+            ahead = r.node.depth <= node.depth and at <= r.computed and r.rank < s.rank and not r.wants_prompt
+            ahead = ahead and r.job.tenant == s.job.tenant
             if ahead and r.tokens[at:upto] == page and r.tokens[:upto] == whole:
                 return r
         return None
@@ -219,10 +223,10 @@ class Scheduler:
 
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
-        while self.running and not self._fits(s, node):
-            victim = self.running[-1]
-            if victim is self.anchor or not self.policy.preempts(s.rank, victim.rank):
-                return False
+        victims = self._in_favour_of(s, self._shortage(s, node)) if self.running else []
+        if victims is None:
+            return False
+        for victim in victims:
             self._preempt(victim, s)
         s.adopt(self.pool, node)
         if s.cached is None:
@@ -239,20 +243,33 @@ class Scheduler:
     def _booked(self) -> int:
         return sum(s.most_pages for s in self.running)
 
-    def _fits(self, s: Sequence, node: Node) -> bool:
+    def _shortage(self, s: Sequence, node: Node) -> int:
+        """How many pages are missing for a waiting sequence to start behind `node`; 0 or less if none."""
         if self.limits.strict:
-            if self._booked + s.most_pages <= self.pool.total:
-                return True
-            self._waits(s, journal.WAITS_FOR_BOOKING, s.most_pages, self._booked, self.pool.total)
-            return False
+            return self._booked + s.most_pages - self.pool.total
         pages = (-(-len(s.tokens) // PAGE) - node.depth) * len(s.groups)
         revived = sum(page >= 0 and self.pool.is_cached(page) for step in node.path() for page in step.pages)
         # What runs has yet to take pages for what is known of it, and soon one more.
-        reserve = sum(r.missing(len(r.tokens) + PAGE) for r in self.running)
-        if pages + revived + reserve <= self.pool.available:
-            return True
-        self._waits(s, journal.WAITS_FOR_PAGES, len(s.tokens), pages + revived, reserve, self.pool.available)
-        return False
+        return pages + revived + sum(map(_soon, self.running)) - self.pool.available
+
+    def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
+        """Running sequences, the last in rank first, that must give way for one to start; None if they may not."""
+        victims: list[Sequence] = []
+        missing = shortage
+        for r in reversed(self.running):
+            if missing <= 0 or not self.policy.preempts(s.rank, r.rank):
+                break
+            if r is not self.anchor:
+                victims.append(r)
+                missing -= r.most_pages if self.limits.strict else self._worth(r)
+        if missing <= 0:
+            return victims
+        self._waits(s, journal.WAITS_FOR_PAGES, len(s.tokens), shortage)
+        return None
+
+    def _worth(self, s: Sequence) -> int:
+        """Pages that nobody else would hold or ask for if a sequence gave way."""
+        return _soon(s) + sum(page >= 0 and self.pool.is_held_once(page) for table in s.tables for page in table)
 
     def _waits(self, s: Sequence, why: str, *numbers: object) -> None:
         if s.waits != why:
@@ -280,3 +297,8 @@ class Scheduler:
 
 def _rank_of(sequence: Sequence) -> Rank:
     return sequence.rank
+
+
+def _soon(sequence: Sequence) -> int:
+    """Pages that a running sequence has yet to take for what is known of it and a page of what follows."""
+    return sequence.missing(len(sequence.tokens) + PAGE)
