@@ -181,6 +181,25 @@ def test_a_cancel_survives_a_restart(client):
     assert seen.finish[0] == ["cancelled"] and other.finish[0] == ["length"]
 
 
+def test_a_pause_is_no_stall_and_survives_a_restart(client, launched, undisturbed):
+    seen = Collected()
+    id = client.submit(*REQUESTS[0], seen)
+    pump_until(client, lambda: len(seen.tokens[0]) > 5)
+    client.pause(id)
+    for killed in (False, True):
+        if killed:
+            os.kill(client.pid, signal.SIGKILL)
+            pump_until(client, lambda: client.last.step == 0)  # of a new child, which has nothing to compute
+        pump_until(client, lambda: client.last.paused == 1)
+        had, begin = len(seen.tokens[0]), time.monotonic()
+        while time.monotonic() - begin < 1.3:  # longer than silence_s
+            client.pump(0.05)
+        assert len(seen.tokens[0]) == had and len(launched) == 1 + killed
+    client.resume(id)
+    finish(client, [seen])
+    assert seen.tokens[0] == undisturbed[0]
+
+
 def test_prompt_logprobs_come_once_though_the_child_is_killed(client):
     prompt = plain(900)
     seen = Collected()

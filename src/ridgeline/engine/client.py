@@ -18,8 +18,21 @@ import msgspec
 
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import CANCELLED, FAILED, NO_TERMS, Cancel, Delta, EngineInfo, Submit, Terms, check_room
-from ridgeline.errors import InvalidRequest, Overloaded
+from ridgeline.engine.records import (
+    CANCELLED,
+    FAILED,
+    NO_TERMS,
+    Cancel,
+    Delta,
+    EngineInfo,
+    Pause,
+    Resume,
+    Submit,
+    Terms,
+    ToEngine,
+    check_prompt,
+)
+from ridgeline.errors import Overloaded
 
 Sink = Callable[[Delta], None]
 
@@ -31,14 +44,19 @@ class EngineClient(Protocol):
     """`submit` refuses with a typed error or returns an id; then `sink` gets deltas until each choice has one finish.
 
     `pump` moves things on: it runs a step, or waits up to `timeout` seconds for one from the child, and calls sinks
-    in the calling thread. submit and cancel may be called from any thread.
+    in the calling thread. The others may be called from any thread. A request that is paused gets nothing but what
+    was on its way until it is resumed, or cancelled for `reason`.
     """
 
     info: EngineInfo
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int: ...
 
-    def cancel(self, id: int) -> None: ...
+    def cancel(self, id: int, reason: str = CANCELLED) -> None: ...
+
+    def pause(self, id: int) -> None: ...
+
+    def resume(self, id: int) -> None: ...
 
     def pump(self, timeout: float) -> None: ...
 
@@ -66,7 +84,8 @@ class Live:
     emitted: list[list[int]]
     done: set[int] = field(default_factory=set)
     prompt_given: bool = False
-    cancelled: bool = False
+    cancelled: str = ""  # the reason
+    paused: bool = False
     deaths: int = 0
     accepted: float = 0.0  # when
 
@@ -96,7 +115,7 @@ class Ledger:
         self.info, self._clock = info, clock
         self._live: dict[int, Live] = {}
         self._unsent: dict[int, Live] = {}  # those of _live that the engine does not know
-        self._cancels: list[Cancel] = []  # of requests that it knows
+        self._orders: list[Cancel | Pause | Resume] = []  # for requests that it knows
         self._lock = threading.Lock()
         self._last = 0
         self._ends: deque[float] = deque(maxlen=64)  # when the last choices ended
@@ -113,10 +132,7 @@ class Ledger:
     def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
         check_params(params, self.info.vocab)
-        limit = check_room(self.info, len(prompt), params)
-        outside = next((t for t in prompt if not 0 <= t < self.info.vocab), None)
-        if outside is not None:
-            raise InvalidRequest(f"token id {outside} is outside the vocabulary of {self.info.vocab}", "prompt")
+        limit = check_prompt(self.info, prompt, params)
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little") >> 1
         with self._lock:
             room = self.info.max_requests + self.info.queue
@@ -157,32 +173,47 @@ class Ledger:
                     self._unsent.pop(delta.id, None)
         live.sink(delta)
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, reason: str = CANCELLED) -> None:
         """Note that a request is to be cancelled, once; ended and unknown ones are left alone."""
         with self._lock:
             live = self._live.get(id)
             if live is not None and not live.cancelled:
-                live.cancelled = True
-                if id not in self._unsent:
-                    self._cancels.append(Cancel(id))
+                live.cancelled = reason
+                self._order(Cancel(id, reason))
 
-    def due(self) -> list[Submit | Cancel]:
+    def pause(self, id: int, paused: bool = True) -> None:
+        """Note that a request is to be paused, or to go on; replays keep to it."""
+        with self._lock:
+            live = self._live.get(id)
+            if live is not None and live.paused != paused:
+                live.paused = paused
+                self._order(Pause(id) if paused else Resume(id))
+
+    def _order(self, order: Cancel | Pause | Resume) -> None:
+        if order.id not in self._unsent:  # else it goes along with the request
+            self._orders.append(order)
+
+    def due(self) -> list[ToEngine]:
         """What the engine must be told now, oldest first. Each message is given once per engine.
 
         Of the requests with which engines died, one at a time: the next one when it has had a token, or ended.
         """
         with self._lock:
-            if not self._unsent and not self._cancels:
+            if not self._unsent and not self._orders:
                 return []
-            messages: list[Submit | Cancel] = [*self._cancels]
-            self._cancels.clear()
+            messages: list[ToEngine] = [*self._orders]
+            self._orders.clear()
             trial = any(x.deaths >= _SUSPECT for id, x in self._live.items() if id not in self._unsent)
             for id, x in list(self._unsent.items()):
-                if x.deaths >= _SUSPECT and trial:
+                if x.deaths >= _SUSPECT and (trial or (x.paused and not x.cancelled)):
                     continue
                 trial |= x.deaths >= _SUSPECT
                 del self._unsent[id]
-                messages += [x.replay(self._clock()), Cancel(id)] if x.cancelled else [x.replay(self._clock())]
+                messages.append(x.replay(self._clock()))
+                if x.paused:
+                    messages.append(Pause(id))
+                if x.cancelled:
+                    messages.append(Cancel(id, x.cancelled))
         return messages
 
     def engine_died(self) -> bool:
@@ -192,7 +223,7 @@ class Ledger:
                 x.deaths += id not in self._unsent
             guilty = [x for x in self._live.values() if x.deaths >= _GUILTY]
             self._unsent = dict(self._live)
-            self._cancels.clear()
+            self._orders.clear()
         for x in guilty:
             self._fail(x, FAILED)
         return bool(guilty)
@@ -220,8 +251,14 @@ class LocalClient:
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
         return self._ledger.accept(prompt, params, sink, terms).id
 
-    def cancel(self, id: int) -> None:
-        self._ledger.cancel(id)
+    def cancel(self, id: int, reason: str = CANCELLED) -> None:
+        self._ledger.cancel(id, reason)
+
+    def pause(self, id: int) -> None:
+        self._ledger.pause(id)
+
+    def resume(self, id: int) -> None:
+        self._ledger.pause(id, False)
 
     def pump(self, timeout: float = 0.0) -> None:
         with self._pumping:
@@ -245,9 +282,13 @@ class LocalClient:
         self._ledger.fail_all(CANCELLED)
 
 
-def handle(engine: Engine, message: Submit | Cancel) -> None:
+def handle(engine: Engine, message: ToEngine) -> None:
     """Apply one message to an engine."""
     if isinstance(message, Submit):
         engine.submit(message)
+    elif isinstance(message, Cancel):
+        engine.cancel(message.id, message.reason)
+    elif isinstance(message, Pause):
+        engine.pause(message.id)
     else:
-        engine.cancel(message.id)
+        engine.resume(message.id)

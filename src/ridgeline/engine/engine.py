@@ -95,6 +95,15 @@ class Engine:
             self._end(s, reason)
             self._ends.append(Delta(id, s.choice, (), s.text.flush(), reason))
 
+    def pause(self, id: int) -> None:
+        """Compute no more of a request until it is resumed or cancelled; its time runs on."""
+        for s in self._live.get(id, ()):
+            self.scheduler.pause(s)
+
+    def resume(self, id: int) -> None:
+        for s in self._live.get(id, ()):
+            self.scheduler.resume(s)
+
     def why(self, id: int) -> list[str]:
         """What was decided for a request and why, in words; as far back as is remembered."""
         return self.scheduler.journal.why(id)
@@ -112,6 +121,11 @@ class Engine:
         """Nothing to run, in flight, or to report."""
         return not self._live and not self._flights and not self._ends
 
+    @property
+    def resting(self) -> bool:
+        """Nothing to run, in flight, or to report, until a message or a deadline: what there is is paused."""
+        return not (self._flights or self._ends or self.scheduler.running or self.scheduler.waiting)
+
     def step(self) -> StepDelta:
         """Schedule and submit one batch if there is work, then commit the oldest one if the pipeline is full."""
         if self._deadlines:
@@ -124,10 +138,11 @@ class Engine:
             deltas = self._commit(self._flights.popleft())
         if self._ends:
             deltas, self._ends = self._ends + deltas, []
-        waiting, running = len(self.scheduler.waiting), len(self.scheduler.running)
+        pool, s = self.pool, self.scheduler
         return StepDelta(
-            self.step_number, tuple(deltas), running, waiting, self.pool.used, self.pool.cached, self.scheduler.counters
-        )
+            self.step_number, tuple(deltas), len(s.running), len(s.waiting), pool.used, pool.cached, len(s.paused),
+            s.counters,
+        )  # fmt: skip
 
     def _submit(self, chunks: list[Chunk]) -> None:
         self.step_number += 1

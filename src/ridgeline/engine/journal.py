@@ -14,6 +14,8 @@ STARTS = "starts: {0} of its {1} tokens were in the prefix cache"
 FORKS = "goes on from the prompt that choice {0} has read: shares its pages"
 GIVES_WAY = "gives way: choice {1} of request {0} needed pages; {2} tokens are to be computed again, or found cached"
 PAUSES = "pauses: no page is left for its next token; {0} tokens are to be computed again, or found cached"
+PAUSED = "is paused with {0} tokens: its reader is behind; its pages stay until others need them"
+RESUMED = "goes on: its reader has caught up"
 ENDS = "ends ({0}) with {1} tokens"
 
 

@@ -25,12 +25,11 @@ from ridgeline.engine.records import (
     CANCELLED,
     FAILED,
     NO_TERMS,
-    Cancel,
     EngineInfo,
     LoadFailed,
     StepDelta,
-    Submit,
     Terms,
+    ToEngine,
 )
 from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
@@ -62,7 +61,7 @@ class Child:
             undo.pop_all()
         self._seen = 0
         self.channel = Channel(ours, FromEngine)
-        self._outgoing: SimpleQueue[Submit | Cancel | None] = SimpleQueue()
+        self._outgoing: SimpleQueue[ToEngine | None] = SimpleQueue()
         self._writer = threading.Thread(target=self._write, name="ridgeline-writer", daemon=True)
         self._writer.start()
 
@@ -76,7 +75,7 @@ class Child:
         """Whether it counts as it works, or has nothing but messages to show."""
         return self._seen > 0
 
-    def post(self, message: Submit | Cancel) -> None:
+    def post(self, message: ToEngine) -> None:
         self._outgoing.put(message)
 
     def stop(self) -> None:
@@ -135,9 +134,19 @@ class ProcessClient:
             self._post_due()
         return request.id
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
-            self._ledger.cancel(id)
+            self._ledger.cancel(id, reason)
+            self._post_due()
+
+    def pause(self, id: int) -> None:
+        with self._lock:
+            self._ledger.pause(id)
+            self._post_due()
+
+    def resume(self, id: int) -> None:
+        with self._lock:
+            self._ledger.pause(id, False)
             self._post_due()
 
     def pump(self, timeout: float) -> None:

@@ -13,6 +13,7 @@ PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of
 
 EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
 EXPIRED = "deadline"
+UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was
 
 
 class Terms(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,9 +46,25 @@ class Submit(msgspec.Struct, frozen=True, tag="submit"):
 
 
 class Cancel(msgspec.Struct, frozen=True, tag="cancel"):
-    """Stop a request; its pages are free within one step and it ends as cancelled."""
+    """Stop a request; its pages are free within one step and it ends for this reason."""
 
     id: int
+    reason: str = CANCELLED
+
+
+class Pause(msgspec.Struct, frozen=True, tag="pause"):
+    """Compute no more of a request for now: its reader is behind. It keeps its pages until others need them."""
+
+    id: int
+
+
+class Resume(msgspec.Struct, frozen=True, tag="resume"):
+    """Go on with a paused request."""
+
+    id: int
+
+
+ToEngine = Submit | Cancel | Pause | Resume
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, gc=False):
@@ -91,6 +108,7 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     waiting: int
     pages_used: int
     pages_cached: int = 0
+    paused: int = 0
     counters: Counters = msgspec.field(default_factory=Counters)
 
 

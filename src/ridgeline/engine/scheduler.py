@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -53,7 +53,7 @@ class Scheduler:
     known tokens fit, so the pages that running ones will still ask for may not all be there. Then the last in rank
     gives its pages up and is computed again later. The first to have come of those with pages, the anchor, never does:
     since its worst case alone fits the pool (records.check_room), it ends, and then the next is the anchor. So
-    everything ends.
+    everything ends. What is paused gives way before all others, takes no place and is no anchor: nobody waits for it.
     """
 
     def __init__(
@@ -62,6 +62,7 @@ class Scheduler:
         self.pool, self.cache, self.limits, self.policy, self.clock = pool, cache, limits, policy, clock
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # those that have pages, of which the first `limits.running` get tokens
+        self.paused: list[Sequence] = []  # those whose readers are behind, with pages or without
         self.counters = Counters()
         self.journal = journal.Journal()
         self.pace = Pace(limits.tokens, _GUESS_S * limits.tokens)
@@ -73,6 +74,25 @@ class Scheduler:
         for s in (sequence, *sequence.followers):
             self.policy.added(s.job)
         self._wait(sequence)
+
+    def pause(self, s: Sequence) -> None:
+        """Compute no more of a sequence until it is resumed; one that follows another pauses with that."""
+        for places in (self.running, self.waiting):
+            if s in places:
+                places.remove(s)
+                self.paused.append(s)
+                self.journal.note(s.job.order, journal.PAUSED, len(s.tokens) - s.prompt_len)
+
+    def resume(self, s: Sequence) -> None:
+        """Go on with a paused sequence."""
+        if s in self.paused:
+            self.paused.remove(s)
+            s.job.ran = self._now = self.clock()  # its reader's time is not the policy's
+            self.journal.note(s.job.order, journal.RESUMED)
+            if any(s.tables):
+                self._run(s)
+            else:
+                self._wait(s)
 
     def schedule(self) -> list[Chunk]:
         """Chunks of the next step, with pages taken for them; empty if nothing can run."""
@@ -145,8 +165,7 @@ class Scheduler:
         """Pages for positions below `upto`, if others must give up theirs for it; False if `s` itself had to."""
         missing = s.missing(upto)
         while self.pool.free < missing and not self.cache.make_room(missing):
-            anchor = self.anchor
-            victim = next(other for other in reversed(self.running) if other is not anchor)
+            victim = next(self._victims())
             self._preempt(victim, s)
             if victim is s:
                 return False
@@ -161,9 +180,16 @@ class Scheduler:
             self.journal.note(s.job.order, journal.GIVES_WAY, *other.job.order, s.computed)
         self.counters.preemptions += 1
         s.lost = s.computed
-        self.running.remove(s)
         s.release(self.cache)
-        self._wait(s)
+        if s not in self.paused:
+            self.running.remove(s)
+            self._wait(s)
+
+    def _victims(self) -> Iterator[Sequence]:
+        """Who gives way, in this order: those with pages that are paused or run, the last first, but not the anchor."""
+        yield from (s for s in reversed(self.paused) if any(s.tables))
+        anchor = self.anchor if self.running else None
+        yield from (s for s in reversed(self.running) if s is not anchor)
 
     def _fork(self, s: Sequence, most: int) -> tuple[tuple[Sequence, ...], tuple[Copy, ...]]:
         """Choices that go on from the prompt that `s` now ends; those for which there is no room wait for their own."""
@@ -223,7 +249,7 @@ class Scheduler:
 
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
-        victims = self._in_favour_of(s, self._shortage(s, node)) if self.running else []
+        victims = self._in_favour_of(s, self._shortage(s, node))
         if victims is None:
             return False
         for victim in victims:
@@ -241,7 +267,7 @@ class Scheduler:
 
     @property
     def _booked(self) -> int:
-        return sum(s.most_pages for s in self.running)
+        return sum(s.most_pages for s in (*self.running, *(p for p in self.paused if any(p.tables))))
 
     def _shortage(self, s: Sequence, node: Node) -> int:
         """How many pages are missing for a waiting sequence to start behind `node`; 0 or less if none."""
@@ -253,16 +279,15 @@ class Scheduler:
         return pages + revived + sum(map(_soon, self.running)) - self.pool.available
 
     def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
-        """Running sequences, the last in rank first, that must give way for one to start; None if they may not."""
+        """Sequences, the last in rank first, that must give way for one to start; None if they may not."""
         victims: list[Sequence] = []
         missing = shortage
-        for r in reversed(self.running):
-            if missing <= 0 or not self.policy.preempts(s.rank, r.rank):
+        for r in self._victims():
+            if missing <= 0 or not (r in self.paused or self.policy.preempts(s.rank, r.rank)):
                 break
-            if r is not self.anchor:
-                victims.append(r)
-                missing -= r.most_pages if self.limits.strict else self._worth(r)
-        if missing <= 0:
+            victims.append(r)
+            missing -= r.most_pages if self.limits.strict else self._worth(r)
+        if missing <= 0 or not self.running:  # alone it fits
             return victims
         self._waits(s, journal.WAITS_FOR_PAGES, len(s.tokens), shortage)
         return None
@@ -278,10 +303,9 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> None:
         """Forget an ended sequence and free what it held."""
-        if sequence in self.running:
-            self.running.remove(sequence)
-        elif sequence in self.waiting:
-            self.waiting.remove(sequence)  # else it follows another choice
+        for places in (self.running, self.waiting, self.paused):
+            if sequence in places:  # else it follows another choice
+                places.remove(sequence)
         self.policy.ended(sequence.job)
         made = len(sequence.tokens) - sequence.prompt_len
         self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)
@@ -290,7 +314,7 @@ class Scheduler:
     def audit(self) -> None:
         """Every page is accounted for, and the anchor can have its worst case of them."""
         self.pool.audit()
-        held = {page for s in self.running for table in s.tables for page in table if page >= 0}
+        held = {page for s in (*self.running, *self.paused) for table in s.tables for page in table if page >= 0}
         assert len(held) == self.pool.used
         assert not self.running or self.anchor.most_pages <= self.pool.total
 

@@ -9,9 +9,8 @@ from typing import Any
 
 import msgspec
 
-from ridgeline.engine.records import Cancel, EngineInfo, LoadFailed, StepDelta, Submit
+from ridgeline.engine.records import EngineInfo, LoadFailed, StepDelta, ToEngine
 
-ToEngine = Submit | Cancel
 FromEngine = EngineInfo | StepDelta | LoadFailed
 
 _LENGTH = struct.Struct("<I")

@@ -19,9 +19,11 @@ from ridgeline.config import EngineConfig
 from ridgeline.engine.client import handle
 from ridgeline.engine.load import load
 from ridgeline.engine.progress import Progress
-from ridgeline.engine.records import LoadFailed
-from ridgeline.engine.wire import Channel, ToEngine
+from ridgeline.engine.records import LoadFailed, ToEngine
+from ridgeline.engine.wire import Channel
 from ridgeline.errors import RidgelineError
+
+_REST_S = 0.1  # between signs of life while all there is is paused
 
 
 def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
@@ -38,7 +40,7 @@ def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
         backend.count_in(counter)
     channel.send(engine.info)
     while True:
-        for message in channel.receive(None if engine.idle else 0):
+        for message in channel.receive(None if engine.idle else _REST_S if engine.resting else 0):
             handle(engine, message)
         if not engine.idle:
             channel.send(engine.step())  # without deltas too: it is the sign of life that process.py waits for
