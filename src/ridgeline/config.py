@@ -15,6 +15,7 @@ ACTIVATIONS = ("auto", "int8", "int8-row", "bf16", "float32")
 KV_FORMATS = ("bf16", "int8", "f32")
 ADMISSIONS = ("overcommit", "strict")
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
+MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
     "threads": (0, 1024),
     "context": (0, 1 << 24),
@@ -124,7 +125,12 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the server listens and what it allows per request."""
+    """Where the server listens and what it allows per request.
+
+    max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
+    max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
+    0 = any time.
+    """
 
     engine: EngineConfig
     host: str = "127.0.0.1"
@@ -133,7 +139,19 @@ class ServerConfig:
     max_stop_sequences: int = 16
     max_top_n_tokens: int = 20
     max_n: int = 16
+    max_undelivered: int = 64 << 10
+    max_pause: float = 60.0
+    max_wait: float = 0.0
+    max_time: float = 0.0
     aliases: tuple[str, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        if self.max_undelivered < 1:
+            raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
+        for name in ("max_pause", "max_wait", "max_time"):
+            seconds = getattr(self, name)
+            if not 0 <= seconds <= MAX_SECONDS or (name == "max_pause" and not seconds):
+                raise ConfigError(f"{name} must be 0 (any time) to {MAX_SECONDS:g} seconds, is {seconds:g}")
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -65,10 +65,21 @@ class Overloaded(RidgelineError):
 
 
 class DeadlinePassed(RidgelineError):
-    """An accepted request was not answered in the time it had."""
+    """An accepted request was not answered in the time it had; `retry_after` seconds are known if it never began."""
 
     status = 504
     kind = "deadline"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class Undelivered(RidgelineError):
+    """The client took so little of its answer for so long that the request was given up."""
+
+    status = 408
+    kind = "undelivered"
 
 
 class EngineFailed(RidgelineError):

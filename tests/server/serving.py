@@ -77,14 +77,17 @@ class FakeClient:
     `crash_at` ends every choice as failed at that token; `explode` makes pump raise; `pace` is seconds per token.
     """
 
-    def __init__(self, tokenizer: Tokenizer, answer: str | bytes = ANSWER) -> None:
-        self.info = engine_info()
+    def __init__(self, tokenizer: Tokenizer, answer: str | bytes = ANSWER, context: int = 200) -> None:
+        self.info = engine_info(context)
         self.gate = threading.Event()
         self.gate.set()
         self.crash_at, self.explode, self.pace = -1, False, 0.0
         self.problem: str | None = None
         self.submitted: list[Submit] = []
         self.cancelled: list[int] = []
+        self.reasons: dict[int, str] = {}  # of cancellations
+        self.paused: set[int] = set()
+        self.pauses = 0
         self.finished: list[tuple[int, int, str]] = []
         self._tokenizer = tokenizer
         script = tokenizer.encode(answer, add_special=False) if isinstance(answer, str) else byte_ids(tokenizer, answer)
@@ -101,9 +104,19 @@ class FakeClient:
                 self._running[request.id, choice] = (request, ChoiceText(self._tokenizer, params), 0)
         return request.id
 
-    def cancel(self, id: int) -> None:
+    def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
             self.cancelled.append(id)
+            self.reasons.setdefault(id, reason)
+
+    def pause(self, id: int) -> None:
+        with self._lock:
+            self.paused.add(id)
+            self.pauses += 1
+
+    def resume(self, id: int) -> None:
+        with self._lock:
+            self.paused.discard(id)
 
     def pump(self, timeout: float) -> None:
         if self.explode:
@@ -112,8 +125,8 @@ class FakeClient:
             running = dict(self._running)
         for (id, choice), (request, text, at) in running.items():
             if id in self.cancelled:
-                self._deliver(Delta(id, choice, (), text.flush(), CANCELLED))
-            elif self.gate.is_set():
+                self._deliver(Delta(id, choice, (), text.flush(), self.reasons[id]))
+            elif self.gate.is_set() and id not in self.paused:
                 self._deliver(self._advance(request, choice, text, at))
         idle = not running or not self.gate.is_set()
         time.sleep(min(timeout, 0.002) if idle else self.pace)

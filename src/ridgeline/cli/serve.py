@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Annotated
 
 from ridgeline.cli.command import Option
-from ridgeline.cli.options import ENGINE, takes
+from ridgeline.cli.options import ENGINE, parse_bytes, takes
 from ridgeline.config import EngineConfig, ServerConfig
 
 
@@ -25,6 +25,10 @@ def serve(
     admission: Annotated[
         str, Option("overcommit, or strict: book each request's worst case.")
     ] = EngineConfig.admission,
+    max_undelivered: Annotated[
+        int, Option("An answer pauses with so much of it unread.", metavar="SIZE", parser=parse_bytes, default="64K")
+    ] = ServerConfig.max_undelivered,
+    max_pause: Annotated[float, Option("And ends after so many seconds of that.")] = ServerConfig.max_pause,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
     from ridgeline.cli.session import fetch
@@ -35,4 +39,4 @@ def serve(
         config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
         admission=admission,
     )  # fmt: skip
-    app.serve(ServerConfig(engine, host, port))
+    app.serve(ServerConfig(engine, host, port, max_undelivered=max_undelivered, max_pause=max_pause))

@@ -40,11 +40,12 @@ from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 
 GRACE_S = 10  # how long a shutdown lets running answers go on
+SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
 
 
 def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
     """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
-    hub = Hub(client)
+    hub = Hub(client, config.max_undelivered, config.max_pause)
     service = Service(client.info, tokenizer, config, model_name)
 
     @contextlib.asynccontextmanager
@@ -129,7 +130,7 @@ async def _unforeseen(request: Request, fault: Exception) -> Response:
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
-    listener = _listen(config)
+    listener = listen(config)
     try:
         name, tokenizer = _open_tokenizer(config, progress)
         client = ProcessClient(config.engine)
@@ -152,11 +153,17 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
         listener.close()
 
 
-def _listen(config: ServerConfig) -> socket.socket:
+def listen(config: ServerConfig) -> socket.socket:
     """Bound before the model is loaded, so that a taken port is known at once, but not listening: until the server is
-    ready, connections are refused. Port 0 takes a free one."""
+    ready, connections are refused. Port 0 takes a free one.
+
+    A connection whose peer takes nothing is closed after twice `max_pause`: once for the request, once for its error.
+    """
     listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # connections inherit these
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * config.max_pause))
     try:
         listener.bind((config.host, config.port))
         return listener

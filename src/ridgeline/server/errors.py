@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ridgeline.errors import ModelNotFound, Overloaded, RidgelineError, TemplateError
+from ridgeline.errors import DeadlinePassed, ModelNotFound, Overloaded, RidgelineError, TemplateError
 from ridgeline.server import sse
 
 
@@ -75,7 +75,13 @@ class OpenAIErrors:
         return sse.data(self._body(error)) + sse.DONE
 
     def _body(self, error: RidgelineError) -> dict[str, Any]:
-        kinds = {429: "rate_limit_error", 424: "server_error", 500: "server_error", 503: "server_error"}
+        kinds = {
+            429: "rate_limit_error",
+            424: "server_error",
+            500: "server_error",
+            503: "server_error",
+            504: "server_error",
+        }
         kind = error.kind if isinstance(error, TemplateError) else kinds.get(error.status, "invalid_request_error")
         code = None if error.kind == "validation" else error.kind
         param = "model" if isinstance(error, ModelNotFound) else getattr(error, "param", None)
@@ -96,7 +102,7 @@ class TGIErrors:
 
 
 def _headers(error: RidgelineError) -> dict[str, str]:
-    if isinstance(error, Overloaded):
+    if isinstance(error, (Overloaded, DeadlinePassed)) and error.retry_after is not None:
         return {"retry-after": str(math.ceil(error.retry_after))}
     if isinstance(error, Unhealthy):
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx otherwise

@@ -2,7 +2,7 @@
 
 Owns the pump thread, the threads that parse and submit, and the streams of deltas to HTTP requests. Deltas cross to
 the event loop once per pump, not once per token. A Stream belongs to one HTTP request; leaving it cancels whatever
-has not ended. Must not know any API's format.
+has not ended, and a reader who falls behind pauses it. Must not know any API's format.
 """
 
 from __future__ import annotations
@@ -16,20 +16,21 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
+from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, Delta
-from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
+from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, UNDELIVERED, Delta
+from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
 from ridgeline.server.errors import Unhealthy
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
 THREADS = 4
-MAX_UNREAD = 1 << 20  # about the bytes of deltas that wait for one slow reader
 _BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
     CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
     FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
     EXPIRED: lambda: DeadlinePassed("the request's time was up before its answer was complete"),
+    UNDELIVERED: lambda: Undelivered("the answer was read too slowly: what waited was too much for too long"),
 }
 
 T = TypeVar("T")
@@ -53,10 +54,18 @@ class Event:
 
 
 class Hub:
-    """Pumps `client` from `start` to `stop`. One per app; all but `_pump` and submitting runs in the event loop."""
+    """Pumps `client` from `start` to `stop`. One per app; all but `_pump` and submitting runs in the event loop.
 
-    def __init__(self, client: EngineClient) -> None:
-        self.client = client
+    Of an answer about `max_undelivered` bytes may wait for their reader, for `max_pause` seconds.
+    """
+
+    def __init__(
+        self,
+        client: EngineClient,
+        max_undelivered: int = ServerConfig.max_undelivered,
+        max_pause: float = ServerConfig.max_pause,
+    ) -> None:
+        self.client, self.max_undelivered, self.max_pause = client, max_undelivered, max_pause
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ridgeline-parse")
         self._thread = threading.Thread(target=self._pump, name="ridgeline-pump", daemon=True)
         self._stopping = threading.Event()
@@ -103,10 +112,14 @@ class Hub:
             raise Unhealthy(problem)
         return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number))
 
-    def cancel(self, ids: Sequence[int]) -> None:
+    def cancel(self, ids: Sequence[int], reason: str = CANCELLED) -> None:
         """Cancel requests of the client, from any thread."""
         for id in ids:
-            self.client.cancel(id)
+            self.client.cancel(id, reason)
+
+    def later(self, seconds: float, call: Callable[[], None]) -> asyncio.TimerHandle:
+        assert self._loop is not None
+        return self._loop.call_later(seconds, call)
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
@@ -153,9 +166,10 @@ class Stream:
         self._ids: list[int] = []
         self._left = 0  # choices that have not ended
         self._closed = False
-        self._lock = threading.Lock()  # _ids and _closed: a submit in a thread may cross the end of the request
+        self._patience: asyncio.TimerHandle | None = None  # with a reader that is behind: the requests are paused
+        self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
         self._events: list[Event] = []
-        self._unread = 0  # size of _events
+        self._waiting = self._taken = 0  # sizes of _events, and of those that the reader has and has not come back from
         self._failure: EngineFailed | None = None
         self._wake = asyncio.Event()
 
@@ -170,6 +184,7 @@ class Stream:
     def _close(self) -> None:
         with self._lock:
             self._closed = True
+            self._stop_waiting()
             ids = list(self._ids)
         if self._left > 0:
             self._hub.cancel(ids)
@@ -188,13 +203,16 @@ class Stream:
             with self._lock:
                 self._ids.append(id)
                 closed = self._closed
+                if self._patience is not None:
+                    self._hub.client.pause(id)
             if closed:
                 self._hub.cancel([id])
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
 
-        Raises EngineFailed or DeadlinePassed, after what came before, where a choice ended without a proper end.
+        Raises EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice ended without a proper
+        end.
         """
         while self._left > 0 or self._events:
             batch = await self._next()
@@ -206,6 +224,9 @@ class Stream:
             raise _BROKEN[batch[bad].delta.finish or ""]()
 
     async def _next(self) -> list[Event]:
+        self._taken = 0
+        if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
+            self._resume()
         if not self._events and self._failure is None:
             self._wake.clear()
             try:
@@ -214,20 +235,42 @@ class Stream:
                 return []
         if not self._events and self._failure is not None:
             raise self._failure
-        events, self._events, self._unread = self._events, [], 0
+        events, self._events = self._events, []
+        self._taken, self._waiting = self._waiting, 0
         return events
 
     def push(self, event: Event) -> None:
-        """A delta arrived. A reader who leaves too much of them unread loses the request."""
-        if self._failure is not None:
+        """A delta arrived. Where too many wait for their reader the requests are paused, and given up in the end."""
+        if self._failure is not None or self._closed:
             return
         self._events.append(event)
-        self._unread += _size(event.delta)
+        self._waiting += _size(event.delta)
         self._left -= event.delta.finish is not None
         self._wake.set()
-        if self._unread > MAX_UNREAD and self._left > 0:
-            self.fail(EngineFailed(f"the answer was read too slowly: over {MAX_UNREAD} bytes of it were waiting"))
-            self._close()
+        if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
+            self._pause()
+
+    def _pause(self) -> None:
+        with self._lock:
+            self._patience = self._hub.later(self._hub.max_pause, self._give_up)
+            for id in self._ids:
+                self._hub.client.pause(id)
+
+    def _resume(self) -> None:
+        with self._lock:
+            self._stop_waiting()
+            for id in self._ids:
+                self._hub.client.resume(id)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+    def _give_up(self) -> None:
+        with self._lock:
+            ids = list(self._ids)
+        self._hub.cancel(ids, UNDELIVERED)
 
     def fail(self, failure: EngineFailed) -> None:
         """No more deltas will come."""
