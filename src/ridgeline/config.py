@@ -14,6 +14,7 @@ BACKENDS = ("cpu", "reference", "torch")
 ACTIVATIONS = ("auto", "int8", "int8-row", "bf16", "float32")
 KV_FORMATS = ("bf16", "int8", "f32")
 ADMISSIONS = ("overcommit", "strict")
+PREFIX_SHARING = ("tenant", "all")
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
@@ -60,7 +61,9 @@ class EngineConfig:
     threads: 0 = one for each physical core that this process may use; `pin` keeps each of them to one.
     step_tokens: most tokens in one step. step_ms: about how long a step may take that reads prompts while others are
     answered; 0 = any time. policy: who goes first (engine/policies.py). admission: "overcommit" starts requests whose
-    prompt fits, and computes one again if pages run short; "strict" books each one's worst case.
+    prompt fits, and computes one again if pages run short; "strict" books each one's worst case. prefix_sharing: what
+    requests have in common is computed once for each "tenant", or once for "all", who then could tell by the time it
+    takes what others have sent.
     seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
@@ -81,6 +84,7 @@ class EngineConfig:
     queue: int = 512
     admission: str = "overcommit"
     policy: str = "fcfs"
+    prefix_sharing: str = "tenant"
     format: str = ""
     smoothing: float = 0.0
     sparsity: float = 0.0
@@ -97,6 +101,7 @@ class EngineConfig:
         _one_of("activations", self.activations, ACTIVATIONS)
         _one_of("kv_format", self.kv_format, KV_FORMATS)
         _one_of("policy", self.policy, POLICIES)
+        _one_of("prefix_sharing", self.prefix_sharing, PREFIX_SHARING)
         _one_of("admission", self.admission, ADMISSIONS)
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)

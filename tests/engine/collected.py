@@ -37,20 +37,25 @@ def prompt_of(length: int, salt: int = 0) -> list[int]:
     return [(7 * i + 13 * salt + 1) % VOCAB for i in range(length)]
 
 
-def run(engine, requests, pumps: int = 10_000):
-    """Submit (prompt, params) pairs and run dry; every page must come back."""
+def drain(client: LocalClient, pumps: int = 10_000) -> None:
+    """Run dry; every page must come back."""
+    for _ in range(pumps):
+        if client.idle:
+            break
+        client.pump()
+        client.engine.scheduler.audit()
+    assert client.idle
+    assert client.engine.pool.used == 0
+
+
+def run(engine, requests):
+    """Submit (prompt, params) pairs and run dry."""
     client = LocalClient(engine)
     seen = []
     for prompt, params in requests:
         seen.append(Collected())
         client.submit(prompt, params, seen[-1])
-    for _ in range(pumps):
-        if client.idle:
-            break
-        client.pump()
-        engine.scheduler.audit()
-    assert client.idle
-    assert engine.pool.used == 0
+    drain(client)
     return seen
 
 

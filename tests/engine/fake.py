@@ -93,6 +93,7 @@ def fake_engine(
     policy: str = "fcfs",
     step_ms: int = 0,
     queue: int = 64,
+    prefix_sharing: str = "tenant",
     clock: Callable[[], float] = time.monotonic,
 ) -> Engine:
     """An engine over FakeStep with one group per window."""
@@ -107,6 +108,7 @@ def fake_engine(
         step_tokens=step_tokens, step_ms=step_ms, max_requests=max_requests, queue=queue, depth=depth,
         admission=admission, policy=policy, backend="fake", format="f32",
         activations="float32", kv_format="f32", threads=1, weight_bytes=0, program="fake", load_seconds=0.0,
+        prefix_sharing=prefix_sharing,
     )  # fmt: skip
     step = FakeStep(layout, pages, names)
     return Engine(LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock)

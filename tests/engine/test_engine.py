@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collected import Collected, greedy, prompt_of, run
+from collected import Collected, drain, greedy, prompt_of, run
 from fake import VOCAB, fake_engine
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -209,10 +209,7 @@ def test_random_submits_and_cancels_end_each_request_once(seed, depth):
             engine.scheduler.audit()
         if rng.random() < 0.4:
             client.cancel(rng.choice(live)[0])
-    while not client.idle:
-        client.pump()
-        engine.scheduler.audit()
-    assert engine.pool.used == 0
+    drain(client)
     for _, sink, prompt, params in live:
         assert all(len(sink.finish[c]) == 1 for c in range(params.n))
         if all(sink.finish[c] == ["length"] for c in range(params.n)) and rng.random() < 0.2:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collected import Collected, greedy, prompt_of, run
+from collected import Collected, drain, greedy, prompt_of, run
 from fake import fake_engine
 
 from ridgeline.engine.client import LocalClient
@@ -17,14 +17,6 @@ def pump(client, times: int = 1) -> None:
     for _ in range(times):
         client.pump()
         client.engine.scheduler.audit()
-
-
-def drain(client) -> None:
-    for _ in range(20_000):
-        if client.idle:
-            break
-        pump(client)
-    assert client.idle and client.engine.pool.used == 0
 
 
 @pytest.mark.parametrize("depth", [1, 2])

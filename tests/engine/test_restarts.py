@@ -198,6 +198,9 @@ def test_a_pause_is_no_stall_and_survives_a_restart(client, launched, undisturbe
     client.resume(id)
     finish(client, [seen])
     assert seen.tokens[0] == undisturbed[0]
+    told = [line.removeprefix("choice 0 ").split()[0] for line in client.why(id)]
+    assert [word for word in told if word != "starts:"] == ["is", "is", "is", "goes", "ends"], told
+    assert told.count("starts:") == 2 and any("new engine process" in line for line in client.why(id))
 
 
 def test_prompt_logprobs_come_once_though_the_child_is_killed(client):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collected import Collected, greedy, prompt_of, run
+from collected import Collected, drain, greedy, prompt_of, run
 from fake import fake_engine
 
 from ridgeline.engine.client import LocalClient
@@ -52,10 +52,29 @@ def test_tenants_share_nothing():
     for tenant in ("a", "b", "a"):
         seen = Collected()
         client.submit(prompt_of(200), greedy(2), seen, Terms(tenant=tenant))
-        while not client.idle:
-            client.pump()
+        drain(client)
         found.append(seen.cached[0])
     assert found == [0, 0, 3 * PAGE]
+
+
+@pytest.mark.parametrize(("sharing", "found"), [("tenant", [0, 0, 0, 3 * PAGE]), ("all", [0, 3 * PAGE, 0, 3 * PAGE])])
+def test_who_shares_is_configured_and_a_salt_keeps_apart(sharing, found):
+    client, cached = LocalClient(fake_engine(prefix_sharing=sharing)), []
+    for terms in (Terms(tenant="a"), Terms(tenant="b"), Terms(tenant="b", salt="s"), Terms(tenant="b")):
+        seen = Collected()
+        client.submit(prompt_of(200), greedy(2), seen, terms)
+        drain(client)
+        cached.append(seen.cached[0])
+    assert cached == found
+
+
+def test_tenants_who_left_nothing_are_forgotten():
+    engine = fake_engine(policy="fair")
+    client = LocalClient(engine)
+    for i in range(50):
+        client.submit(prompt_of(10), greedy(2), Collected(), Terms(tenant=f"t{i}"))
+        drain(client)
+    assert len(engine.cache._roots) <= 1 and not engine.scheduler.policy._given
 
 
 def test_prompt_logprobs_read_no_cache():
@@ -162,10 +181,7 @@ def test_random_traffic_in_a_small_pool(seed):
             engine.scheduler.audit()
         if rng.random() < 0.2:
             client.cancel(rng.choice(live)[0])
-    while not client.idle:
-        client.pump()
-        engine.scheduler.audit()
-    assert engine.pool.used == 0
+    drain(client)
     for _, sink, prompt, params in live:
         assert all(len(sink.finish[c]) == 1 for c in range(params.n))
         if all(sink.finish[c] == ["length"] for c in range(params.n)):

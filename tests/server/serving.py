@@ -16,6 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 import tokenizers
 from starlette.applications import Starlette
 from tokenizers import decoders, models, pre_tokenizers
@@ -34,6 +35,7 @@ from ridgeline.engine.records import (
     Delta,
     EngineInfo,
     GroupInfo,
+    StepDelta,
     Submit,
     Terms,
     Token,
@@ -166,6 +168,16 @@ class FakeClient:
                 del self._running[delta.id, delta.choice]
         self._ledger.deliver(delta)
 
+    def why(self, id: int) -> list[str]:
+        return [f"choice 0 is number {id} of the fake"] if any(s.id == id for s in self.submitted) else []
+
+    def retry_after(self) -> float:
+        return self._ledger.retry_after()
+
+    @property
+    def last(self) -> StepDelta:
+        return self._ledger.last
+
     @property
     def idle(self) -> bool:
         return self._ledger.empty
@@ -217,9 +229,12 @@ class Server:
     app: Starlette
 
     @classmethod
-    def new(cls, answer: str | bytes = ANSWER, template: str | None = TEMPLATE, **config: Any) -> Server:
+    def new(
+        cls, answer: str | bytes = ANSWER, template: str | None = TEMPLATE, policy: str = "fcfs", **config: Any
+    ) -> Server:
         tokenizer = byte_tokenizer(template)
         client = FakeClient(tokenizer, answer)
+        client.info = msgspec.structs.replace(client.info, policy=policy)
         settings = ServerConfig(EngineConfig("fake", backend="reference"), **{"aliases": ("nick",), **config})
         return cls(client, create_app(client, tokenizer, settings, "fake-model"))
 
@@ -248,6 +263,7 @@ class Server:
         *,
         leave: Callable[[Answer], bool] | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
+        client: str = "127.0.0.1",
     ) -> Answer:
         """A request to the running app. The client disconnects once `leave(answer so far)` holds."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -255,7 +271,7 @@ class Server:
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
             "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
             "headers": [(b"content-type", b"application/json"), *headers], "server": ("test", 80),
-            "client": ("test", 1),
+            "client": (client, 1),
         }  # fmt: skip
         answer, given = Answer(), False
 

@@ -25,6 +25,11 @@ def serve(
     admission: Annotated[
         str, Option("overcommit, or strict: book each request's worst case.")
     ] = EngineConfig.admission,
+    prefix_sharing: Annotated[
+        str, Option("What prompts have in common is computed once per tenant, or once for all.")
+    ] = EngineConfig.prefix_sharing,
+    max_wait: Annotated[float, Option("Seconds until a request's first token; 0: any time.")] = ServerConfig.max_wait,
+    max_time: Annotated[float, Option("Seconds until a request's end; 0: any time.")] = ServerConfig.max_time,
     max_undelivered: Annotated[
         int, Option("An answer pauses with so much of it unread.", metavar="SIZE", parser=parse_bytes, default="64K")
     ] = ServerConfig.max_undelivered,
@@ -37,6 +42,9 @@ def serve(
     fetch(config.model)
     engine = replace(
         config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
-        admission=admission,
+        admission=admission, prefix_sharing=prefix_sharing,
     )  # fmt: skip
-    app.serve(ServerConfig(engine, host, port, max_undelivered=max_undelivered, max_pause=max_pause))
+    limits = {
+        "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
+    }  # fmt: skip
+    app.serve(ServerConfig(engine, host, port, **limits))

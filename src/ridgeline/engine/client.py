@@ -16,6 +16,7 @@ from typing import Protocol
 
 import msgspec
 
+from ridgeline.engine import journal
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
@@ -25,8 +26,10 @@ from ridgeline.engine.records import (
     Cancel,
     Delta,
     EngineInfo,
+    Note,
     Pause,
     Resume,
+    StepDelta,
     Submit,
     Terms,
     ToEngine,
@@ -49,6 +52,16 @@ class EngineClient(Protocol):
     """
 
     info: EngineInfo
+
+    @property
+    def last(self) -> StepDelta:
+        """The last step of the engine."""
+
+    def why(self, id: int) -> list[str]:
+        """What was decided for a request and why, in words; as far back as is remembered."""
+
+    def retry_after(self) -> float:
+        """Seconds until what is queued now has had its turn, at the pace of the last ends."""
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int: ...
 
@@ -118,6 +131,8 @@ class Ledger:
         self._orders: list[Cancel | Pause | Resume] = []  # for requests that it knows
         self._lock = threading.Lock()
         self._last = 0
+        self.journal = journal.Journal()
+        self.last = StepDelta(0, (), 0, 0, 0)
         self._ends: deque[float] = deque(maxlen=64)  # when the last choices ended
 
     @property
@@ -154,6 +169,18 @@ class Ledger:
             return 1.0
         each = (self._clock() - self._ends[0]) / len(self._ends)
         return min(max(choices * each, 1.0), _LONGEST_RETRY_S)
+
+    def retry_after(self) -> float:
+        """Seconds until all that is queued now has begun, about."""
+        with self._lock:
+            return self._time_for(max(self.choices - self.info.max_requests, 0) + 1)
+
+    def take(self, step: StepDelta) -> None:
+        """Keep what a step says of the engine, and deliver its deltas."""
+        self.last = step
+        self.journal.add(step.notes)
+        for delta in step.deltas:
+            self.deliver(delta)
 
     def deliver(self, delta: Delta) -> None:
         """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
@@ -220,7 +247,9 @@ class Ledger:
         """Everything is due again. True if the death is laid to one request, which ends as failed."""
         with self._lock:
             for id, x in self._live.items():
-                x.deaths += id not in self._unsent
+                if id not in self._unsent:
+                    x.deaths += 1
+                    self.journal.add([Note(id, c, journal.REPLAYED, (len(made),)) for c, made in enumerate(x.emitted)])
             guilty = [x for x in self._live.values() if x.deaths >= _GUILTY]
             self._unsent = dict(self._live)
             self._orders.clear()
@@ -248,6 +277,16 @@ class LocalClient:
         self._ledger = Ledger(engine.info, engine.clock)
         self._pumping = threading.Lock()  # callers in several threads take turns
 
+    @property
+    def last(self) -> StepDelta:
+        return self._ledger.last
+
+    def why(self, id: int) -> list[str]:
+        return self._ledger.journal.why(id)
+
+    def retry_after(self) -> float:
+        return self._ledger.retry_after()
+
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
         return self._ledger.accept(prompt, params, sink, terms).id
 
@@ -265,8 +304,7 @@ class LocalClient:
             for message in self._ledger.due():
                 handle(self.engine, message)
             if not self.engine.idle:
-                for delta in self.engine.step().deltas:
-                    self._ledger.deliver(delta)
+                self._ledger.take(self.engine.step())
 
     @property
     def idle(self) -> bool:

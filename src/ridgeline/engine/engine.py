@@ -26,6 +26,7 @@ from ridgeline.engine.records import (
     StepDelta,
     Submit,
     Token,
+    prefix_key,
 )
 from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
@@ -78,7 +79,8 @@ class Engine:
         """Queue a request that admission accepted (records.check_room)."""
         assert request.id not in self._live, f"request {request.id} is submitted twice"
         texts = [self.new_text(request) for _ in range(request.params.n)]
-        chosen = sequences(request, self.info, texts, self.eos, self.cache.root(request.terms.tenant), self.clock())
+        root = self.cache.root(prefix_key(request.terms, self.info))
+        chosen = sequences(request, self.info, texts, self.eos, root, self.clock())
         self._live[request.id] = chosen
         if not any(request.emitted):
             chosen[0].followers = chosen[1:]
@@ -141,7 +143,7 @@ class Engine:
         pool, s = self.pool, self.scheduler
         return StepDelta(
             self.step_number, tuple(deltas), len(s.running), len(s.waiting), pool.used, pool.cached, len(s.paused),
-            s.counters,
+            s.counters, s.journal.take(),
         )  # fmt: skip
 
     def _submit(self, chunks: list[Chunk]) -> None:

@@ -11,7 +11,7 @@ import msgspec
 
 from ridgeline.engine.client import EngineClient, Sink
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import Delta
+from ridgeline.engine.records import NO_TERMS, Delta, Terms
 from ridgeline.errors import Overloaded
 
 
@@ -21,6 +21,7 @@ class Work(msgspec.Struct, frozen=True):
     prompt: Sequence[int]
     params: SamplingParams
     sink: Sink
+    terms: Terms = NO_TERMS
 
 
 class Feeder:
@@ -63,7 +64,7 @@ class Feeder:
             work.sink(delta)
 
         try:
-            id = self._client.submit(work.prompt, work.params, sink)
+            id = self._client.submit(work.prompt, work.params, sink, work.terms)
         except Overloaded:  # by requests of others
             return False
         self._live[id] = n

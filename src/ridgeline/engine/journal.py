@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterable
+
+from ridgeline.engine.records import Note
 
 _KEPT = 4096
 
@@ -16,6 +19,7 @@ GIVES_WAY = "gives way: choice {1} of request {0} needed pages; {2} tokens are t
 PAUSES = "pauses: no page is left for its next token; {0} tokens are to be computed again, or found cached"
 PAUSED = "is paused with {0} tokens: its reader is behind; its pages stay until others need them"
 RESUMED = "goes on: its reader has caught up"
+REPLAYED = "is sent to a new engine process with {0} tokens: the one before is gone"
 ENDS = "ends ({0}) with {1} tokens"
 
 
@@ -23,12 +27,24 @@ class Journal:
     """A ring of decisions. Told once: a sequence that waits for the same thing as before adds nothing."""
 
     def __init__(self) -> None:
-        self._events: deque[tuple[int, int, str, tuple[object, ...]]] = deque(maxlen=_KEPT)
+        self._notes: deque[Note] = deque(maxlen=_KEPT)
+        self._new: list[Note] = []  # since `take`
 
-    def note(self, order: tuple[int, int], what: str, *numbers: object) -> None:
+    def note(self, order: tuple[int, int], what: str, *numbers: int | str | None) -> None:
         """`order` is the sequence's: (request, choice)."""
-        self._events.append((*order, what, numbers))
+        note = Note(*order, what, numbers)
+        self._notes.append(note)
+        self._new.append(note)
+
+    def take(self) -> tuple[Note, ...]:
+        """What is new since this was last asked."""
+        new, self._new = self._new, []
+        return tuple(new)
+
+    def add(self, notes: Iterable[Note]) -> None:
+        """Remember what another journal took down."""
+        self._notes.extend(notes)
 
     def why(self, id: int) -> list[str]:
-        """What was decided for a request, in order, as far back as is remembered."""
-        return [f"choice {c} {what.format(*numbers)}" for at, c, what, numbers in self._events if at == id]
+        """What was decided for a request, in order, as far back as is remembered. From any thread."""
+        return [note.text for note in self._notes.copy() if note.id == id]

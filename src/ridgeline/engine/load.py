@@ -212,5 +212,6 @@ def engine_info(opened: Opened, limits: Limits, pages: int, config: EngineConfig
         weight_bytes=cost.weight_bytes(program),
         program=program_hash(program),
         load_seconds=seconds,
+        prefix_sharing=config.prefix_sharing,
         notes=notes(CacheConfig.from_env().path, opened.checkpoint, program),
     )

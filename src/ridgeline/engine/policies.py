@@ -142,8 +142,8 @@ class Fair:
         self._jobs[job.tenant] -= 1
         if not self._jobs[job.tenant]:
             del self._jobs[job.tenant]
-            if self._given[job.tenant] <= min((self._given[t] for t in self._jobs), default=math.inf):
-                del self._given[job.tenant]  # it would be lifted all the same
+            least = min((self._given[t] for t in self._jobs), default=math.inf)
+            self._given = {t: given for t, given in self._given.items() if given > least or t in self._jobs}
 
     def rank(self, job: Job, now: float) -> Rank:
         return (self._given[job.tenant], *job.order)

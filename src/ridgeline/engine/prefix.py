@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence as Seq
+from weakref import WeakValueDictionary
 
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.records import PAGE, GroupInfo
@@ -16,7 +17,7 @@ from ridgeline.engine.records import PAGE, GroupInfo
 class Node:
     """One page of tokens behind those of its parent, and its pages: one per group, -1 where the cache holds none."""
 
-    __slots__ = ("children", "depth", "pages", "parent", "tokens")
+    __slots__ = ("__weakref__", "children", "depth", "pages", "parent", "tokens")
 
     def __init__(self, parent: Node | None, tokens: tuple[int, ...], groups: int) -> None:
         self.parent, self.tokens = parent, tokens
@@ -48,14 +49,15 @@ class PrefixCache:
 
     def __init__(self, pool: PagePool, groups: Seq[GroupInfo]) -> None:
         self.pool, self.windows = pool, [group.window for group in groups]
-        self._roots: dict[str, Node] = {}
+        self._roots: WeakValueDictionary[str, Node] = WeakValueDictionary()  # while sequences or pages need them
         self._recent: OrderedDict[Node, None] = OrderedDict()  # the longest unused first; children before their parents
 
     def root(self, tenant: str) -> Node:
-        """Where a tenant's prefixes begin."""
-        if tenant not in self._roots:
-            self._roots[tenant] = Node(None, (), len(self.windows))
-        return self._roots[tenant]
+        """Where the prefixes of a tenant, or of another key (records.prefix_key), begin."""
+        root = self._roots.get(tenant)
+        if root is None:
+            root = self._roots[tenant] = Node(None, (), len(self.windows))
+        return root
 
     def match(self, tenant: str, tokens: Seq[int]) -> Node:
         """The deepest node that `tokens` can go on from, which leaves at least one of them to compute."""

@@ -111,7 +111,6 @@ class ProcessClient:
         self._fruitless = 0  # restarts since something was delivered
         self._silent = self._longest = 0.0  # seconds waited for the child's next word, and the most that was worth it
         self._restart_at: float | None = None  # when there is no child
-        self.last: StepDelta | None = None
         self._child = Child(config)
         try:
             self.info = _loaded(self._child, config.model)
@@ -125,6 +124,16 @@ class ProcessClient:
         )
         self._ledger = Ledger(info)
         self._ready = True  # the child has loaded and may be sent requests
+
+    @property
+    def last(self) -> StepDelta:
+        return self._ledger.last
+
+    def why(self, id: int) -> list[str]:
+        return self._ledger.journal.why(id)
+
+    def retry_after(self) -> float:
+        return self._ledger.retry_after()
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
         with self._lock:
@@ -217,10 +226,8 @@ class ProcessClient:
 
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, StepDelta):
-            self.last = message
             self._fruitless = 0 if message.deltas else self._fruitless
-            for delta in message.deltas:
-                self._ledger.deliver(delta)
+            self._ledger.take(message)
         elif isinstance(message, LoadFailed):
             self._lost(f"it could not load again: {message.message}")
         elif other := _differences(self.info, message):

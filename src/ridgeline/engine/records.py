@@ -21,6 +21,7 @@ class Terms(msgspec.Struct, frozen=True, kw_only=True):
     from submission (0: any time)."""
 
     tenant: str = ""  # whose prefixes it may share, and whose share of the engine it takes
+    salt: str = ""  # prefixes are shared only under the same one
     priority: int = 0  # higher goes first, where the policy looks at it
     wait_s: float = 0.0
     total_s: float = 0.0
@@ -99,8 +100,21 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
     recomputed_tokens: int = 0  # that preemption made compute again
 
 
+class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):
+    """What was decided for a choice of a request, in words with places for its numbers."""
+
+    id: int
+    choice: int
+    what: str
+    numbers: tuple[int | str | None, ...] = ()
+
+    @property
+    def text(self) -> str:
+        return f"choice {self.choice} {self.what.format(*self.numbers)}"
+
+
 class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
-    """All deltas of one step, and the counters after it."""
+    """All deltas of one step, what was decided since the one before, and the counters after it."""
 
     step: int
     deltas: tuple[Delta, ...]
@@ -110,6 +124,7 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     pages_cached: int = 0
     paused: int = 0
     counters: Counters = msgspec.field(default_factory=Counters)
+    notes: tuple[Note, ...] = ()
 
 
 class GroupInfo(msgspec.Struct, frozen=True):
@@ -144,6 +159,7 @@ class EngineInfo(msgspec.Struct, frozen=True, tag="ready"):
     program: str
     load_seconds: float
     notes: tuple[str, ...] = ()  # what is approximate, and what it costs
+    prefix_sharing: str = "tenant"  # or "all": between whose requests prefixes are shared
 
 
 class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
@@ -151,6 +167,12 @@ class LoadFailed(msgspec.Struct, frozen=True, tag="failed"):
 
     error: str
     message: str
+
+
+def prefix_key(terms: Terms, info: EngineInfo) -> str:
+    """Requests with the same key share prefixes."""
+    tenant = terms.tenant if info.prefix_sharing == "tenant" else ""
+    return f"{tenant}\0{terms.salt}" if terms.salt else tenant
 
 
 def pages_needed(info: EngineInfo, tokens: int, choices: int = 1, prompt: int = 0) -> int:

@@ -214,7 +214,7 @@ class Scheduler:
         for s in self.waiting[: self.limits.running]:  # more could not start at once
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+            node = s.root if s.wants_prompt else self.cache.match(s.shares, s.tokens)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
             elif self._start(s, node):
@@ -231,7 +231,7 @@ class Scheduler:
         page, whole = s.tokens[at:upto], s.tokens[:upto]
         for r in self.running:
             ahead = r.node.depth <= node.depth and at <= r.computed and r.rank < s.rank and not r.wants_prompt
-            ahead = ahead and r.job.tenant == s.job.tenant
+            ahead = ahead and r.shares == s.shares
             if ahead and r.tokens[at:upto] == page and r.tokens[:upto] == whole:
                 return r
         return None
@@ -296,7 +296,7 @@ class Scheduler:
         """Pages that nobody else would hold or ask for if a sequence gave way."""
         return _soon(s) + sum(page >= 0 and self.pool.is_held_once(page) for table in s.tables for page in table)
 
-    def _waits(self, s: Sequence, why: str, *numbers: object) -> None:
+    def _waits(self, s: Sequence, why: str, *numbers: int) -> None:
         if s.waits != why:
             s.waits = why
             self.journal.note(s.job.order, why, *numbers)

@@ -10,7 +10,7 @@ from ridgeline.engine.bans import Bans
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Job, Rank
 from ridgeline.engine.prefix import Node, PrefixCache, first_visible
-from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed
+from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed, prefix_key
 
 Copy = tuple[int, int, int, int]  # group, source slot, target slot, slots
 
@@ -37,6 +37,7 @@ class Sequence:
         emitted = request.emitted[choice] if choice < len(request.emitted) else ()
         self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
         self.job = Job((request.id, choice), request.terms.tenant, request.terms.priority, len(prompt), now)
+        self.shares = prefix_key(request.terms, info)
         self.rank: Rank = ()  # as the policy last gave it
         self.prompt_len = len(prompt)
         self.tokens = [*prompt, *emitted]

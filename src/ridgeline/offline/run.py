@@ -17,11 +17,11 @@ import msgspec
 from ridgeline.engine.client import EngineClient, Sink
 from ridgeline.engine.feed import Feeder, Work
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import CANCELLED, FAILED, Delta, EngineInfo, check_prompt
+from ridgeline.engine.records import CANCELLED, FAILED, Delta, EngineInfo, Terms, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest, RidgelineError
 from ridgeline.offline.journal import Journal
 from ridgeline.offline.lines import Line
-from ridgeline.server import chat, completions
+from ridgeline.server import chat, completions, openai
 from ridgeline.server.errors import OpenAIErrors
 from ridgeline.server.hub import Job
 from ridgeline.server.service import Choice, Service
@@ -58,9 +58,9 @@ class Totals:
 class Asked:
     """A line that can be served: its jobs, what it expects at most, and its choices as they grow."""
 
-    def __init__(self, line: Line, route: Route, plan: Any, info: EngineInfo) -> None:
+    def __init__(self, line: Line, route: Route, plan: Any, terms: Terms, info: EngineInfo) -> None:
         check_params(plan.params, info.vocab)
-        self.line, self.route, self.plan = line, route, plan
+        self.line, self.route, self.plan, self.terms = line, route, plan, terms
         self.jobs = [seeded(job, line.key, i) for i, job in enumerate(plan.jobs)]
         self.length = max(len(j.prompt) + check_prompt(info, j.prompt, j.params) for j in self.jobs)
         self.done = [[Choice() for _ in range(job.params.n)] for job in self.jobs]
@@ -94,7 +94,7 @@ class Run:
         for asked in longest_first(self._understood(lines)):
             for i, job in enumerate(asked.jobs):
                 self.totals.prompt_tokens += len(job.prompt)
-                yield Work(job.prompt, job.params, self._sink(asked, i))
+                yield Work(job.prompt, job.params, self._sink(asked, i), asked.terms)
 
     def _understood(self, lines: Iterable[Line]) -> Iterator[Asked]:
         """Lines that can be served; the others are answered with their error here."""
@@ -117,7 +117,8 @@ class Run:
             if said not in self._warned and len(self._warned) < 20:
                 self._warned.add(said)
                 self._warn(f"line {line.number}: {said}")
-        return Asked(line, route, plan, self._client.info)
+        terms = openai.terms(self._service, plan.request, {})
+        return Asked(line, route, plan, terms, self._client.info)
 
     def _sink(self, asked: Asked, job: int) -> Sink:
         def add(delta: Delta) -> None:

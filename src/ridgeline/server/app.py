@@ -28,7 +28,7 @@ from ridgeline.engine.client import EngineClient
 from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
-from ridgeline.server import openai, tgi
+from ridgeline.server import debug, openai, tgi
 from ridgeline.server.chat import chat
 from ridgeline.server.completions import completions
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
@@ -57,7 +57,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
             hub.stop()
 
     app = Starlette(
-        routes=[*_posts(service, hub), *_gets(service, hub)],
+        routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
@@ -14,7 +13,7 @@ from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
-from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, usage
+from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, submitted, usage
 from ridgeline.server.schema import ChatRequest, Message, decode_openai
 from ridgeline.server.service import Choice, Service, collect, deltas, spoken
 from ridgeline.text.tokenizer import Tokenizer
@@ -43,20 +42,14 @@ class Plan:
 
 async def chat(service: Service, call: Call) -> Reply | Events:
     """Answer one conversation, whole or as a stream."""
-    plan = await call.stream.run(partial(_submit, service, call))
+    plan = await submitted(understand, service, call)
     if plan.request.stream:
         return Events(_lines(service, plan, call), plan.headers)
     return Reply(answer(service, plan, await collect(call.stream, [plan.params.n])), headers=plan.headers)
 
 
-def _submit(service: Service, call: Call) -> Plan:
-    plan = understand(service, call.body)
-    call.stream.submit(plan.jobs)
-    return plan
-
-
-def understand(service: Service, body: bytes) -> Plan:
-    """What a body asks for. Typed errors name what is wrong with it."""
+def understand(service: Service, body: bytes, id: str = "") -> Plan:
+    """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
     request, headers = decode_openai(body, ChatRequest)
     service.check_model(request.model)
     params = sampling(request, service, max_tokens=_max_tokens(request), logprobs=_logprobs(request))
@@ -72,7 +65,7 @@ def understand(service: Service, body: bytes) -> Plan:
         **extra,
     )
     prompt = service.tokenizer.encode(text, add_special=False)
-    return Plan(Head.new("chatcmpl", service), request, Job(prompt, params), service.warned(headers, text))
+    return Plan(Head.new("chatcmpl", service, id), request, Job(prompt, params), service.warned(headers, text))
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
@@ -20,7 +19,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
-from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, usage
+from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas, spoken
 
@@ -49,21 +48,15 @@ class Plan:
 
 async def completions(service: Service, call: Call) -> Reply | Events:
     """Continue every prompt, whole or as one interleaved stream."""
-    plan = await call.stream.run(partial(_submit, service, call))
+    plan = await submitted(understand, service, call)
     if plan.request.stream:
         return Events(_lines(service, plan, call), plan.headers)
     done = await collect(call.stream, [plan.params.n] * len(plan.prompts))
     return Reply(answer(service, plan, done), headers=plan.headers)
 
 
-def _submit(service: Service, call: Call) -> Plan:
-    plan = understand(service, call.body)
-    call.stream.submit(plan.jobs)
-    return plan
-
-
-def understand(service: Service, body: bytes) -> Plan:
-    """What a body asks for. Typed errors name what is wrong with it."""
+def understand(service: Service, body: bytes, id: str = "") -> Plan:
+    """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
     request, headers = decode_openai(body, CompletionRequest)
     service.check_model(request.model)
     params, dropped = _params(request, service)
@@ -72,7 +65,7 @@ def understand(service: Service, body: bytes) -> Plan:
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {MAX_PROMPTS}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
     prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
-    return Plan(Head.new("cmpl", service), request, params, prompts, dropped, service.warned(headers, *texts))
+    return Plan(Head.new("cmpl", service, id), request, params, prompts, dropped, service.warned(headers, *texts))
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:

@@ -75,13 +75,7 @@ class OpenAIErrors:
         return sse.data(self._body(error)) + sse.DONE
 
     def _body(self, error: RidgelineError) -> dict[str, Any]:
-        kinds = {
-            429: "rate_limit_error",
-            424: "server_error",
-            500: "server_error",
-            503: "server_error",
-            504: "server_error",
-        }
+        kinds = {429: "rate_limit_error", **dict.fromkeys((424, 500, 503, 504), "server_error")}
         kind = error.kind if isinstance(error, TemplateError) else kinds.get(error.status, "invalid_request_error")
         code = None if error.kind == "validation" else error.kind
         param = "model" if isinstance(error, ModelNotFound) else getattr(error, "param", None)

@@ -13,6 +13,7 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -30,11 +31,14 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Call:
-    """A request as handlers see it: its whole body, its stream of deltas, and when it began (perf_counter)."""
+    """A request as handlers see it: its whole body and headers (names in lower case), when it began
+    (perf_counter), what it is called, and its stream of deltas."""
 
     body: bytes
-    stream: Stream
+    headers: Mapping[str, str]
     begin: float
+    id: str
+    stream: Stream
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,13 @@ class Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.perf_counter()
-        identity = {"x-request-id": uuid.uuid4().hex}
+        id = uuid.uuid4().hex
+        identity = {"x-request-id": id}
+        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
         try:
             body = await read_body(scope, receive, self._limit)
-            await while_connected(receive, self._answer(body, begin, send, identity))
+            call = partial(Call, body, headers, begin, id)
+            await while_connected(receive, self._answer(call, send, identity))
         except ClientGone:
             return
         except RidgelineError as error:
@@ -72,13 +79,14 @@ class Endpoint:
             log.exception("%s %s failed", scope["method"], scope["path"])
             await send_reply(send, self._errors.reply(_unforeseen()), identity)
 
-    async def _answer(self, body: bytes, begin: float, send: Send, headers: Mapping[str, str]) -> None:
-        async with self._hub.stream() as stream:
-            answer = await self._handler(Call(body, stream, begin))
+    async def _answer(self, call: Callable[[Stream], Call], send: Send, identity: Mapping[str, str]) -> None:
+        async with self._hub.stream(identity["x-request-id"]) as stream:
+            answer = await self._handler(call(stream))
             if isinstance(answer, Reply):
-                await send_reply(send, answer, headers)
+                await send_reply(send, answer, identity)
             else:
-                await self._send_events(send, answer, headers)
+                await stream.begun()  # until then no status has gone out
+                await self._send_events(send, answer, identity)
 
     async def _send_events(self, send: Send, answer: Events, headers: Mapping[str, str]) -> None:
         await send(_start(200, {**sse.HEADERS, **answer.headers, **headers}))

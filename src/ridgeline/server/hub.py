@@ -8,8 +8,10 @@ has not ended, and a reader who falls behind pauses it. Must not know any API's 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import threading
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,13 +21,14 @@ from typing import TypeVar
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, UNDELIVERED, Delta
+from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, NO_TERMS, UNDELIVERED, Delta, Terms
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
 from ridgeline.server.errors import Unhealthy
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
 THREADS = 4
+_REMEMBERED = 4096  # HTTP requests
 _BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
     CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
     FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
@@ -71,6 +74,7 @@ class Hub:
         self._stopping = threading.Event()
         self._pumped: list[tuple[Stream, Event]] = []
         self._streams: set[Stream] = set()
+        self._asked: OrderedDict[str, list[int]] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
 
@@ -97,20 +101,24 @@ class Hub:
         """Why requests are not served now, or None: some wait until they are."""
         return self._problem or self.client.unhealthy()
 
-    def stream(self) -> Stream:
+    def stream(self, id: str = "") -> Stream:
         """A stream for one HTTP request, to be used in `async with`."""
-        return Stream(self)
+        return Stream(self, id)
+
+    def asked(self, id: str) -> list[int]:
+        """The client's ids of what an HTTP request submitted, of the last thousands; an id may have a prefix."""
+        return list(self._asked.get(id.rpartition("-")[2], ()))
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams."""
         assert self._loop is not None
         return await self._loop.run_in_executor(self._threads, work)
 
-    def submit(self, stream: Stream, number: int, job: Job) -> int:
+    def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
         if problem := self._problem or self.client.gone():
             raise Unhealthy(problem)
-        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number))
+        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number), terms)
 
     def cancel(self, ids: Sequence[int], reason: str = CANCELLED) -> None:
         """Cancel requests of the client, from any thread."""
@@ -123,6 +131,9 @@ class Hub:
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
+        self._asked[stream.id] = stream.ids
+        if len(self._asked) > _REMEMBERED:
+            self._asked.popitem(last=False)
 
     def discard(self, stream: Stream) -> None:
         self._streams.discard(stream)
@@ -161,10 +172,11 @@ class Hub:
 class Stream:
     """The deltas of one HTTP request's jobs, in order. `submit` may run in a thread; the rest is the event loop's."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
-        self._ids: list[int] = []
+    def __init__(self, hub: Hub, id: str) -> None:
+        self._hub, self.id = hub, id
+        self.ids: list[int] = []
         self._left = 0  # choices that have not ended
+        self._limited = self._begun = False  # whether its time is limited; whether it has had a token
         self._closed = False
         self._patience: asyncio.TimerHandle | None = None  # with a reader that is behind: the requests are paused
         self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
@@ -185,7 +197,7 @@ class Stream:
         with self._lock:
             self._closed = True
             self._stop_waiting()
-            ids = list(self._ids)
+            ids = list(self.ids)
         if self._left > 0:
             self._hub.cancel(ids)
 
@@ -193,15 +205,16 @@ class Stream:
         """`work` in one of the hub's threads."""
         return await self._hub.run(work)
 
-    def submit(self, jobs: Sequence[Job]) -> None:
+    def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
+        self._limited = terms.wait_s > 0 or terms.total_s > 0
         self._left = sum(job.params.n for job in jobs)
         for number, job in enumerate(jobs):
             if self._closed:
                 return
-            id = self._hub.submit(self, number, job)
+            id = self._hub.submit(self, number, job, terms)
             with self._lock:
-                self._ids.append(id)
+                self.ids.append(id)
                 closed = self._closed
                 if self._patience is not None:
                     self._hub.client.pause(id)
@@ -211,8 +224,7 @@ class Stream:
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
 
-        Raises EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice ended without a proper
-        end.
+        Raises EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice has no proper end.
         """
         while self._left > 0 or self._events:
             batch = await self._next()
@@ -221,18 +233,32 @@ class Stream:
                 yield batch
                 continue
             yield batch[:bad]
-            raise _BROKEN[batch[bad].delta.finish or ""]()
+            raise self._broken(batch[bad].delta.finish or "")
+
+    async def begun(self) -> None:
+        """Wait for a sign of the answer, if its time is limited. DeadlinePassed where that was up before."""
+        if self._limited:
+            await self._wait()
+            if self._events and self._events[0].delta.finish == EXPIRED:
+                raise self._broken(EXPIRED)
+
+    def _broken(self, finish: str) -> RidgelineError:
+        if finish == EXPIRED and not self._begun:
+            return DeadlinePassed("the request's time was up before its first token", self._hub.client.retry_after())
+        return _BROKEN[finish]()
+
+    async def _wait(self) -> None:
+        """Until there are events or a failure, but not longer than a connection may be silent."""
+        if not self._events and self._failure is None:
+            self._wake.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._wake.wait(), KEEP_ALIVE_S)
 
     async def _next(self) -> list[Event]:
         self._taken = 0
         if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
             self._resume()
-        if not self._events and self._failure is None:
-            self._wake.clear()
-            try:
-                await asyncio.wait_for(self._wake.wait(), KEEP_ALIVE_S)
-            except asyncio.TimeoutError:
-                return []
+        await self._wait()
         if not self._events and self._failure is not None:
             raise self._failure
         events, self._events = self._events, []
@@ -244,6 +270,7 @@ class Stream:
         if self._failure is not None or self._closed:
             return
         self._events.append(event)
+        self._begun |= bool(event.delta.tokens)
         self._waiting += _size(event.delta)
         self._left -= event.delta.finish is not None
         self._wake.set()
@@ -253,13 +280,13 @@ class Stream:
     def _pause(self) -> None:
         with self._lock:
             self._patience = self._hub.later(self._hub.max_pause, self._give_up)
-            for id in self._ids:
+            for id in self.ids:
                 self._hub.client.pause(id)
 
     def _resume(self) -> None:
         with self._lock:
             self._stop_waiting()
-            for id in self._ids:
+            for id in self.ids:
                 self._hub.client.resume(id)
 
     def _stop_waiting(self) -> None:
@@ -269,7 +296,7 @@ class Stream:
 
     def _give_up(self) -> None:
         with self._lock:
-            ids = list(self._ids)
+            ids = list(self.ids)
         self._hub.cancel(ids, UNDELIVERED)
 
     def fail(self, failure: EngineFailed) -> None:

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import EOS, LENGTH, STOP
+from ridgeline.engine.records import EOS, LENGTH, STOP, Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.server.errors import Reply
+from ridgeline.server.http import Call
+from ridgeline.server.hub import Job
 from ridgeline.server.schema import OpenAIRequest
 from ridgeline.server.service import Service
+from ridgeline.server.terms import terms_of
 from ridgeline.text.tokenizer import Tokenizer
 
 FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
@@ -29,8 +33,9 @@ class Head:
     fingerprint: str
 
     @classmethod
-    def new(cls, prefix: str, service: Service) -> Head:
-        return cls(f"{prefix}-{uuid.uuid4().hex}", int(time.time()), service.model, service.info.program)
+    def new(cls, prefix: str, service: Service, id: str) -> Head:
+        """`id`: that of the HTTP request, "" for a new one."""
+        return cls(f"{prefix}-{id or uuid.uuid4().hex}", int(time.time()), service.model, service.info.program)
 
     def wrap(self, kind: str, choices: list[dict[str, Any]], **more: Any) -> dict[str, Any]:
         """An object of `kind` with these choices."""
@@ -38,6 +43,34 @@ class Head:
             "id": self.id, "object": kind, "created": self.created, "model": self.model,
             "system_fingerprint": self.fingerprint, "choices": choices, **more,
         }  # fmt: skip
+
+
+class Plan(Protocol):
+    """A body, understood."""
+
+    @property
+    def request(self) -> OpenAIRequest: ...
+
+    @property
+    def jobs(self) -> list[Job]: ...
+
+
+P = TypeVar("P", bound=Plan)
+
+
+async def submitted(understand: Callable[[Service, bytes, str], P], service: Service, call: Call) -> P:
+    """Understand a call's body and submit its jobs, in a thread."""
+
+    def submit() -> P:
+        plan = understand(service, call.body, call.id)
+        call.stream.submit(plan.jobs, terms(service, plan.request, call.headers))
+        return plan
+
+    return await call.stream.run(submit)
+
+
+def terms(service: Service, request: OpenAIRequest, headers: Mapping[str, str]) -> Terms:
+    return terms_of(service, headers, request.priority, request.cache_salt)
 
 
 def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:

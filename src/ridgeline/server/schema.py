@@ -66,7 +66,11 @@ class OpenAIRequest(msgspec.Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
-    user: str | None = None
+    priority: int | None = None  # as in vLLM: lower goes first
+    cache_salt: str | None = None  # as in vLLM: who gives another one shares no prefix
+    user: str | None = None  # these three name an end user to the server's owner, and change nothing here
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
 
     @property
     def include_usage(self) -> bool:

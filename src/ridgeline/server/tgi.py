@@ -24,6 +24,7 @@ from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Job
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
 from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas
+from ridgeline.server.terms import terms_of
 from ridgeline.text.detokenize import Detokenizer
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
     jobs = [Job(prompt, _params(p, service, len(prompt), seed)) for seed in seeds]
-    call.stream.submit(jobs)
+    call.stream.submit(jobs, terms_of(service, call.headers))
     return _Plan(
         request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
     )

@@ -1,0 +1,81 @@
+"""GET /debug/requests/{id} and /debug/engine: what the engine decided for a request, and what it is doing.
+
+For whoever runs the server: only loopback addresses are answered.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from ridgeline.errors import RidgelineError
+from ridgeline.server.errors import NoRoute, Reply, TGIErrors
+from ridgeline.server.hub import Hub
+
+
+def routes(hub: Hub) -> list[Route]:
+    """Both routes, over the hub's client."""
+
+    async def request(asked: Request) -> Reply:
+        return about_request(hub, asked.path_params["id"])
+
+    async def engine(asked: Request) -> Reply:
+        return about_engine(hub)
+
+    return [
+        Route("/debug/requests/{id}", _local(request), methods=["GET"]),
+        Route("/debug/engine", _local(engine), methods=["GET"]),
+    ]
+
+
+def about_request(hub: Hub, id: str) -> Reply:
+    """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name."""
+    numbers = hub.asked(id)
+    if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and hub.client.why(int(id)):
+        numbers = [int(id)]
+    if not numbers:
+        raise NoRoute(f"no request {id[:80]!r} is remembered")
+    return Reply({"id": id, "requests": [{"request": n, "why": hub.client.why(n)} for n in numbers]})
+
+
+def about_engine(hub: Hub) -> Reply:
+    """Sequences and pages after the engine's last step, and what it has done since it was loaded."""
+    last, info = hub.client.last, hub.client.info
+    return Reply({
+        "step": last.step, "running": last.running, "waiting": last.waiting, "paused": last.paused,
+        "most_running": info.max_requests, "queue": info.queue,
+        "pages": {
+            "total": info.pages, "used": last.pages_used, "cached": last.pages_cached,
+            "free": info.pages - last.pages_used - last.pages_cached, "bytes_each": info.page_bytes,
+        },
+        **{name: getattr(last.counters, name) for name in last.counters.__struct_fields__},
+        "policy": info.policy, "admission": info.admission, "prefix_sharing": info.prefix_sharing,
+        "problem": hub.problem,
+    })  # fmt: skip
+
+
+def _local(handler: Callable[[Request], Awaitable[Reply]]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(asked: Request) -> Response:
+        try:
+            if asked.client is None or not _loopback(asked.client.host):
+                raise NoRoute("this route is for clients on the server's own machine", 403)
+            reply = await handler(asked)
+        except RidgelineError as error:
+            reply = TGIErrors().reply(error)
+        body: Any = msgspec.json.encode(reply.body)
+        return Response(body, reply.status, dict(reply.headers), media_type="application/json")
+
+    return answer
+
+
+def _loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

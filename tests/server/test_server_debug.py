@@ -1,0 +1,62 @@
+"""GET /debug/...: by the ids that replies carry, and for the server's own machine alone."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from serving import Server
+
+CHAT = "/v1/chat/completions"
+MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
+
+
+def many(server: Server, *asked):
+    async def one_by_one():
+        async with server.running():
+            first = await server.ask("POST", *asked[0])
+            return first, [await server.ask("GET", path(first)) for path in asked[1:]]
+
+    return asyncio.run(one_by_one())
+
+
+@pytest.mark.parametrize("body", [MESSAGES, MESSAGES | {"stream": True}])
+def test_a_request_is_told_by_its_ids(body):
+    def of_object(a):
+        return f"/debug/requests/{(a.events[0] if 'stream' in body else a.json)['id']}"
+
+    first, told = many(
+        Server.new(), (CHAT, body), of_object, lambda a: f"/debug/requests/{a.headers['x-request-id']}",
+        lambda a: "/debug/requests/1",
+    )  # fmt: skip
+    assert first.status == 200
+    for answer in told:
+        assert answer.status == 200
+        assert answer.json["requests"] == [{"request": 1, "why": ["choice 0 is number 1 of the fake"]}]
+
+
+def test_every_prompt_of_a_request_is_told():
+    body = {"prompt": ["a", "b"], "max_tokens": 2}
+    _, (told,) = many(Server.new(), ("/v1/completions", body), lambda a: f"/debug/requests/{a.json['id']}")
+    assert [r["request"] for r in told.json["requests"]] == [1, 2]
+
+
+def test_the_engine():
+    _, (told,) = many(Server.new(), (CHAT, MESSAGES), lambda a: "/debug/engine")
+    assert told.status == 200 and told.json["pages"]["total"] == told.json["pages"]["free"] == 10_000
+    assert {"waiting", "running", "paused", "cached_tokens", "preemptions", "recomputed_tokens"} <= told.json.keys()
+
+
+@pytest.mark.parametrize("id", ["nothing", "99", "chatcmpl-" + "0" * 32, "1" * 40, "%F0%9F%98%80"])
+def test_unknown_ids(id):
+    assert Server.new().get(f"/debug/requests/{id}").status == 404
+
+
+def test_other_machines_are_refused():
+    server = Server.new()
+
+    async def ask():
+        async with server.running():
+            return [await server.ask("GET", "/debug/engine", client=c) for c in ("10.0.0.7", "", "::1")]
+
+    assert [a.status for a in asyncio.run(ask())] == [403, 403, 200]
