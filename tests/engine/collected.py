@@ -37,6 +37,14 @@ def prompt_of(length: int, salt: int = 0) -> list[int]:
     return [(7 * i + 13 * salt + 1) % VOCAB for i in range(length)]
 
 
+def start(client, requests) -> list[Collected]:
+    """Submit (prompt, params) pairs."""
+    sinks = [Collected() for _ in requests]
+    for (prompt, params), sink in zip(requests, sinks, strict=True):
+        client.submit(prompt, params, sink)
+    return sinks
+
+
 def drain(client: LocalClient, pumps: int = 10_000) -> None:
     """Run dry; every page must come back."""
     for _ in range(pumps):
@@ -51,10 +59,7 @@ def drain(client: LocalClient, pumps: int = 10_000) -> None:
 def run(engine, requests):
     """Submit (prompt, params) pairs and run dry."""
     client = LocalClient(engine)
-    seen = []
-    for prompt, params in requests:
-        seen.append(Collected())
-        client.submit(prompt, params, seen[-1])
+    seen = start(client, requests)
     drain(client)
     return seen
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from collected import Collected, greedy, prompt_of
+from collected import Collected, drain, greedy, prompt_of
 from fake import fake_engine
 
 from ridgeline.engine.client import LocalClient
@@ -36,6 +36,15 @@ def test_times_that_are_up(depth):
     cut = ended(Terms(wait_s=5.0, total_s=12.5), depth=depth)
     assert cut.finish[0] == ["deadline"] and 8 <= len(cut.tokens[0]) < 20
     assert ended(Terms(wait_s=80.0), ahead=2, depth=depth).finish[0] == ["length"]
+
+
+def test_deadlines_of_ended_requests_are_forgotten():
+    engine = fake_engine(clock=lambda: 0.0)
+    client = LocalClient(engine)
+    for i in range(300):
+        client.submit(prompt_of(5, i), greedy(2), Collected(), Terms(wait_s=50.0, total_s=100.0))
+        drain(client)
+        assert len(engine._deadlines) < 80
 
 
 def test_a_replay_has_the_time_that_is_left():

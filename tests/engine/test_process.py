@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from test_engine import Collected
+from collected import Collected, start
 
 import tiny
 from ridgeline.config import EngineConfig
@@ -61,9 +61,7 @@ def finish(client, sinks, seconds: float = 60) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(config):
     client = LocalClient(load(config).engine)
-    sinks = [Collected() for _ in REQUESTS]
-    for (prompt, params), sink in zip(REQUESTS, sinks, strict=True):
-        client.submit(prompt, params, sink)
+    sinks = start(client, REQUESTS)
     finish(client, sinks)
     return [(s.tokens[0], s.text[0]) for s in sinks]
 
@@ -71,9 +69,7 @@ def undisturbed(config):
 def test_the_child_gives_the_same_answers(config, undisturbed):
     client = ProcessClient(config)
     try:
-        sinks = [Collected() for _ in REQUESTS]
-        for (prompt, params), sink in zip(REQUESTS, sinks, strict=True):
-            client.submit(prompt, params, sink)
+        sinks = start(client, REQUESTS)
         finish(client, sinks)
         assert [(s.tokens[0], s.text[0]) for s in sinks] == undisturbed
         with pytest.raises(InvalidRequest, match="empty"):
@@ -89,9 +85,7 @@ def test_the_child_gives_the_same_answers(config, undisturbed):
 def test_killing_the_child_mid_stream_changes_no_text(config, undisturbed, sig):
     client = ProcessClient(config)
     try:
-        sinks = [Collected() for _ in REQUESTS]
-        for (prompt, params), sink in zip(REQUESTS, sinks, strict=True):
-            client.submit(prompt, params, sink)
+        sinks = start(client, REQUESTS)
         for kills in (10, 40):
             while min(len(s.tokens[0]) for s in sinks) < kills:
                 client.pump(0.05)
@@ -119,9 +113,7 @@ def test_a_stopped_child_is_noticed_and_replaced(config, undisturbed):
     """SIGSTOP: it neither ends nor says anything, but its count stands still."""
     client = ProcessClient(config)
     try:
-        sinks = [Collected() for _ in REQUESTS]
-        for (prompt, params), sink in zip(REQUESTS, sinks, strict=True):
-            client.submit(prompt, params, sink)
+        sinks = start(client, REQUESTS)
         while min(len(s.tokens[0]) for s in sinks) < 10:
             client.pump(0.05)
         assert client._child.counts

@@ -16,8 +16,8 @@ from types import SimpleNamespace
 import child
 import msgspec
 import pytest
+from collected import Collected, greedy, prompt_of, start
 from fake import fake_engine
-from test_engine import Collected, greedy, prompt_of
 from test_process import finish
 
 from ridgeline.config import EngineConfig
@@ -80,17 +80,10 @@ def undisturbed():
         patch.setenv("PYTHONHASHSEED", "0")
         patch.setattr(process, "command", command)
         client = ProcessClient(EngineConfig("none"))
-        sinks = start(client)
+        sinks = start(client, REQUESTS)
         finish(client, sinks)
         client.close()
     return [s.tokens[0] for s in sinks]
-
-
-def start(client, requests=REQUESTS) -> list[Collected]:
-    sinks = [Collected() for _ in requests]
-    for (prompt, params), sink in zip(requests, sinks, strict=True):
-        client.submit(prompt, params, sink)
-    return sinks
 
 
 def pump_until(client, condition, seconds: float = 20) -> None:
@@ -115,7 +108,7 @@ def test_many_poisons_leave_the_engine_serving(client, undisturbed):
     sinks = start(client, [([1, child.POISON], greedy(5))] * 8)
     finish(client, sinks)
     assert all(s.finish[0] == ["failed"] for s in sinks)
-    sinks = start(client)
+    sinks = start(client, REQUESTS)
     finish(client, sinks)
     assert [s.tokens[0] for s in sinks] == undisturbed
 
@@ -136,7 +129,7 @@ def test_an_engine_that_only_dies_is_given_up(client, launched):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_a_stopped_child_is_replaced(client, undisturbed, early):
-    sinks = start(client)
+    sinks = start(client, REQUESTS)
     pump_until(client, lambda: early or len(sinks[0].tokens[0]) > 20)
     stopped = client.pid
     os.kill(stopped, signal.SIGSTOP)
@@ -170,7 +163,7 @@ def test_submit_cancel_and_close_never_wait_for_the_child(client):
     assert all(s.finish[0] == ["cancelled"] for s in sinks)
 
 
-def test_a_cancel_survives_a_restart(client):
+def test_a_cancel_survives_a_restart(client, REQUESTS):
     seen, other = Collected(), Collected()
     id = client.submit([1], greedy(1000), seen)
     client.submit([2], greedy(50), other)
@@ -242,7 +235,7 @@ def test_every_step_is_a_sign_of_life(monkeypatch):
 
 
 def test_a_failed_reload_is_tried_again(client, note, launched, undisturbed):
-    sinks = start(client)
+    sinks = start(client, REQUESTS)
     pump_until(client, lambda: len(sinks[0].tokens[0]) > 20)
     note.write_text("fail")
     os.kill(client.pid, signal.SIGKILL)
@@ -256,7 +249,7 @@ def test_a_failed_reload_is_tried_again(client, note, launched, undisturbed):
 
 @pytest.mark.parametrize(("what", "words"), [("fail", "the disk is gone"), ("shrink", "another pages")])
 def test_reloads_that_keep_failing_end_everything_once(client, note, launched, what, words):
-    sinks = start(client)
+    sinks = start(client, REQUESTS)
     note.write_text(what)
     os.kill(client.pid, signal.SIGKILL)
     finish(client, sinks)

@@ -18,6 +18,7 @@ import msgspec
 
 from ridgeline.engine import journal
 from ridgeline.engine.engine import Engine
+from ridgeline.engine.interrupts import Uninterrupted
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
     CANCELLED,
@@ -300,7 +301,7 @@ class LocalClient:
         self._ledger.pause(id, False)
 
     def pump(self, timeout: float = 0.0) -> None:
-        with self._pumping:
+        with self._pumping, Uninterrupted():
             for message in self._ledger.due():
                 handle(self.engine, message)
             if not self.engine.idle:

@@ -32,6 +32,8 @@ from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
+_SPARE = 64  # deadlines that may be those of ended requests
+
 
 class Flight(msgspec.Struct, frozen=True, gc=False):
     """A step on its way: what was submitted and what its rows mean."""
@@ -86,6 +88,9 @@ class Engine:
             chosen[0].followers = chosen[1:]
         for s in chosen if any(request.emitted) else chosen[:1]:
             self.scheduler.add(s)
+        if len(self._deadlines) > 2 * len(self._live) + _SPARE:
+            self._deadlines = [d for d in self._deadlines if d[1] in self._live]
+            heapq.heapify(self._deadlines)
         now, terms = self.clock(), request.terms
         for seconds, waits in ((terms.wait_s, True), (terms.total_s, False)):
             if seconds:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 import msgspec
 
 from ridgeline.engine.client import EngineClient, Sink
+from ridgeline.engine.interrupts import Uninterrupted
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import NO_TERMS, Delta, Terms
 from ridgeline.errors import Overloaded
@@ -63,12 +64,13 @@ class Feeder:
                 self._end(delta.id)
             work.sink(delta)
 
-        try:
-            id = self._client.submit(work.prompt, work.params, sink, work.terms)
-        except Overloaded:  # by requests of others
-            return False
-        self._live[id] = n
-        self._choices += n
+        with Uninterrupted():  # what the client knows is known here
+            try:
+                id = self._client.submit(work.prompt, work.params, sink, work.terms)
+            except Overloaded:  # by requests of others
+                return False
+            self._live[id] = n
+            self._choices += n
         return True
 
     def _end(self, id: int) -> None:
