@@ -180,5 +180,7 @@ def available_memory() -> int:
         available = int(rows.get("MemAvailable", f"{available // 1024} kB").split()[0]) * 1024
     limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
     if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        available = min(available, int(limit.read_text()) - int(used.read_text()))
+        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
+        files = int(stat.get("inactive_file", 0))  # which the system drops before anyone goes short
+        available = min(available, int(limit.read_text()) - int(used.read_text()) + files)
     return max(available, 0)

@@ -14,7 +14,7 @@ from ridgeline.engine.engine import Flight
 from ridgeline.engine.feed import Feeder, Work
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import FAILED, Delta, Token, check_prompt
+from ridgeline.engine.records import FAILED, NO_MEMORY, Delta, Token, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest
 from ridgeline.program.batch import StepResult
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ridgeline.text.template import ChatTemplate
 
 NOT_NUMBERS = "no token could be sampled: the model's logits are not numbers; its file may be damaged"
+OUT_OF_MEMORY = "the system had no memory left for an answer; free some, or shorten prompts and max_tokens"
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -107,8 +108,10 @@ class LLM:
             while not self.client.idle:
                 self.client.pump(0.0)
             raise
-        if any(c.finish_reason == FAILED for o in outputs for c in o.completions):
-            raise EngineFailed(NOT_NUMBERS)
+        ends = {c.finish_reason for o in outputs for c in o.completions}
+        for reason, why in ((FAILED, NOT_NUMBERS), (NO_MEMORY, OUT_OF_MEMORY)):
+            if reason in ends:
+                raise EngineFailed(why)
         return outputs
 
     def chat(self, messages: Messages, params: SamplingParams | None = None, **template: Any) -> Output:

@@ -95,6 +95,7 @@ def fake_engine(
     queue: int = 64,
     prefix_sharing: str = "tenant",
     clock: Callable[[], float] = time.monotonic,
+    commit: Callable[[int], bool] | None = None,
 ) -> Engine:
     """An engine over FakeStep with one group per window."""
     names = {f"kv{i}": w for i, w in enumerate(windows)}
@@ -111,4 +112,6 @@ def fake_engine(
         prefix_sharing=prefix_sharing,
     )  # fmt: skip
     step = FakeStep(layout, pages, names)
-    return Engine(LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock)
+    return Engine(
+        LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock, commit=commit
+    )

@@ -20,6 +20,7 @@ from ridgeline.engine.records import (
     EXPIRED,
     FAILED,
     LENGTH,
+    NO_MEMORY,
     STOP,
     Delta,
     EngineInfo,
@@ -48,17 +49,18 @@ class Engine:
     """Continuous batching over one executor.
 
     `new_text(request)` makes the text side of a choice (detokeniser and stop strings); `eos` are the ids that end one.
-    `observe(flight, result)` is called at every commit: metrics and cost accounting hook in there.
+    `observe(flight, result)` is called at every commit: metrics and cost accounting hook in there. `commit(pages)` says
+    whether the system has memory for so many more pages (None: it has).
     """
 
     def __init__(
         self, executor: Executor, layout: BatchLayout, info: EngineInfo, eos: frozenset[int],
         new_text: Callable[[Submit], Text], observe: Callable[[Flight, StepResult], None] | None = None,
-        clock: Callable[[], float] = time.monotonic,
+        clock: Callable[[], float] = time.monotonic, commit: Callable[[int], bool] | None = None,
     ) -> None:  # fmt: skip
         self.executor, self.info, self.eos, self.new_text, self.observe = executor, info, eos, new_text, observe
         self.clock = clock
-        self.pool = PagePool(info.pages)
+        self.pool = PagePool(info.pages, commit)
         self.cache = PrefixCache(self.pool, info.groups)
         most = layout.limits
         limits = Limits(
@@ -140,6 +142,8 @@ class Engine:
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)
+        elif not self._flights and self.scheduler.running:  # pages that were promised have no memory
+            self.cancel(self.scheduler.anchor.id, NO_MEMORY)
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -41,6 +42,9 @@ from ridgeline.weights.packed import packed_weights
 
 if TYPE_CHECKING:
     from ridgeline.weights.fetch import Progress
+
+log = logging.getLogger(__name__)
+_SPARE = 64 << 20  # bytes that KV pages leave to all else
 
 Observe = Callable[[Flight, StepResult], None]
 
@@ -148,6 +152,26 @@ def page_count(program: Program, backend: Backend, limits: Limits, config: Engin
     return int(pages)
 
 
+def committed(page_bytes: int, available: Callable[[], int] = available_memory) -> Callable[[int], bool]:
+    """Whether the system has memory for so many more pages, of which something is left for all else; said when not."""
+    told: list[int] = []
+
+    def commit(pages: int) -> bool:
+        left = available()
+        if left >= pages * page_bytes + _SPARE:
+            return True
+        if not told:
+            told.append(left)
+            log.warning(
+                "ridgeline: the KV pool grows no further for now: the system has %d MiB left; free some, or lower "
+                "--kv-memory to what it can have",
+                left >> 20,
+            )
+        return False
+
+    return commit
+
+
 def load(config: EngineConfig, progress: Progress | None = None, observe: Observe | None = None) -> Loaded:
     """A ready engine. Raises typed errors naming the file, key, setting or limit at fault."""
     begin = time.perf_counter()
@@ -163,7 +187,13 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
         info = msgspec.structs.replace(info, notes=(*info.notes, *packed.notes))
     tokenizer = opened.tokenizer
     engine = Engine(
-        LocalExecutor(step), layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), observe
+        LocalExecutor(step),
+        layout,
+        info,
+        tokenizer.eos_ids,
+        lambda r: ChoiceText(tokenizer, r.params),
+        observe,
+        commit=committed(info.page_bytes),
     )
     return Loaded(opened, step, engine)
 

@@ -109,9 +109,9 @@ class PrefixCache:
 
     def make_room(self, pages: int) -> bool:
         """Let go of the longest unused until `pages` are free; False, and nothing lost, if so many cannot be."""
-        if self.pool.available < pages:
-            return False
-        while self.pool.free < pages:
+        while not self.pool.has(pages):
+            if self.pool.available < pages:
+                return False
             node = next(iter(self._recent))
             self._thin(node)
             if node.children or any(page >= 0 for page in node.pages):

@@ -13,6 +13,7 @@ PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of
 
 EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
 EXPIRED = "deadline"
+NO_MEMORY = "no_memory"  # the system had none left for pages that were promised
 UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was
 
 

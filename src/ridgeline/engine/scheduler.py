@@ -111,6 +111,7 @@ class Scheduler:
                 if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
                     more = min(more, rows)
                     rows -= more
+                self.cache.make_room(s.missing(s.computed + 1 + more))  # so that what is available is there
                 more = min(more, s.reach(self.pool.available) - s.computed - 1)
                 budget -= more
                 self._take(s, s.computed + 1 + more)
@@ -164,8 +165,10 @@ class Scheduler:
     def _take(self, s: Sequence, upto: int) -> bool:
         """Pages for positions below `upto`, if others must give up theirs for it; False if `s` itself had to."""
         missing = s.missing(upto)
-        while self.pool.free < missing and not self.cache.make_room(missing):
-            victim = next(self._victims())
+        while not self.cache.make_room(missing):
+            victim = next(self._victims(), None)
+            if victim is None:  # the system has no memory left for the worst case that was promised
+                return False
             self._preempt(victim, s)
             if victim is s:
                 return False

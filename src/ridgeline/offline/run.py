@@ -17,7 +17,7 @@ import msgspec
 from ridgeline.engine.client import EngineClient, Sink
 from ridgeline.engine.feed import Feeder, Work
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import CANCELLED, FAILED, Delta, EngineInfo, Terms, check_prompt
+from ridgeline.engine.records import Delta, EngineInfo, Terms, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest, RidgelineError
 from ridgeline.offline.journal import Journal
 from ridgeline.offline.lines import Line
@@ -68,7 +68,7 @@ class Asked:
 
     @property
     def failed(self) -> bool:
-        return any(c.finish in (FAILED, CANCELLED) for group in self.done for c in group)
+        return any(c.finish not in openai.FINISH for group in self.done for c in group)
 
 
 class Run:

@@ -21,7 +21,7 @@ from typing import TypeVar
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, NO_TERMS, UNDELIVERED, Delta, Terms
+from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, NO_MEMORY, NO_TERMS, UNDELIVERED, Delta, Terms
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
 from ridgeline.server.errors import Unhealthy
 
@@ -32,6 +32,7 @@ _REMEMBERED = 4096  # HTTP requests
 _BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
     CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
     FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
+    NO_MEMORY: lambda: EngineFailed("the system had no memory left to complete the answer"),
     EXPIRED: lambda: DeadlinePassed("the request's time was up before its answer was complete"),
     UNDELIVERED: lambda: Undelivered("the answer was read too slowly: what waited was too much for too long"),
 }

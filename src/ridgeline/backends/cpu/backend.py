@@ -59,8 +59,8 @@ class CPU:
     ) -> CPUStep:
         """Raises Unsupported, naming the op, operand, attribute or format the native loop does not have."""
         entry, plan, record = encoded(program, layout, pages)
+        kv = _reserved(kv_bytes(program, pages))
         weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
-        kv = _native.Memory(kv_bytes(program, pages))
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
         return CPUStep(native, layout, entry, plan, arena, kv)
@@ -68,6 +68,14 @@ class CPU:
     def count_in(self, counter: NDArray[np.uint64]) -> None:
         """Count the barriers of steps in this memory, which another process may watch."""
         self.pool.count_in(counter)
+
+
+def _reserved(nbytes: int) -> _native.Memory:
+    """Address space for the KV pool: the system gives it memory as it is touched."""
+    try:
+        return _native.Memory(nbytes)
+    except MemoryError:
+        raise ConfigError(f"the system reserves no {nbytes >> 20} MiB for the KV pool; lower --kv-memory") from None
 
 
 def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, MemoryPlan, Record]:
