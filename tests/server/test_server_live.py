@@ -100,6 +100,20 @@ def test_a_client_that_leaves_frees_the_engine(live):
         time.sleep(0.01)
 
 
+def test_what_the_engine_decided_is_told(live):
+    _, answer = ask(live.url, "/v1/completions", {"prompt": "One, two,", "max_tokens": 3, "ignore_eos": True})
+    status, told = ask(live.url, f"/debug/requests/{answer['id']}")
+    (request,) = told["requests"]
+    assert (
+        status == 200
+        and "starts:" in request["why"][0]
+        and request["why"][-1] == "choice 0 ends (length) with 3 tokens"
+    )
+    status, engine = ask(live.url, "/debug/engine")
+    pages = engine["pages"]
+    assert status == 200 and pages["free"] + pages["cached"] + pages["used"] + pages["withheld"] == pages["total"]
+
+
 def test_echo_logprobs_agree_with_those_of_generation(live):
     body = {"prompt": "The capital of France is", "max_tokens": 5, "temperature": 0, "logprobs": 1}
     _, made = ask(live.url, "/v1/completions", body)

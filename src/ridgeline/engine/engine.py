@@ -152,7 +152,7 @@ class Engine:
         pool, s = self.pool, self.scheduler
         return StepDelta(
             self.step_number, tuple(deltas), len(s.running), len(s.waiting), pool.used, pool.cached, len(s.paused),
-            s.counters, s.journal.take(),
+            s.counters, s.journal.take(), pool.withheld,
         )  # fmt: skip
 
     def _submit(self, chunks: list[Chunk]) -> None:

@@ -126,6 +126,7 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     paused: int = 0
     counters: Counters = msgspec.field(default_factory=Counters)
     notes: tuple[Note, ...] = ()
+    pages_withheld: int = 0  # for which the system has no memory
 
 
 class GroupInfo(msgspec.Struct, frozen=True):

@@ -47,12 +47,13 @@ def about_request(hub: Hub, id: str) -> Reply:
 def about_engine(hub: Hub) -> Reply:
     """Sequences and pages after the engine's last step, and what it has done since it was loaded."""
     last, info = hub.client.last, hub.client.info
+    free = info.pages - last.pages_used - last.pages_cached - last.pages_withheld
     return Reply({
         "step": last.step, "running": last.running, "waiting": last.waiting, "paused": last.paused,
         "most_running": info.max_requests, "queue": info.queue,
         "pages": {
             "total": info.pages, "used": last.pages_used, "cached": last.pages_cached,
-            "free": info.pages - last.pages_used - last.pages_cached, "bytes_each": info.page_bytes,
+            "free": free, "withheld": last.pages_withheld, "bytes_each": info.page_bytes,
         },
         **{name: getattr(last.counters, name) for name in last.counters.__struct_fields__},
         "policy": info.policy, "admission": info.admission, "prefix_sharing": info.prefix_sharing,
