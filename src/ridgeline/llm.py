@@ -12,6 +12,7 @@ from ridgeline.config import EngineConfig
 from ridgeline.engine.client import EngineClient, LocalClient
 from ridgeline.engine.engine import Flight
 from ridgeline.engine.feed import Feeder, Work
+from ridgeline.engine.interrupts import Uninterrupted
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import FAILED, NO_MEMORY, Delta, Token, check_prompt
@@ -100,14 +101,16 @@ class LLM:
         check_params(chosen, self.info.vocab)
         outputs = [self._output(None if single else i, p, chosen) for i, p in enumerate(todo)]
         feeder = Feeder(self.client, (Work(o.prompt_ids, chosen, o.add) for o in outputs))
-        try:
-            while feeder.fill():
-                self.client.pump(0.0)
-        except BaseException:  # Ctrl-C: nothing of this call may run on in the next
-            feeder.cancel()
-            while not self.client.idle:
-                self.client.pump(0.0)
-            raise
+        with Uninterrupted() as interrupts:
+            try:
+                while feeder.fill():
+                    self.client.pump(0.0)
+                    interrupts.let()
+            except BaseException:  # nothing of this call may run on in the next
+                feeder.cancel()
+                while not self.client.idle:
+                    self.client.pump(0.0)
+                raise
         ends = {c.finish_reason for o in outputs for c in o.completions}
         for reason, why in ((FAILED, NOT_NUMBERS), (NO_MEMORY, OUT_OF_MEMORY)):
             if reason in ends:
@@ -126,7 +129,8 @@ class LLM:
             while deltas or not self.client.idle:
                 while deltas:
                     yield deltas.pop(0)
-                self.client.pump(0.0)
+                with Uninterrupted():
+                    self.client.pump(0.0)
         finally:
             self.client.cancel(id)
 

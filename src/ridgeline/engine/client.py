@@ -18,7 +18,6 @@ import msgspec
 
 from ridgeline.engine import journal
 from ridgeline.engine.engine import Engine
-from ridgeline.engine.interrupts import Uninterrupted
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
     CANCELLED,
@@ -301,7 +300,7 @@ class LocalClient:
         self._ledger.pause(id, False)
 
     def pump(self, timeout: float = 0.0) -> None:
-        with self._pumping, Uninterrupted():
+        with self._pumping:
             for message in self._ledger.due():
                 handle(self.engine, message)
             if not self.engine.idle:
