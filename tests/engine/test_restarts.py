@@ -163,7 +163,7 @@ def test_submit_cancel_and_close_never_wait_for_the_child(client):
     assert all(s.finish[0] == ["cancelled"] for s in sinks)
 
 
-def test_a_cancel_survives_a_restart(client, REQUESTS):
+def test_a_cancel_survives_a_restart(client):
     seen, other = Collected(), Collected()
     id = client.submit([1], greedy(1000), seen)
     client.submit([2], greedy(50), other)

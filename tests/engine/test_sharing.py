@@ -219,3 +219,15 @@ def test_requests_that_come_together_read_their_prefix_once(windows):
     together = run(engine, requests)
     assert [c.tokens[0] for c in together] == solo
     assert [c.cached[0] for c in together] == [0] + [4 * PAGE] * 5
+
+
+def test_no_step_is_empty_because_one_gave_way():
+    """The newer request ranks first and gives its own pages up for the anchor, which must run in that step."""
+    engine = fake_engine(pages=8, context=512, policy="priority")
+    client = LocalClient(engine)
+    for i in range(2):
+        client.submit(prompt_of(60, i), greedy(400), Collected(), Terms(priority=i))
+    while not client.idle:
+        steps = engine.executor.step.steps
+        client.pump()
+        assert engine.executor.step.steps == steps + 1

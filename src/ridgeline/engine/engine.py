@@ -142,7 +142,7 @@ class Engine:
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)
-        elif not self._flights and self.scheduler.running:  # pages that were promised have no memory
+        elif self.pool.withheld and self.scheduler.running and not self._flights:  # what was promised has no memory
             self.cancel(self.scheduler.anchor.id, NO_MEMORY)
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):

@@ -151,7 +151,8 @@ class Scheduler:
             gap = s.gap
             if gap and self._take(s, s.computed + 1):
                 ready.append((s, gap))
-            at += 1
+            if at < len(self.running) and self.running[at] is s:  # else it gave way itself, and the next has its place
+                at += 1
         return ready
 
     def _budget(self, ready: list[tuple[Sequence, int]]) -> int:
