@@ -27,7 +27,7 @@ using Dots = i32x16[M][2];
 template <int BITS, int M>
 RL_INLINE void multiply(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
   if constexpr (BITS == 8) {
-    RL_UNROLL_4 for (int j = 0; j < steps; j++) {
+    RL_UNROLL_8 for (int j = 0; j < steps; j++) {
       u32x16 w[2];
       RL_FOR (v, 2) w[v] = load_bits(codes + (2 * j + v) * 64);
       RL_FOR (m, M) {
@@ -156,6 +156,7 @@ struct GroupTile {
     const int64_t stride = x.stride / TERMS;
     Rows q = Rows::at(x.q(row), stride), scales = Rows::at(x.scale(row), stride),
          totals = Rows::at(x.sum(row), stride);
+    fetch_tile<ROWS>(y, w.index, row);
     f32x16 sums[ROWS][2] = {};
     for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
       Panel::fetch(w, at, l.unit_bytes(), wait);
@@ -181,6 +182,7 @@ struct ChannelTile {
     const uint8_t* at = w.units;
     int64_t wait = w.turn;
     Rows q = Rows::at(x.q(row), x.stride);
+    fetch_tile<M>(y, w.index, row);
     Dots<M> dots;
     RL_FOR (m, M)
       RL_FOR (v, 2) dots[m][v] = splat(x.sum(row + m)[0] * -(int32_t)l.zero);

@@ -13,6 +13,7 @@
 
 #define RL_INLINE static inline __attribute__((always_inline, unused))
 #define RL_UNROLL _Pragma("GCC unroll 16")
+#define RL_UNROLL_8 _Pragma("GCC unroll 8")
 #define RL_UNROLL_4 _Pragma("GCC unroll 4")
 #define RL_FOR(i, n) RL_UNROLL for (int i = 0; i < (n); i++)
 

@@ -66,6 +66,13 @@ RL_INLINE void store_tile(const f32x16 (&sums)[M][2], const float* bias, const V
   }
 }
 
+// Asks for the lines that `store_tile` will write, which arithmetic then hides the way to.
+template <int M>
+RL_INLINE void fetch_tile(const View& y, int64_t panel, int64_t row) {
+  RL_FOR (m, M)
+    RL_FOR (v, 2) __builtin_prefetch(y.row(row + m) + panel * PANEL + v * LANES, 1, 3);
+}
+
 // Runs the tile of m rows (1 <= m <= M).
 template <class Tile, int M, class X>
 RL_INLINE void run_tile(int64_t m, const X& x, int64_t row, const Panel& w, const float* bias,
