@@ -148,7 +148,7 @@ def _record(s: Sequence) -> array[int]:
     flags |= PROCESSED if p.processed_logprobs else 0
     return array("i", _RECORD.pack(
         s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
-        p.top_k, p.logprobs or 0, s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
+        p.top_k, p.logprobs or 0, 0 if p.seeds else s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
     ))  # fmt: skip
 
 
