@@ -13,7 +13,7 @@ import numpy as np
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
-from ridgeline.ops.sample import MAX_TOP
+from ridgeline.ops.sample import MAX_TOP, exponential
 from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
 
@@ -80,8 +80,8 @@ class FakeStep:
 
 def likely(seen: list[np.ndarray]) -> list[tuple[int, float]]:
     """The MAX_TOP likeliest tokens behind those seen, of the LIKELY that may follow at all, and their logprobs."""
-    rng = np.random.RandomState(abs(hash(tuple(tokens.tobytes() for tokens in seen))) % (1 << 32))
-    logits = rng.standard_normal(LIKELY)
+    digest = hash(tuple(tokens.tobytes() for tokens in seen)) & 0xFFFFFFFF
+    logits = exponential(digest, np.arange(LIKELY))
     logprobs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
     return [(10 + int(i), float(logprobs[i])) for i in np.argsort(-logprobs)[:MAX_TOP]]
 

@@ -103,6 +103,14 @@ def test_choices_are_as_if_each_had_read_the_prompt(length, depth, windows):
     assert a.tokens == b.tokens and len({tuple(t) for t in a.tokens.values()}) == 6
 
 
+def test_a_seed_per_choice_is_that_seed_alone():
+    prompt = prompt_of(100)
+    (seen,) = run(fake_engine(), [(prompt, SamplingParams(n=3, seeds=(4, 9, 2), max_tokens=10))])
+    for choice, seed in enumerate((4, 9, 2)):
+        (alone,) = run(fake_engine(), [(prompt, SamplingParams(seed=seed, max_tokens=10))])
+        assert alone.tokens[0] == seen.tokens[choice]
+
+
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("windows", [(0,), (60,), (0, 60)])
 def test_preempted_answers_go_on_as_if_nothing_had_happened(depth, windows):

@@ -202,7 +202,7 @@ def _check_beams(p: SamplingParams) -> None:
         )
     for name in _NOT_WITH_BEAMS:
         if getattr(p, name) != getattr(_DEFAULTS, name):
-            raise InvalidRequest(f"{name} has no meaning for beam search here; leave one of {name} and beams out", name)
+            raise InvalidRequest(f"{name} does not go with beam search; leave one of the two out", name)
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:
