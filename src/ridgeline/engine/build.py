@@ -117,7 +117,8 @@ def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
     s = c.sequence
     if s.wants_prompt:
         last = min(c.start + c.count + 1, s.prompt_len)
-        rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(c.start + 1, last)]
+        first = max(c.start, s.scored) + 1  # those before were asked for, and given, before it was preempted
+        rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(first, last)]
     if c.samples:
         rows += [Row(x, token + c.count - 1, c.start + c.count) for x in (s, *c.forks)]
 

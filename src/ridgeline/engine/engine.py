@@ -171,6 +171,7 @@ class Engine:
                 scored = self._prompts.setdefault(s.id, [])
                 if row.position == len(scored) + 1:  # else it was preempted, and has had this one before
                     scored.append(token)
+                    s.scored = len(scored)
                 continue
             s.sources.pop(0)
             if s.params.beams:

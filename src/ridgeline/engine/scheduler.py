@@ -89,8 +89,9 @@ class Scheduler:
             more = min(gap - 1, budget)
             if more:
                 if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
-                    more = min(more, rows)
-                    rows -= more
+                    known = max(s.scored - s.computed, 0)
+                    more = min(more, known + rows)
+                    rows -= max(more - known, 0)
                 more = min(more, s.reach(self.pool.available) - s.computed - 1)
                 budget -= more
                 self._take(s, s.computed + 1 + more)
@@ -213,7 +214,7 @@ class Scheduler:
         for s in self._callers():
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+            node = self.cache.match(s.job.tenant, s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
             elif self._start(s, node):

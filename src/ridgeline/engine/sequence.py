@@ -59,6 +59,7 @@ class Sequence:
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
+        self.scored = 0  # prompt tokens whose logprobs are known: no step need compute their rows again
         self.bans = Bans(self.params, eos) if self.params.bans else None
         self.looks_back = self.params.looks_back
         self.history: dict[int, list[int]] | None = None
