@@ -189,6 +189,18 @@ def test_a_cancelled_search_ends_each_answer_once_and_holds_nothing(pumps):
     assert not engine._searches
 
 
+def test_a_search_begins_anew_in_the_next_engine():
+    client, seen, p = LocalClient(fake_engine(eos=EOS)), Collected(), beams(4, 40, ignore_eos=True)
+    client.submit(prompt_of(70), p, seen)
+    for _ in range(20):
+        client.pump()
+    client.engine = fake_engine(eos=EOS)
+    client._ledger.engine_died()
+    while not client.idle:
+        client.pump()
+    check(seen, prompt_of(70), p)
+
+
 def test_logits_that_are_not_numbers_fail_all_answers():
     engine = fake_engine()
     engine.executor.step.run = nothing_follows(engine.executor.step.run)
