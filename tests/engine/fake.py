@@ -13,11 +13,12 @@ import numpy as np
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
-from ridgeline.ops.sample import MAX_TOP
+from ridgeline.ops.sample import MAX_TOP, exponential
 from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
 
 VOCAB = 1000
+LIKELY = 24
 
 
 class FakeStep:
@@ -39,30 +40,50 @@ class FakeStep:
         for row, record in zip(batch["out_rows"], batch["sampler"], strict=True):
             picked.append(int(record["target"]) if record["target"] >= 0 else self._next(batch, int(row), record))
         rows = len(picked)
+        top_ids = np.full((rows, MAX_TOP), -1, np.int32)
+        top_logprobs = np.full((rows, MAX_TOP), -np.inf, np.float32)
+        for i, (row, record) in enumerate(zip(batch["out_rows"], batch["sampler"], strict=True)):
+            if n := int(record["n_top"]):
+                pairs = likely(self._seen(batch, int(row)))[:n]
+                top_ids[i, :n], top_logprobs[i, :n] = zip(*pairs, strict=True)
         return StepResult(
             batch.size("step"),
             np.array(picked, np.int32),
             np.full(rows, -1.5, np.float32),
-            np.full((rows, MAX_TOP), -1, np.int32),
-            np.full((rows, MAX_TOP), -np.inf, np.float32),
+            top_ids,
+            top_logprobs,
         )
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
-        seen = int(batch["kv_len"][t])
         digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
-        for group, memory in self.memory.items():
-            first = max(0, seen - self.windows[group]) if self.windows[group] else 0
-            table = batch[f"page_table.{group}"][batch["request"][t]]
-            at = np.arange(first, seen)
-            pages = table[at // PAGE]
-            assert (pages >= 0).all(), "a visible page is not in the table"
-            digest = hash((digest, memory[pages * PAGE + at % PAGE].tobytes()))
+        for tokens in self._seen(batch, t):
+            digest = hash((digest, tokens.tobytes()))
         lists = slice(record["bias_start"], record["bias_stop"])
         banned = set(batch["bias_ids"][lists][batch["bias_values"][lists] == -np.inf].tolist())
         assert len(banned) < VOCAB - 10
         while 10 + digest % (VOCAB - 10) in banned:
             digest += 1
         return 10 + digest % (VOCAB - 10)
+
+    def _seen(self, batch: Batch, t: int) -> list[np.ndarray]:
+        """The tokens that row t sees in each group."""
+        seen, found = int(batch["kv_len"][t]), []
+        for group, memory in self.memory.items():
+            first = max(0, seen - self.windows[group]) if self.windows[group] else 0
+            table = batch[f"page_table.{group}"][batch["request"][t]]
+            at = np.arange(first, seen)
+            pages = table[at // PAGE]
+            assert (pages >= 0).all(), "a visible page is not in the table"
+            found.append(memory[pages * PAGE + at % PAGE])
+        return found
+
+
+def likely(seen: list[np.ndarray]) -> list[tuple[int, float]]:
+    """The MAX_TOP likeliest tokens behind those seen, of the LIKELY that may follow at all, and their logprobs."""
+    digest = hash(tuple(tokens.tobytes() for tokens in seen)) & 0xFFFFFFFF
+    logits = exponential(digest, np.arange(LIKELY))
+    logprobs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+    return [(10 + int(i), float(logprobs[i])) for i in np.argsort(-logprobs)[:MAX_TOP]]
 
 
 class FakeText:

@@ -85,6 +85,50 @@ def test_prompt_logprobs_read_no_cache():
     assert [t.id for t in seen.prompt] == prompt[1:] and seen.cached[0] == 0
 
 
+def rows_asked(engine):
+    """A list that grows by the prompt rows of each step."""
+    step, asked = engine.executor.step, []
+    run_step = step.run
+
+    def counted(batch):
+        asked.append(int((batch["sampler"]["target"] >= 0).sum()))
+        return run_step(batch)
+
+    step.run = counted
+    return asked
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_prompt_logprobs_run_in_pieces_beside_answers(depth):
+    engine = fake_engine(pages=100, step_tokens=200, depth=depth)
+    client, asked = LocalClient(engine), rows_asked(engine)
+    sinks = [Collected() for _ in range(5)]
+    for i, sink in enumerate(sinks[:4]):
+        client.submit(prompt_of(20, i), greedy(400), sink)
+    while not all(s.tokens[0] for s in sinks[:4]):
+        client.pump()
+    client.submit(prompt_of(600), greedy(5, prompt_logprobs=True), sinks[4])
+    asked.clear()
+    while sinks[4].prompt is None:
+        before = [len(s.tokens[0]) for s in sinks[:4]]
+        client.pump()
+        assert [len(s.tokens[0]) - n for s, n in zip(sinks, before, strict=False)] == [1] * 4
+    assert sum(asked) == len(sinks[4].prompt) == 599
+    assert max(asked) <= 16 - 4  # rows of a step, less those of answers
+    assert not engine._prompts
+
+
+def test_prompt_logprobs_that_are_known_are_not_asked_for_again():
+    engine = fake_engine(pages=23, step_tokens=200, context=1024)
+    asked, requests = rows_asked(engine), [(prompt_of(60, i), greedy(150)) for i in range(4)]
+    *_, seen = run(engine, [*requests, (prompt_of(900, 9), greedy(5, prompt_logprobs=True))])
+    assert engine.scheduler.counters.preemptions == 1
+    assert seen.cached[0] == 0 and engine.scheduler.counters.cached_tokens > 6 * PAGE
+    assert sum(asked) == len(seen.prompt) == 899
+    (alone,) = run(fake_engine(pages=23), [(prompt_of(900, 9), greedy(5, prompt_logprobs=True))])
+    assert (alone.prompt, alone.tokens) == (seen.prompt, seen.tokens)
+
+
 def test_what_was_used_longest_ago_goes_first():
     engine = fake_engine(pages=12, context=512)
     prompts = [prompt_of(250, i) for i in range(4)]  # 3 full pages each; a run needs 4
@@ -109,6 +153,19 @@ def test_choices_share_the_pages_of_their_prompt():
     assert answers[1] == answers[8] and most == {1: 9, 8: 8 + 8}
 
 
+@pytest.mark.parametrize("length", [1024, 2000])
+def test_eight_choices_cost_little_more_prompt_than_one(length):
+    """Pages once the prompt is read and its last page copied: all of the prompt's, those that answers begin in too."""
+    held = {}
+    for n in (1, 8):
+        engine = fake_engine(pages=200, context=2048, step_tokens=4096)
+        client = LocalClient(engine)
+        client.submit(prompt_of(length), SamplingParams(n=n, max_tokens=20), Collected())
+        client.pump()
+        held[n] = engine.pool.used
+    assert held[8] <= 1.3 * held[1]
+
+
 @pytest.mark.parametrize("length", [PAGE, PAGE + 1, 2 * PAGE - 1, 100])
 @pytest.mark.parametrize("depth", [1, 2])
 @pytest.mark.parametrize("windows", [(0,), (40, 0)])
@@ -120,6 +177,14 @@ def test_choices_are_as_if_each_had_read_the_prompt(length, depth, windows):
     )
     (a,), (b,) = run(roomy, [(prompt_of(length), params)]), run(tight, [(prompt_of(length), params)])
     assert a.tokens == b.tokens and len({tuple(t) for t in a.tokens.values()}) == 6
+
+
+def test_a_seed_per_choice_is_that_seed_alone():
+    prompt = prompt_of(100)
+    (seen,) = run(fake_engine(), [(prompt, SamplingParams(n=3, seeds=(4, 9, 2), max_tokens=10))])
+    for choice, seed in enumerate((4, 9, 2)):
+        (alone,) = run(fake_engine(), [(prompt, SamplingParams(seed=seed, max_tokens=10))])
+        assert alone.tokens[0] == seen.tokens[choice]
 
 
 @pytest.mark.parametrize("depth", [1, 2])

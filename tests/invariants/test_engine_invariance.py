@@ -103,3 +103,14 @@ def test_shared_prefixes_forks_and_preemption_change_no_bit(folder, kv_format):
         assert together == [scored(folder, kv_format, 40, [r], step_tokens=256)[0][0] for r in requests]
         cached, preempted = cached + counters.cached_tokens, preempted + counters.preemptions
     assert cached > 0 and preempted > 0
+
+
+@pytest.mark.parametrize("kv_format", KV_FORMATS)
+def test_beams_among_others_and_preempted_change_no_bit(folder, kv_format):
+    requests = shared_requests(random.Random(5))[:6]
+    beams = SamplingParams(beams=3, n=3, max_tokens=70, logprobs=2, ignore_eos=True)
+    requests += [((3 * prompt)[:100], beams) for prompt, _ in requests]
+    together, counters = scored(folder, kv_format, 8, requests[::-1], step_tokens=48)
+    together.reverse()
+    assert together == [scored(folder, kv_format, 40, [r], step_tokens=256)[0][0] for r in requests]
+    assert counters.preemptions > 0

@@ -227,3 +227,13 @@ def test_every_answer_has_a_request_id():
 def test_a_partial_character_at_the_end_is_shown_as_replacement():
     (choice,) = chat(Server.new(answer=b"ok\xe2\x82")).json["choices"]
     assert choice["message"]["content"] == "ok\ufffd"
+
+
+def test_best_of_and_beams():
+    server = Server.new()
+    body = chat(server, best_of=3, max_tokens=2).json
+    assert len(body["choices"]) == 1 and body["choices"][0]["logprobs"] is None
+    assert body["usage"]["completion_tokens"] == 6
+    server = Server.new()
+    body = chat(server, use_beam_search=True, n=3).json
+    assert len(body["choices"]) == 3 and server.client.submitted[0].params.beams == 3

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 from serving import ANSWER, Server, byte_tokenizer
 
+from ridgeline.engine.records import Token
+from ridgeline.server.service import Choice, best
+
 IDS = byte_tokenizer().encode("xyz", add_special=False)
 
 
@@ -136,3 +139,30 @@ def test_offsets_stay_inside_a_text_cut_by_a_stop_string():
 
 def test_best_of_equal_to_n_is_fine():
     assert complete(best_of=2, n=2).status == 200
+
+
+def test_best_of_shows_the_likeliest_and_counts_all():
+    server = Server.new(answer="z" * 40)
+    body = complete(server, best_of=5, n=2, max_tokens=3).json
+    assert [(c["index"], c["text"], c["logprobs"]) for c in body["choices"]] == [(0, "zzz", None), (1, "zzz", None)]
+    assert body["usage"]["completion_tokens"] == 15
+    (request,) = server.client.submitted
+    assert (request.params.n, request.params.logprobs) == (5, 0)
+
+
+def test_the_best_have_the_highest_logprob_per_token():
+    scores = {"a": [-1.0, -1.0], "b": [-1.5], "c": [-0.1, -0.1, -2.0], "d": [-0.9]}
+    candidates = [Choice(text, [Token(1, s) for s in given]) for text, given in scores.items()]
+    assert [c.text for c in best(candidates, 2)] == ["c", "d"]
+    assert best(candidates, 4) == candidates
+
+
+def test_beam_search():
+    server = Server.new()
+    beam = {"use_beam_search": True, "best_of": 4, "length_penalty": 0.5, "early_stopping": "never"}
+    body = complete(server, **beam, n=2, max_tokens=50).json
+    assert [c["text"] for c in body["choices"]] == [ANSWER] * 2
+    *_, done = complete(server := Server.new(), **beam, stream=True).events
+    assert done == "[DONE]"
+    p = server.client.submitted[-1].params
+    assert (p.n, p.beams, p.length_penalty, p.early_stopping) == (1, 4, 0.5, "never")

@@ -134,7 +134,9 @@ def test_best_of_picks_the_likeliest_and_shows_the_others():
     details = generate(server=server, best_of=3, do_sample=True, details=True).json["details"]
     others = details["best_of_sequences"]
     assert len(others) == 2 and all(o["generated_text"] == ANSWER for o in others)
-    assert sorted(s.seed for s in server.client.submitted) == sorted([details["seed"], *(o["seed"] for o in others)])
+    (request,) = server.client.submitted
+    assert sorted(request.params.seeds) == sorted([details["seed"], *(o["seed"] for o in others)])
+    assert len(set(request.params.seeds)) == request.params.n == 3
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,8 @@ def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
     s = c.sequence
     if s.wants_prompt:
         last = min(c.start + c.count + 1, s.prompt_len)
-        rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(c.start + 1, last)]
+        first = max(c.start, s.scored) + 1  # those before were asked for, and given, before it was preempted
+        rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(first, last)]
     if c.samples:
         rows += [Row(x, token + c.count - 1, c.start + c.count) for x in (s, *c.forks)]
 
@@ -148,7 +149,7 @@ def _record(s: Sequence) -> array[int]:
     flags |= PROCESSED if p.processed_logprobs else 0
     return array("i", _RECORD.pack(
         s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
-        p.top_k, p.logprobs or 0, s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
+        p.top_k, p.logprobs or 0, 0 if p.seeds else s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
     ))  # fmt: skip
 
 

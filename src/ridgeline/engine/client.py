@@ -141,8 +141,8 @@ class Ledger:
 
     @property
     def choices(self) -> int:
-        """Choices accepted and not ended."""
-        return sum(x.request.params.n - len(x.done) for x in self._live.values())
+        """Choices accepted and not ended; of a search, its beams."""
+        return sum(x.request.params.width - len(x.done) for x in self._live.values())
 
     def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
@@ -151,8 +151,8 @@ class Ledger:
         seed = params.seed if params.seed is not None else int.from_bytes(os.urandom(8), "little") >> 1
         with self._lock:
             room = self.info.max_requests + self.info.queue
-            if self.choices + params.n > room:
-                over = self.choices + params.n - room
+            if self.choices + params.width > room:
+                over = self.choices + params.width - room
                 raise Overloaded(
                     f"{self.choices} sequences are running or queued, the limit is {room}; try later",
                     self._time_for(over),

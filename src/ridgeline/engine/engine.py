@@ -6,9 +6,11 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Callable
+from itertools import zip_longest
 
 import msgspec
 
+from ridgeline.engine.beams import Beams, Search
 from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
 from ridgeline.engine.pages import PagePool
@@ -73,6 +75,7 @@ class Engine:
         self._flights: deque[Flight] = deque()
         self._live: dict[int, list[Sequence]] = {}
         self._prompts: dict[int, list[Token]] = {}
+        self._searches: dict[int, Beams] = {}
         self._windows = any(group.window for group in info.groups)
         self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
@@ -82,10 +85,16 @@ class Engine:
     def submit(self, request: Submit) -> None:
         """Queue a request that admission accepted (records.check_room)."""
         assert request.id not in self._live, f"request {request.id} is submitted twice"
-        texts = [self.new_text(request) for _ in range(request.params.n)]
+        texts = [self.new_text(request) for _ in range(request.params.width)]
+        search = Search(request.params, request.limit, self.eos) if request.params.beams else None
+        if search is not None:
+            params = msgspec.structs.replace(request.params, temperature=0, logprobs=search.wanted)
+            request = msgspec.structs.replace(request, params=params)
         root = self.cache.root(prefix_key(request.terms, self.info))
         chosen = sequences(request, self.info, texts, self.eos, root, self.clock())
         self._live[request.id] = chosen
+        if search is not None:
+            self._searches[request.id] = Beams(search, chosen)
         if not any(request.emitted):
             chosen[0].followers = chosen[1:]
         for s in chosen if any(request.emitted) else chosen[:1]:
@@ -102,11 +111,14 @@ class Engine:
         """End what is left of a request now; its pages are free before the next step. Unknown ids are ended ones."""
         for s in list(self._live.get(id, ())):
             self._end(s, reason)
-            self._ends.append(Delta(id, s.choice, (), s.text.flush(), reason))
+            if s.choice < s.params.n:  # else it is a beam that nobody knows of
+                self._ends.append(Delta(id, s.choice, (), s.text.flush(), reason))
 
     def pause(self, id: int) -> None:
-        """Compute no more of a request until it is resumed or cancelled; its time runs on."""
-        for s in self._live.get(id, ()):
+        """Compute no more of a request until it is resumed or cancelled; its time runs on. A search is not paused: it
+        delivers nothing before its end.
+        """
+        for s in self._live.get(id, ()) if id not in self._searches else ():
             self.scheduler.pause(s)
 
     def resume(self, id: int) -> None:
@@ -176,7 +188,7 @@ class Engine:
         tokens = sum(c.count for c in flight.chunks)
         self.scheduler.pace.observe(tokens, self.clock() - flight.begin, tokens > len(flight.chunks))
         ids: list[int] = result.ids.tolist()
-        deltas = []
+        deltas, searches = [], dict[int, Beams]()
         for i, row in enumerate(flight.rows):
             s = row.sequence
             if s.finish is not None:
@@ -187,8 +199,13 @@ class Engine:
                 scored = self._prompts.setdefault(s.id, [])
                 if row.position == len(scored) + 1:  # else it was preempted, and has had this one before
                     scored.append(token)
+                    s.scored = len(scored)
+                continue
+            s.sources.pop(0)
+            if s.params.beams:
+                searches[s.id] = self._searches[s.id]
+                searches[s.id].add(s, token)
             else:
-                s.sources.pop(0)
                 deltas.append(self._accept(s, token))
         for c in flight.chunks:
             s = c.sequence
@@ -196,9 +213,33 @@ class Engine:
                 s.publish(self.cache)
                 if self._windows:
                     s.slide(self.pool)
+        for id, beams in searches.items():
+            if beams.ready:
+                deltas += self._advance(id, beams)
         if self.observe is not None:
             self.observe(flight, result)
         return deltas
+
+    def _advance(self, id: int, beams: Beams) -> list[Delta]:
+        """Let a search make its step, or end with all of its answers."""
+        copies = beams.advance(self.scheduler, self.scheduler.limits.copies - len(self._copies))
+        if copies is not None:
+            self._copies += copies
+            return []
+        deltas: list[Delta] = []
+        lines = list(self._live[id])
+        cached = lines[0].cached or 0
+        for s, answer in zip_longest(lines, beams.search.answers):
+            if answer is None:  # the model's logits are not numbers
+                self._end(s, FAILED)
+                deltas.append(Delta(id, s.choice, (), "", FAILED))
+                continue
+            s.tokens[s.prompt_len :] = [token.id for token in answer.tokens]
+            shown = answer.tokens if answer.finish == LENGTH else answer.tokens[:-1]
+            text = "".join([s.text.push(token.id)[0] for token in shown]) + s.text.flush()
+            self._end(s, answer.finish)
+            deltas.append(Delta(id, s.choice, tuple(answer.tokens), text, answer.finish, None, cached))
+        return deltas[: lines[0].params.n]
 
     def _accept(self, s: Sequence, token: Token) -> Delta:
         if token.id < 0:  # nothing may be sampled: a dead end of masks, or logits that are not numbers
@@ -234,6 +275,7 @@ class Engine:
         if not self._live[s.id]:
             del self._live[s.id]
             self._prompts.pop(s.id, None)
+            self._searches.pop(s.id, None)
 
 
 def _scored(result: StepResult, row: int, s: Sequence) -> Token:

@@ -126,6 +126,7 @@ def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
         hidden=c.hidden,
         bias=config.max_requests * (MAX_ROW_BIAS + MAX_ENDS),
         history=config.max_requests * min(context, c.vocab),
+        copies=max(64, 2 * config.max_requests),  # a page per sequence in each of two groups; more wait a step
     )
 
 

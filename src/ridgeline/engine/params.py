@@ -10,6 +10,7 @@ from ridgeline.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 1024
+MAX_BEAMS = 10
 MIN_TEMPERATURE = 1e-6  # below, scaled logits leave float32
 MAX_STOP_IDS = 256
 MAX_STOP_CHARACTERS = 4096
@@ -32,6 +33,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     by then is text like any other (vLLM's meaning).
     bad_words are sequences of token ids that an answer does not contain: the last token of each is never sampled where
     the answer's tokens before it are the others.
+    seeds gives each of n choices a seed of its own: a choice is then that of n = 1 with its seed.
+    beams k > 0 is beam search as transformers' generate(num_beams=k, do_sample=False) has it: the n likeliest answers
+    by logprob / length ** length_penalty, best first, all at once at the end. early_stopping True ends with the first k
+    answers, False when the best beam is no better as it is, "never" when it cannot become so.
     forced are tokens that each choice begins with, whatever else is asked: they count as generated, are shown, and have
     the model's logprobs. An end token among them ends the choice, if min_tokens lets it.
     """
@@ -50,6 +55,10 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     logit_bias: dict[int, float] = {}
     seed: int | None = None
     n: int = 1
+    seeds: tuple[int, ...] = ()
+    beams: int = 0
+    length_penalty: float = 1.0
+    early_stopping: bool | str = False
     stop: tuple[str, ...] = ()
     include_stop: bool = False
     stop_token_ids: tuple[int, ...] = ()
@@ -63,6 +72,11 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     skip_special_tokens: bool = True
 
     @property
+    def width(self) -> int:
+        """Sequences that a request is computed in."""
+        return max(self.n, self.beams)
+
+    @property
     def penalised(self) -> bool:
         """Whether sampling needs the history of tokens."""
         return self.repetition_penalty != 1 or self.frequency_penalty != 0 or self.presence_penalty != 0
@@ -70,12 +84,19 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def looks_back(self) -> bool:
         """Whether what may be sampled depends on the tokens before, beyond what attention sees of them."""
-        return self.penalised or any(len(word) > 1 for word in self.bad_words)
+        return self.penalised or self.beams > 0 or any(len(word) > 1 for word in self.bad_words)
 
     @property
     def bans(self) -> bool:
         """Whether some tokens may not be sampled somewhere."""
         return self.min_tokens > 0 or bool(self.bad_words)
+
+
+_DEFAULTS = SamplingParams()
+_NOT_WITH_BEAMS = (
+    "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
+    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs",
+)  # fmt: skip
 
 
 def check_params(p: SamplingParams, vocab: int) -> None:
@@ -111,6 +132,7 @@ def check_params(p: SamplingParams, vocab: int) -> None:
             raise InvalidRequest(f"logit_bias of token {token} must be at most 100, is {bias}", "logit_bias")
     _check_ends(p, vocab)
     _check_words(p, vocab)
+    _check_choices(p)
 
 
 def _check_ends(p: SamplingParams, vocab: int) -> None:
@@ -141,6 +163,46 @@ def _check_words(p: SamplingParams, vocab: int) -> None:
         raise InvalidRequest("bad_words must not hold an empty sequence", "bad_words")
     for token in (token for word in words for token in word):
         _range("bad_words entry", token, 0, vocab - 1, param="bad_words")
+
+
+def _check_choices(p: SamplingParams) -> None:
+    """What tells the choices of a request from each other."""
+    for seed in p.seeds:
+        _range("seeds entry", seed, 0, (1 << 64) - 1, param="seeds")
+    if p.seeds and (len(p.seeds) != p.n or p.seed is not None):
+        raise InvalidRequest(f"seeds has {len(p.seeds)} entries for n {p.n}; give n of them and no seed", "seeds")
+    _range("length_penalty", p.length_penalty, -10, 10)
+    if p.early_stopping not in (True, False, "never"):
+        raise InvalidRequest(
+            f"early_stopping must be true, false or 'never', is {p.early_stopping!r}", "early_stopping"
+        )
+    if p.beams:
+        _check_beams(p)
+    elif p.length_penalty != 1 or p.early_stopping is not False:
+        name = "early_stopping" if p.length_penalty == 1 else "length_penalty"
+        raise InvalidRequest(f"{name} is for beam search; set beams, or leave it out", name)
+
+
+def _check_beams(p: SamplingParams) -> None:
+    if not 2 <= p.beams <= MAX_BEAMS:
+        raise InvalidRequest(
+            f"beams must be 2 to {MAX_BEAMS}, is {p.beams}; one beam is greedy decoding: temperature 0", "beams"
+        )
+    if p.n > p.beams:
+        raise InvalidRequest(f"n is {p.n}, but {p.beams} beams give {p.beams} answers; lower n or raise beams", "n")
+    if len(p.stop_token_ids) > MAX_TOP_LOGPROBS - MAX_BEAMS:
+        most = MAX_TOP_LOGPROBS - MAX_BEAMS
+        raise InvalidRequest(
+            f"stop_token_ids has {len(p.stop_token_ids)} entries; at most {most} with beams", "stop_token_ids"
+        )
+    if p.temperature not in (0, 1):
+        raise InvalidRequest(
+            f"beam search picks no token at random; leave temperature out, or set it to 0: it is {p.temperature}",
+            "temperature",
+        )
+    for name in _NOT_WITH_BEAMS:
+        if getattr(p, name) != getattr(_DEFAULTS, name):
+            raise InvalidRequest(f"{name} does not go with beam search; leave one of the two out", name)
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:

@@ -213,11 +213,14 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
         )
     if params.n > info.max_requests + info.queue:
         raise InvalidRequest(f"n is {params.n}; at most {info.max_requests + info.queue} fit in the queue", "n")
-    room = most_tokens(info, params.n, prompt)
+    if params.beams > info.max_requests:
+        raise InvalidRequest(f"beams is {params.beams}; at most {info.max_requests} run together", "beams")
+    count, lower = params.width, "beams" if params.beams else "n"
+    room = most_tokens(info, count, prompt)
     if prompt >= room:
         raise InvalidRequest(
-            f"the prompt has {prompt} tokens; {info.pages} KV pages hold {params.n} x {room} tokens, prompt and answer "
-            f"together; shorten it to at most {max(room - 1, 0)}, lower n, or raise --kv-memory",
+            f"the prompt has {prompt} tokens; {info.pages} KV pages hold {count} x {room} tokens, prompt and answer "
+            f"together; shorten it to at most {max(room - 1, 0)}, lower {lower}, or raise --kv-memory",
             "prompt",
         )
     wanted = params.max_tokens if params.max_tokens is not None else room - prompt
@@ -228,9 +231,9 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
             "max_tokens",
         )
     if prompt + wanted > room:
-        need = pages_needed(info, prompt + wanted, params.n, prompt)
+        need = pages_needed(info, prompt + wanted, count, prompt)
         raise InvalidRequest(
-            f"{params.n} x ({prompt} prompt + {wanted} new tokens) need {need} KV pages; the pool has {info.pages}; "
+            f"{count} x ({prompt} prompt + {wanted} new tokens) need {need} KV pages; the pool has {info.pages}; "
             f"max_tokens may be at most {room - prompt}, or raise --kv-memory",
             "max_tokens",
         )

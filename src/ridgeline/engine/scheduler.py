@@ -109,8 +109,9 @@ class Scheduler:
             more = min(gap - 1, budget)
             if more:
                 if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
-                    more = min(more, rows)
-                    rows -= more
+                    known = max(s.scored - s.computed, 0)
+                    more = min(more, known + rows)
+                    rows -= max(more - known, 0)
                 self.cache.make_room(s.missing(s.computed + 1 + more))  # so that what is available is there
                 more = min(more, s.reach(self.pool.available) - s.computed - 1)
                 budget -= more
@@ -118,7 +119,7 @@ class Scheduler:
             samples = 1 + more == gap
             forks: tuple[Sequence, ...] = ()
             made: tuple[Copy, ...] = ()
-            if samples and s.followers:
+            if samples and s.followers and not s.params.beams:  # beams fork when they see what may follow
                 forks, made = self._fork(s, min(rows, copies // len(s.groups)))
                 rows, copies = rows - len(forks), copies - len(made)
             self.policy.charge(s.job, 1 + more, self._now)
@@ -141,8 +142,9 @@ class Scheduler:
     def _ready(self) -> list[tuple[Sequence, int]]:
         """Running sequences that can have a token, which has its page, with their gaps."""
         # The anchor may rank below others, and takes pages from them before they have had tokens in this step.
-        if self.running and (first := self.anchor).gap:
-            self._take(first, first.computed + 1)
+        for s in self._foremost():
+            if s.gap and s in self.running:
+                self._take(s, s.computed + 1)
         ready: list[tuple[Sequence, int]] = []
         at = 0
         most = min(self.limits.tokens, self.limits.running)
@@ -167,7 +169,7 @@ class Scheduler:
         """Pages for positions below `upto`, if others must give up theirs for it; False if `s` itself had to."""
         missing = s.missing(upto)
         while not self.cache.make_room(missing):
-            victim = next(self._victims(), None)
+            victim = self._victim(s)
             if victim is None:  # the system has no memory left for the worst case that was promised
                 return False
             self._preempt(victim, s)
@@ -190,35 +192,59 @@ class Scheduler:
             self._wait(s)
 
     def _victims(self) -> Iterator[Sequence]:
-        """Who gives way, in this order: those with pages that are paused or run, the last first, but not the anchor."""
+        """Who gives way, in this order: those with pages that are paused or run, the last first; not the foremost."""
         yield from (s for s in reversed(self.paused) if any(s.tables))
-        anchor = self.anchor if self.running else None
-        yield from (s for s in reversed(self.running) if s is not anchor)
+        first = self._foremost()
+        yield from (s for s in reversed(self.running) if s not in first)
+
+    def _victim(self, s: Sequence) -> Sequence | None:
+        """Who gives way for a page of `s`, if anybody can; of the foremost only one that is short itself."""
+        other = next(self._victims(), None)
+        first = self._foremost()
+        if other is not None or len(first) < 2:
+            return other
+        return s if s is not first[0] else first[-1]
 
     def _fork(self, s: Sequence, most: int) -> tuple[tuple[Sequence, ...], tuple[Copy, ...]]:
-        """Choices that go on from the prompt that `s` now ends; those for which there is no room wait for their own."""
-        pages = len(s.groups) if s.prompt_len % PAGE else 0
-        room = min(most, self.limits.running - len(self.running), len(s.followers))
-        if self.limits.strict:
-            room = min(room, (self.pool.total - self._booked) // s.most_pages)
-        room = max(room, 0)  # some that gave way may be back beyond the limit
-        while room and not self.cache.make_room(room * pages):
-            room -= 1
-        forks, rest, s.followers = tuple(s.followers[:room]), s.followers[room:], []
-        copies = tuple(copy for other in forks for copy in s.fork(self.pool, other))
+        """Choices that go on from the prompt that `s` now ends."""
+        forks, copies = self.fork(s, s.followers, most)
+        s.followers = []
         for other in forks:
             self.journal.note(other.job.order, journal.FORKS, s.choice)
+        return forks, copies
+
+    def fork(self, s: Sequence, others: list[Sequence], most: int) -> tuple[tuple[Sequence, ...], tuple[Copy, ...]]:
+        """Run `others` behind the tokens of `s`, which they have too, on its pages. Those beyond the first `most`, and
+        those for which there is no room, wait for pages of their own.
+        """
+        pages = len(s.groups) if len(s.tokens) % PAGE else 0
+        room = min(most, self.limits.running - len(self.running), len(others))
+        room = max(room, 0)  # some that gave way may be back beyond the limit
+        while room and not (self._books(others[:room]) and self.cache.make_room(room * pages)):
+            room -= 1
+        forks = tuple(others[:room])
+        copies = tuple(copy for other in forks for copy in s.fork(self.pool, other))
+        for other in forks:
             self._run(other)
-        for other in rest:
+        for other in others[room:]:
             self._wait(other)
         return forks, copies
 
+    def park(self, s: Sequence) -> None:
+        """Take from a beam that has no children its place and pages."""
+        self.running.remove(s)
+        s.release(self.cache)
+
+    def _books(self, others: list[Sequence]) -> bool:
+        """Whether the worst cases of these fit beside those of what runs, if that is asked for."""
+        return not self.limits.strict or self._booked + sum(s.most_pages for s in others) <= self.pool.total
+
     def _admit(self) -> None:
         """Start what waits, in order of rank, up to the first for which there is no place or page."""
-        for s in self.waiting[: self.limits.running]:  # more could not start at once
+        for s in self._callers():
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            node = s.root if s.wants_prompt else self.cache.match(s.shares, s.tokens)
+            node = self.cache.match(s.shares, s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
             elif self._start(s, node):
@@ -242,6 +268,8 @@ class Scheduler:
 
     def _crowded(self, s: Sequence) -> bool:
         """Whether running sequences, and choices that will follow them, leave no place for one that ranks so low."""
+        if self._completes(s):
+            return False
         most = self.limits.running
         places = 1 + sum(1 + len(r.followers) for r in self.running)
         return places > most and s.rank > self.running[min(most, len(self.running)) - 1].rank
@@ -250,6 +278,25 @@ class Scheduler:
     def anchor(self) -> Sequence:
         """The one that nobody may take pages from: the first to have come."""
         return min(self.running, key=lambda s: s.job.order)
+
+    def _foremost(self) -> list[Sequence]:
+        """The anchor, and the beams that it waits for: a search counts as one."""
+        if not self.running:
+            return []
+        anchor = self.anchor
+        if not anchor.params.beams:
+            return [anchor]
+        return [anchor, *(r for r in self.running if r.id == anchor.id and r is not anchor)]
+
+    def _completes(self, s: Sequence) -> bool:
+        """Whether the anchor cannot go on without this waiting beam."""
+        return s.params.beams > 0 and bool(self.running) and s.id == self.anchor.id
+
+    def _callers(self) -> list[Sequence]:
+        """Who may start, first to last; more could not at once. Nobody goes before what the anchor waits for."""
+        if self.running and self.anchor.params.beams:
+            return sorted(self.waiting, key=lambda s: s.id != self.anchor.id)[: self.limits.running]
+        return self.waiting[: self.limits.running]
 
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
@@ -285,13 +332,13 @@ class Scheduler:
     def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
         """Sequences, the last in rank first, that must give way for one to start; None if they may not."""
         victims: list[Sequence] = []
-        missing = shortage
+        missing, completes = shortage, self._completes(s)
         for r in self._victims():
-            if missing <= 0 or not (r in self.paused or self.policy.preempts(s.rank, r.rank)):
+            if missing <= 0 or not (completes or r in self.paused or self.policy.preempts(s.rank, r.rank)):
                 break
             victims.append(r)
             missing -= r.most_pages if self.limits.strict else self._worth(r)
-        if missing <= 0 or not self.running:  # alone it fits
+        if missing <= 0 or completes or not self.running:  # if all others gave way, there are pages: alone it fits
             return victims
         self._waits(s, journal.WAITS_FOR_PAGES, len(s.tokens), shortage)
         return None

@@ -35,7 +35,8 @@ class Sequence:
     ) -> None:
         prompt = request.prompt
         emitted = request.emitted[choice] if choice < len(request.emitted) else ()
-        self.id, self.choice, self.params, self.seed = request.id, choice, request.params, request.seed
+        self.id, self.choice, self.params = request.id, choice, request.params
+        self.seed = request.params.seeds[choice] if request.params.seeds else request.seed
         self.job = Job((request.id, choice), request.terms.tenant, request.terms.priority, len(prompt), now)
         self.shares = prefix_key(request.terms, info)
         self.rank: Rank = ()  # as the policy last gave it
@@ -50,6 +51,8 @@ class Sequence:
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
         self.root = self.node = root
         self.most_pages = pages_needed(info, self.limit)
+        if self.params.beams:  # which wait for each other: the first stands for all
+            self.most_pages = 0 if choice else pages_needed(info, self.limit, self.params.beams, len(prompt))
         self.waits = ""  # what it was last said to wait for
         self.lost = 0  # tokens that had keys when it was preempted
         self.cached: int | None = None  # prompt tokens that the cache had when this sequence first ran
@@ -57,6 +60,7 @@ class Sequence:
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
         self.wants_prompt = self.params.prompt_logprobs and choice == 0
+        self.scored = 0  # prompt tokens whose logprobs are known: no step need compute their rows again
         self.bans = Bans(self.params, eos) if self.params.bans else None
         self.looks_back = self.params.looks_back
         self.history: dict[int, list[int]] | None = None
@@ -128,8 +132,10 @@ class Sequence:
                 table[at] = page
 
     def fork(self, pool: PagePool, child: Sequence) -> list[Copy]:
-        """Give another choice the prompt's pages: shared, but for a last one that is not full, which is copied."""
-        upto = self.prompt_len
+        """Give one that goes on from the same tokens their pages: shared, but for a last one that is not full, which is
+        copied.
+        """
+        upto = len(self.tokens)
         rest, copies = upto % PAGE, []
         for g, table in enumerate(self.tables):
             mine = child.tables[g]
@@ -165,6 +171,6 @@ class Sequence:
 def sequences(
     request: Submit, info: EngineInfo, texts: Seq[Text], eos: frozenset[int], root: Node, now: float
 ) -> list[Sequence]:
-    """One sequence per choice that has not ended yet, which ends at the ids `eos` and begins behind `root`."""
-    choices = (c for c in range(request.params.n) if c not in request.done)
+    """One sequence per beam, or choice that has not ended yet; it ends at the ids `eos` and begins behind `root`."""
+    choices = (c for c in range(request.params.width) if c not in request.done)
     return [Sequence(request, c, info, texts[c], eos, root, now) for c in choices]

@@ -13,9 +13,9 @@ from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
-from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, submitted, usage
+from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
 from ridgeline.server.schema import ChatRequest, Message, decode_openai
-from ridgeline.server.service import Choice, Service, collect, deltas, spoken
+from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 from ridgeline.text.tokenizer import Tokenizer
 
 _ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
@@ -69,10 +69,10 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
-    """The whole answer, of the one job's choices."""
-    shown = [_choice(service.tokenizer, plan.params, i, c) for i, c in enumerate(done[0])]
+    """The whole answer, of the one job's choices. All candidates count as usage, as with OpenAI."""
+    chosen = [_choice(service.tokenizer, plan, i, c) for i, c in enumerate(best(done[0], shown(plan.request)))]
     count = usage(len(plan.job.prompt), sum(len(c.tokens) for c in done[0]), done[0][0].cached)
-    return plan.head.wrap("chat.completion", shown, usage=count)
+    return plan.head.wrap("chat.completion", chosen, usage=count)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -122,12 +122,12 @@ def _content(where: str, m: Message) -> str:
     return "".join(part.text or "" for part in m.content)
 
 
-def _choice(tokenizer: Tokenizer, params: SamplingParams, index: int, c: Choice) -> dict[str, Any]:
-    tokens = spoken(c.tokens, c.finish, params.stop_token_ids)
+def _choice(tokenizer: Tokenizer, plan: Plan, index: int, c: Choice) -> dict[str, Any]:
+    tokens = spoken(c.tokens, c.finish, plan.params.stop_token_ids)
     return {
         "index": index,
         "message": {"role": "assistant", "content": c.text, "refusal": None},
-        "logprobs": None if params.logprobs is None else _logprob_items(tokenizer, tokens),
+        "logprobs": _logprob_items(tokenizer, tokens) if plan.request.logprobs else None,
         "finish_reason": FINISH[c.finish],
     }
 

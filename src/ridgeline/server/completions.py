@@ -19,9 +19,9 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
-from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, submitted, usage
+from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
-from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas, spoken
+from ridgeline.server.service import MAX_PROMPTS, Choice, Service, best, collect, deltas, spoken
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -69,8 +69,13 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
-    """The whole answer; done[p][c] is choice c of prompt p."""
-    choices = [_choice(service, plan, p, c, done[p]) for p in range(len(done)) for c in range(plan.params.n)]
+    """The whole answer; done[p][c] is candidate c of prompt p. All of them count as usage, as with OpenAI."""
+    n = shown(plan.request)
+    choices = [
+        _choice(service, plan, p, p * n + i, choice, candidates[0].prompt)
+        for p, candidates in enumerate(done)
+        for i, choice in enumerate(best(candidates, n))
+    ]
     generated = 0 if plan.dropped else sum(len(c.tokens) for group in done for c in group)
     count = usage(plan.prompt_tokens, generated, sum(group[0].cached for group in done))
     return plan.head.wrap("text_completion", choices, usage=count)
@@ -79,8 +84,6 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
 def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
     wanted = DEFAULT_MAX_TOKENS if r.max_tokens is None else r.max_tokens
     check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
-    if r.best_of is not None and r.best_of != (r.n or 1):
-        raise InvalidRequest("best_of other than n is not built yet on this route; use TGI's /generate", "best_of")
     if r.logprobs is not None and not 0 <= r.logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"logprobs must be 0 to {MAX_TOP_LOGPROBS}, is {r.logprobs}", "logprobs")
     scored = bool(r.echo) and r.logprobs is not None
@@ -103,20 +106,22 @@ def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
     return [p for p in prompt if not isinstance(p, int)]
 
 
-def _choice(service: Service, plan: Plan, p: int, c: int, done: list[Choice]) -> dict[str, Any]:
-    """Choice c of prompt p. Prompt logprobs come with the first choice only, and belong to all."""
-    choice, echo = done[c], plan.request.echo
+def _choice(
+    service: Service, plan: Plan, p: int, index: int, choice: Choice, scores: tuple[Token, ...] | None
+) -> dict[str, Any]:
+    """A choice of prompt p, whose logprobs are `scores`: they came with its first candidate, and belong to all."""
+    echo = plan.request.echo
     lists = LogprobLists(service.tokenizer, plan.params)
     text = ""
     if echo:
         text += plan.prompts[p].text
-        lists.add_prompt(plan.prompts[p], done[0].prompt or ())
+        lists.add_prompt(plan.prompts[p], scores or ())
     if not plan.dropped:
         text += choice.text
         lists.add(spoken(choice.tokens, choice.finish, plan.params.stop_token_ids), len(text))
     scored = plan.request.logprobs is not None
     finish = LENGTH if plan.dropped else choice.finish
-    return _piece(p * plan.params.n + c, text, lists.take() if scored else None, FINISH[finish])
+    return _piece(index, text, lists.take() if scored else None, FINISH[finish])
 
 
 def _piece(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
-from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.params import MAX_BEAMS, SamplingParams
 from ridgeline.engine.records import EOS, LENGTH, STOP, Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.server.errors import Reply
@@ -91,8 +91,7 @@ def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
 def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
     """SamplingParams of a request; `more` are those only one route has. Ranges are checked at submission."""
     stop = (r.stop,) if isinstance(r.stop, str) else tuple(r.stop or ())
-    n = 1 if r.n is None else r.n
-    service.check_limits(n, len(stop), "n")
+    service.check_limits(shown(r), len(stop), "n")
     given: dict[str, Any] = {
         "temperature": r.temperature, "top_p": r.top_p, "top_k": r.top_k, "min_p": r.min_p,
         "typical_p": r.typical_p, "min_tokens": r.min_tokens,
@@ -100,16 +99,39 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
         "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
     }  # fmt: skip
+    given |= more | _candidates(r, service, more.get("logprobs"))
     return SamplingParams(
-        n=n,
         stop=stop,
         stop_token_ids=tuple(r.stop_token_ids or ()),
         bad_words=_bad_words(r.bad_words or [], service.tokenizer),
         logit_bias=_logit_bias(r.logit_bias or {}),
         seed=_seed(r.seed),
         **{name: value for name, value in given.items() if value is not None},
-        **more,
     )
+
+
+def shown(r: OpenAIRequest) -> int:
+    """Choices of an answer."""
+    return 1 if r.n is None else r.n
+
+
+def _candidates(r: OpenAIRequest, service: Service, logprobs: int | None) -> dict[str, Any]:
+    """What is computed for the choices: `best_of` answers, or beams. Answers are ranked by their logprobs."""
+    n = shown(r)
+    count = n if r.best_of is None else r.best_of
+    service.check_limits(count, 0, "best_of")
+    if count < n:
+        raise InvalidRequest(f"best_of must be at least n, which is {n}; it is {count}", "best_of")
+    if r.use_beam_search:
+        if not 2 <= count <= MAX_BEAMS:
+            raise InvalidRequest(f"beam search has best_of beams, or else n: 2 to {MAX_BEAMS}, not {count}", "best_of")
+        return {"n": n, "beams": count, "length_penalty": r.length_penalty, "early_stopping": r.early_stopping}
+    for name, neutral in (("length_penalty", 1), ("early_stopping", False)):
+        if getattr(r, name) not in (None, neutral):
+            raise InvalidRequest(f"{name} is for beam search; set use_beam_search to true, or leave it out", name)
+    if count > n and r.stream:
+        raise InvalidRequest("best_of above n is not available in streams; use stream: false", "best_of")
+    return {"n": count, "logprobs": 0 if count > n and logprobs is None else logprobs}
 
 
 def _bad_words(words: list[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:

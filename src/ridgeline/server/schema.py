@@ -53,6 +53,10 @@ class OpenAIRequest(msgspec.Struct):
     typical_p: float | None = None
     min_tokens: int | None = None
     n: int | None = None
+    best_of: int | None = None
+    use_beam_search: bool | None = None
+    length_penalty: float | None = None
+    early_stopping: bool | str | None = None
     stop: str | list[str] | None = None
     stop_token_ids: list[int] | None = None
     bad_words: list[str] | None = None
@@ -91,7 +95,6 @@ class CompletionRequest(OpenAIRequest, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
-    best_of: int | None = None
 
 
 class Parameters(msgspec.Struct):
@@ -144,7 +147,6 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "grammar": (),
     "stop_regex": (),
     "logits_processors": ([],),
-    "use_beam_search": (False,),
     "lora_path": (),
 }
 _TGI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {

@@ -85,6 +85,13 @@ class Choice:
         return sum(t.logprob for t in self.tokens) / max(len(self.tokens), 1)
 
 
+def best(candidates: list[Choice], count: int) -> list[Choice]:
+    """As many as were asked for: where there are more, those of the highest logprob per token, best first."""
+    if len(candidates) == count:
+        return candidates
+    return sorted(candidates, key=lambda c: -c.mean_logprob)[:count]
+
+
 async def collect(stream: Stream, shape: list[int]) -> list[list[Choice]]:
     """All choices of all jobs, when they have ended; `shape[j]` choices of job j."""
     done = [[Choice() for _ in range(n)] for n in shape]

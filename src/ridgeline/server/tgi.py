@@ -33,7 +33,7 @@ _U64 = (1 << 64) - 1
 
 @dataclass(frozen=True)
 class _Plan:
-    """A submitted request: one job per candidate of best_of, each with its own seed (None when greedy)."""
+    """A submitted request: a choice per candidate of best_of, each with its own seed (None when greedy)."""
 
     inputs: str
     parameters: Parameters
@@ -88,8 +88,7 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
     _check(p, service, streamed)
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
-    jobs = [Job(prompt, _params(p, service, len(prompt), seed)) for seed in seeds]
-    call.stream.submit(jobs, terms_of(service, call.headers))
+    call.stream.submit([Job(prompt, _params(p, seeds))], terms_of(service, call.headers))
     return _Plan(
         request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
     )
@@ -157,18 +156,20 @@ def _seeds(p: Parameters, samples: bool) -> list[int | None]:
     return [p.seed if p.seed is not None else random.getrandbits(64) for _ in range(count)]
 
 
-def _params(p: Parameters, service: Service, prompt: int, seed: int | None) -> SamplingParams:
-    """One candidate; without a seed it is greedy. Penalties see the prompt too, as in TGI."""
+def _params(p: Parameters, seeds: list[int | None]) -> SamplingParams:
+    """All candidates; without a seed the only one is greedy. Penalties see the prompt too, as in TGI."""
+    drawn = tuple(seed for seed in seeds if seed is not None)
     return SamplingParams(
         max_tokens=p.max_new_tokens,
-        temperature=0.0 if seed is None else _or(p.temperature, 1.0),
+        temperature=_or(p.temperature, 1.0) if drawn else 0.0,
         top_k=_or(p.top_k, 0),
         top_p=_or(p.top_p, 1.0),
         typical_p=_or(p.typical_p, 1.0),
         repetition_penalty=_or(p.repetition_penalty, 1.0),
         frequency_penalty=_or(p.frequency_penalty, 0.0),
         count_prompt=True,
-        seed=seed,
+        n=len(seeds),
+        seeds=drawn,
         stop=tuple(p.stop or ()),
         include_stop=True,
         logprobs=p.top_n_tokens or 0,
@@ -203,7 +204,7 @@ class _TokenTexts:
 
 
 async def _whole(service: Service, plan: _Plan, call: Call) -> Reply:
-    candidates = [choices[0] for choices in await collect(call.stream, [1] * len(plan.seeds))]
+    (candidates,) = await collect(call.stream, [len(plan.seeds)])
     order = sorted(range(len(candidates)), key=lambda i: -candidates[i].mean_logprob)
     best = candidates[order[0]]
     body: dict[str, Any] = {"generated_text": plan.prefix + best.text}
