@@ -272,6 +272,24 @@ def test_a_first_load_that_fails_leaves_nothing(note, launched):
     assert len(launched) == 1
 
 
+def test_time_that_the_parent_itself_was_stopped_is_no_silence_of_the_child(client, monkeypatch):
+    """As when a container is paused: each wait seems to take 100 seconds."""
+    sinks, pid, channel = start(client), client.pid, client._child.channel
+    stopped, now, receive = [0.0], time.monotonic, channel.receive
+
+    def late(timeout):
+        stopped[0] += 100
+        return receive(timeout)
+
+    monkeypatch.setattr(process.time, "monotonic", lambda: now() + stopped[0])
+    monkeypatch.setattr(channel, "receive", late)
+    for _ in range(2000):
+        if not client.idle:
+            client.pump(0.05)
+    assert client.idle and client.pid == pid and all(s.finish[0] == ["length"] for s in sinks)
+    assert client._patience < 2
+
+
 def test_a_first_load_that_dies_leaves_nothing(note, launched, monkeypatch):
     monkeypatch.setattr(process, "command", lambda fd, progress, config: [sys.executable, "-c", ""])
     with pytest.raises(EngineFailed, match="ended while loading"):
