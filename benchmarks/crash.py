@@ -143,16 +143,16 @@ def child_of(pid: int) -> int:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__, epilog="Options of `ridgeline serve` follow after --.")
     parser.add_argument("model", nargs="?", default="smollm2-135m")
     parser.add_argument("--streams", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=48)
     parser.add_argument("--after", type=int, default=8, help="tokens that each stream has had when the signal comes")
     parser.add_argument("--signals", default=",".join(SIGNALS))
-    parser.add_argument("options", nargs="*", help="of `ridgeline serve`, after --")
-    args = parser.parse_args()
+    cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    args, options = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     bodies, record = requests(args.streams, args.tokens), {}
-    with server(args.model, args.options) as (port, pid):
+    with server(args.model, options) as (port, pid):
         alone = [Stream(port, body).run().text for body in bodies]
         for crash in args.signals.split(","):
             seen = together(port, bodies, crash, child_of(pid), args.after)

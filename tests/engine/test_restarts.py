@@ -22,9 +22,10 @@ from test_process import finish
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine import process, worker
+from ridgeline.engine.client import Ledger
 from ridgeline.engine.process import ProcessClient
 from ridgeline.engine.progress import Progress
-from ridgeline.engine.records import EngineInfo, StepDelta, Submit
+from ridgeline.engine.records import NO_TERMS, EngineInfo, StepDelta, Submit
 from ridgeline.engine.wire import Channel, FromEngine, ToEngine
 from ridgeline.errors import EngineFailed, ModelFileError
 
@@ -270,6 +271,18 @@ def test_a_first_load_that_fails_leaves_nothing(note, launched):
     with pytest.raises(ModelFileError, match="disk"):
         ProcessClient(EngineConfig(str(note)))
     assert len(launched) == 1
+
+
+def test_who_leaves_while_suspects_are_tried_one_by_one_ends_at_once():
+    ledger = Ledger(fake_engine().info)
+    first, second, third = (ledger.accept([1, n], greedy(), Collected(), NO_TERMS).id for n in range(3))
+    for _ in range(2):
+        ledger.due()
+        ledger.engine_died()
+    ledger.cancel(third)
+    assert [m.id for m in ledger.due()] == [first, third, third]
+    ledger.cancel(second)
+    assert [m.id for m in ledger.due()] == [second, second]
 
 
 def test_time_that_the_parent_itself_was_stopped_is_no_silence_of_the_child(client, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -9,7 +10,7 @@ from ridgeline.engine.client import LocalClient
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.records import check_room
 from ridgeline.errors import InvalidRequest, Overloaded
-from soak.engines import Clock, Engines
+from soak.engines import Clock, Engines, Timed
 from soak.judge import Request
 from soak.scenario import Ask, Scenario
 
@@ -52,15 +53,23 @@ def _goes(r: Request, now: int) -> bool:
 
 def play(s: Scenario, engines: Engines) -> Played:
     """AssertionError where pages do not balance, somebody who left keeps them, or somebody starves."""
-    engine, step = engines.crowded(s, Clock())
-    client, played = LocalClient(engine), Played()
-    asks, now, spare = list(s.asks), 0, 0
+    clock, played = Clock(), Played()
+    engine, step = engines.crowded(s, clock)
+    client, asks, deaths = LocalClient(engine), list(s.asks), list(s.deaths)
+    now = spare = 0
     while asks or not client.idle:
         if asks and client.idle:
             now = max(now, asks[0].at)
         while asks and asks[0].at <= now:
             r = submit(client, asks.pop(0), played)
-            spare += 0 if r is None else r.params.n * (len(r.ask.prompt) + (r.params.max_tokens or 0)) + 4
+            spare += _most_steps(r, s) if r else 0
+        if deaths and deaths[0] <= now:
+            deaths.pop(0)
+            _tally(engine, step, played)
+            engine, step = engines.crowded(s, clock)
+            client.engine = engine
+            client._ledger.engine_died()
+            played.counts["engines lost"] += 1
         spare -= not client.idle
         leaving = leave(client, played, now)
         client.pump()
@@ -71,13 +80,23 @@ def play(s: Scenario, engines: Engines) -> Played:
             f"somebody starves: {len(engine.scheduler.running)} run, {len(engine.scheduler.waiting)} wait"
         )
     _settled(engine)
-    played.digest = step.digest
-    done = engine.scheduler.counters
-    played.counts.update(
-        steps=step.steps, tokens=sum(r.seen.delivered for r in played.requests), preemptions=done.preemptions,
-        cached_tokens=done.cached_tokens, recomputed_tokens=done.recomputed_tokens,
-    )  # fmt: skip
+    _tally(engine, step, played)
+    played.counts["tokens"] = sum(r.seen.delivered for r in played.requests)
     return played
+
+
+def _most_steps(r: Request, s: Scenario) -> int:
+    """A step for each of its tokens, in each engine, and some."""
+    return (1 + len(s.deaths)) * (r.params.n * (len(r.ask.prompt) + (r.params.max_tokens or 0)) + 4)
+
+
+def _tally(engine: Engine, step: Timed, played: Played) -> None:
+    done = engine.scheduler.counters
+    played.digest = zlib.crc32(step.digest.to_bytes(4, "little"), played.digest)
+    played.counts.update(
+        steps=step.steps, preemptions=done.preemptions, cached_tokens=done.cached_tokens,
+        recomputed_tokens=done.recomputed_tokens,
+    )  # fmt: skip
 
 
 def _settled(engine: Engine) -> None:

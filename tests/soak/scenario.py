@@ -57,6 +57,7 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     depth: int
     token_s: float
     asks: tuple[Ask, ...]
+    deaths: tuple[int, ...] = ()  # steps at which the engine in this process is lost, and replaced by a new one
     kills: tuple[Kill, ...] = ()
     crash: bool = False  # over an engine process
 
@@ -91,6 +92,7 @@ def draw(seed: int) -> Scenario:
         depth=1 if crash else rng.choice([1, 1, 2]),
         token_s=rng.choice([1e-4, 1e-3, 1e-2]),
         asks=asks,
+        deaths=() if crash else tuple(sorted(rng.randint(1, 200) for _ in range(rng.choice([0, 0, 1, 2])))),
         kills=tuple(Kill(at, rng.choice(SIGNALS)) for at in kills),
         crash=crash,
     )

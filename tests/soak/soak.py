@@ -25,7 +25,7 @@ class Soak:
         if scenario.model == REAL and self.engines.missing:
             self.counts[f"left out: {self.engines.missing}"] += 1
             return
-        self.counts["scenarios"] += 1
+        self.counts.update(["scenarios", f"model {scenario.model}", f"kv {scenario.kv_format}"])
         try:
             played = (crash if scenario.crash else play).play(scenario, self.engines)
             ends = self._judge.judge(scenario, played.requests)

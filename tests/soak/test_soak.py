@@ -20,8 +20,8 @@ from soak.soak import Soak
 SEED = 20_000
 COVERED = (
     "preemptions", "recomputed_tokens", "cached_tokens", "requests of several choices", "ended: cancelled",
-    "ended: deadline", "ended: stop_sequence", "ended: eos_token", "ended: length", "refused: Overloaded", "restarts",
-    "SIGKILL", "SIGSTOP", "SIGSEGV",
+    "ended: deadline", "ended: stop_sequence", "ended: eos_token", "ended: length", "refused: Overloaded",
+    "engines lost", "restarts", "SIGKILL", "SIGSTOP", "SIGSEGV",
 )  # fmt: skip
 
 

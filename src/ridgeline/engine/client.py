@@ -178,9 +178,10 @@ class Ledger:
             self._cancels.clear()
             trial = any(x.deaths >= _SUSPECT for id, x in self._live.items() if id not in self._unsent)
             for id, x in list(self._unsent.items()):
-                if x.deaths >= _SUSPECT and trial:
+                suspect = x.deaths >= _SUSPECT and not x.cancelled  # a cancelled one ends without a step
+                if suspect and trial:
                     continue
-                trial |= x.deaths >= _SUSPECT
+                trial |= suspect
                 del self._unsent[id]
                 messages += [x.replay(self._clock()), Cancel(id)] if x.cancelled else [x.replay(self._clock())]
         return messages
