@@ -76,9 +76,7 @@ def play(s: Scenario, engines: Engines) -> Played:
         engine.scheduler.audit()
         assert all(r.ended for r in leaving), "a request that was cancelled did not end within a step"
         now += 1
-        assert spare >= 0, (
-            f"somebody starves: {len(engine.scheduler.running)} run, {len(engine.scheduler.waiting)} wait"
-        )
+        assert spare >= 0, f"somebody starves: {[engine.why(r.id) for r in played.requests if not r.ended][:3]}"
     _settled(engine)
     _tally(engine, step, played)
     played.counts["tokens"] = sum(r.seen.delivered for r in played.requests)
@@ -86,8 +84,8 @@ def play(s: Scenario, engines: Engines) -> Played:
 
 
 def _most_steps(r: Request, s: Scenario) -> int:
-    """A step for each of its tokens, in each engine, and some."""
-    return (1 + len(s.deaths)) * (r.params.n * (len(r.ask.prompt) + (r.params.max_tokens or 0)) + 4)
+    """One for each of its tokens, in each engine, and some; as many as fly where a token waits for the one before."""
+    return s.depth * (1 + len(s.deaths)) * (r.params.n * (len(r.ask.prompt) + (r.params.max_tokens or 0)) + 4)
 
 
 def _tally(engine: Engine, step: Timed, played: Played) -> None:
