@@ -6,9 +6,10 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check -q
 MODEL  ?= smollm2-135m
 PORT   ?= 3000
 FUZZ   ?= 1000000
+MINUTES ?= 20
 NATIVE := CMakeLists.txt $(shell find src/ridgeline/backends/cpu/native -type f 2>/dev/null)
 
-.PHONY: demo serve test test-all nets fuzz bench lint clean
+.PHONY: demo serve test test-all nets fuzz soak bench lint clean
 
 demo: $(VENV)/.measured
 	$(BIN)/ridgeline run $(MODEL) "Name the capital of France."
@@ -17,7 +18,7 @@ serve: $(VENV)/.built
 	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not parity and not slow"
+	$(BIN)/python -m pytest -m "not parity and not slow and not soak"
 
 test-all: $(VENV)/.parity
 	$(BIN)/python -m pytest
@@ -29,6 +30,10 @@ nets: $(VENV)/.dev
 # Hostile model files: FUZZ mutations of every kind, in some minutes on one core.
 fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/run.py all --count $(FUZZ)
+
+# Random traffic with crashes, each answer against the request alone: MINUTES of it, or the one scenario of a SEED or TRACE.
+soak: $(VENV)/.dev
+	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE))
 
 bench: $(VENV)/.built
 	$(BIN)/ridgeline bench $(MODEL) --prefill 512 --decode 128 --concurrency 1,4,16,32 --threads 2 --json

@@ -169,18 +169,3 @@ def one_blas_thread() -> None:
     all it computes beside the cpu backend, and they would spin on that backend's cores. Before numpy is imported."""
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "1"))
-
-
-def available_memory() -> int:
-    """Bytes this process may still use: the least of the machine's available memory and the cgroup's rest."""
-    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
-        available = int(rows.get("MemAvailable", f"{available // 1024} kB").split()[0]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.exists() and used.exists() and limit.read_text().strip() != "max":
-        stat = dict(line.split() for line in Path("/sys/fs/cgroup/memory.stat").read_text().splitlines())
-        files = int(stat.get("inactive_file", 0))  # which the system drops before anyone goes short
-        available = min(available, int(limit.read_text()) - int(used.read_text()) + files)
-    return max(available, 0)

@@ -22,9 +22,10 @@ from test_process import finish
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine import process, worker
+from ridgeline.engine.client import Ledger
 from ridgeline.engine.process import ProcessClient
 from ridgeline.engine.progress import Progress
-from ridgeline.engine.records import EngineInfo, StepDelta, Submit
+from ridgeline.engine.records import NO_TERMS, EngineInfo, StepDelta, Submit
 from ridgeline.engine.wire import Channel, FromEngine, ToEngine
 from ridgeline.errors import EngineFailed, ModelFileError
 
@@ -285,6 +286,36 @@ def test_a_first_load_that_fails_leaves_nothing(note, launched):
     with pytest.raises(ModelFileError, match="disk"):
         ProcessClient(EngineConfig(str(note)))
     assert len(launched) == 1
+
+
+def test_who_leaves_while_suspects_are_tried_one_by_one_ends_at_once():
+    ledger = Ledger(fake_engine().info)
+    first, second, third = (ledger.accept([1, n], greedy(), Collected(), NO_TERMS).id for n in range(3))
+    for _ in range(2):
+        ledger.due()
+        ledger.engine_died()
+    ledger.cancel(third)
+    assert [m.id for m in ledger.due()] == [first, third, third]
+    ledger.cancel(second)
+    assert [m.id for m in ledger.due()] == [second, second]
+
+
+def test_time_that_the_parent_itself_was_stopped_is_no_silence_of_the_child(client, monkeypatch):
+    """As when a container is paused: each wait seems to take 100 seconds."""
+    sinks, pid, channel = start(client), client.pid, client._child.channel
+    stopped, now, receive = [0.0], time.monotonic, channel.receive
+
+    def late(timeout):
+        stopped[0] += 100
+        return receive(timeout)
+
+    monkeypatch.setattr(process.time, "monotonic", lambda: now() + stopped[0])
+    monkeypatch.setattr(channel, "receive", late)
+    for _ in range(2000):
+        if not client.idle:
+            client.pump(0.05)
+    assert client.idle and client.pid == pid and all(s.finish[0] == ["length"] for s in sinks)
+    assert client._patience < 2
 
 
 def test_a_first_load_that_dies_leaves_nothing(note, launched, monkeypatch):

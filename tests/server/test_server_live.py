@@ -138,7 +138,7 @@ def test_a_refused_body_is_answered_and_the_connection_recovers(live):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_serve_prints_its_url_answers_and_stops_cleanly(model_file, number):
 
-    from conftest import engine_config
+    from serving import engine_config
 
     command = [sys.executable, "-c", SERVE, msgspec.json.encode(engine_config()).decode()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
@@ -157,7 +157,7 @@ def test_serve_prints_its_url_answers_and_stops_cleanly(model_file, number):
 
 
 def test_a_second_signal_ends_running_streams_with_an_error(model_file):
-    from conftest import engine_config
+    from serving import engine_config
 
     command = [sys.executable, "-c", SERVE, msgspec.json.encode(engine_config()).decode()]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -232,9 +232,10 @@ class Ledger:
             self._orders.clear()
             trial = any(x.deaths >= _SUSPECT for id, x in self._live.items() if id not in self._unsent)
             for id, x in list(self._unsent.items()):
-                if x.deaths >= _SUSPECT and (trial or (x.paused and not x.cancelled)):
+                suspect = x.deaths >= _SUSPECT and not x.cancelled  # a cancelled one ends without a step
+                if suspect and (trial or x.paused):
                     continue
-                trial |= x.deaths >= _SUSPECT
+                trial |= suspect
                 del self._unsent[id]
                 messages.append(x.replay(self._clock()))
                 if x.paused:

@@ -13,7 +13,7 @@ import msgspec
 
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
-from ridgeline.config import CacheConfig, EngineConfig, available_memory
+from ridgeline.config import CacheConfig, EngineConfig
 from ridgeline.cores import available_cores
 from ridgeline.engine.calibrate import Calibrator, text_of
 from ridgeline.engine.engine import Engine, Flight
@@ -23,6 +23,7 @@ from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import MAX_ROW_BIAS
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.errors import ConfigError
+from ridgeline.memory import available_memory
 from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, for_context
 from ridgeline.models.random import random_checkpoint

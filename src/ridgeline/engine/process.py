@@ -37,6 +37,7 @@ from ridgeline.engine.worker import command
 _MAX_RESTARTS = 5  # without anything delivered in between
 _BACKOFF_S = 0.5  # the first restart is immediate, the second after this, then doubling
 _SLOW_LOAD = 10  # a reload may take this many times the first load, which had no limit
+_LATE_S = 0.1  # a wait that ends later than this was our own stop, as in a container that is paused, not the child's
 _CLOSED = "the engine is shut down"
 
 
@@ -197,12 +198,13 @@ class ProcessClient:
 
     def _hear(self, timeout: float) -> None:
         begin = time.monotonic()
+        left = max(self._patience - self._silent, 0.0)  # no longer: what is late is told at once
         try:
-            messages = self._child.channel.receive(timeout)
+            messages = self._child.channel.receive(min(timeout, left))
         except EOFError:
             self._lost("it ended")
             return
-        self._silent += time.monotonic() - begin
+        self._silent += min(time.monotonic() - begin, timeout + _LATE_S)
         moved = self._child.moved()
         alive = bool(messages) or moved
         if not alive and not self._ledger.empty and self._silent > self._patience:
