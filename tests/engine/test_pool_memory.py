@@ -91,10 +91,10 @@ def test_what_was_promised_and_has_no_memory_fails_alone():
 
 
 def test_it_is_said_once(caplog):
-    left = [1 << 30]
-    commit = committed(1 << 20, lambda: left[0])
+    left, asked = [1 << 30], []
+    commit = committed(1 << 20, lambda: asked.append(1) or left[0])
     with caplog.at_level(logging.WARNING):
-        assert commit(16)
+        assert all(commit(16) for _ in range(8)) and len(asked) == 1  # an eighth of what is left is used first
         left[0] = 70 << 20
         assert not commit(16) and not commit(16) and commit(4)
     assert len(caplog.records) == 1 and "70 MiB left" in caplog.text and "--kv-memory" in caplog.text

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 _SPARE = 64 << 20  # bytes that KV pages leave to all else
+_PART = 8  # of what the system has left, so much is used before it is asked again
 
 Observe = Callable[[Flight, StepResult], None]
 
@@ -155,12 +156,21 @@ def page_count(program: Program, backend: Backend, limits: Limits, config: Engin
 
 
 def committed(page_bytes: int, available: Callable[[], int] = available_memory) -> Callable[[int], bool]:
-    """Whether the system has memory for so many more pages, of which something is left for all else; said when not."""
+    """Whether the system has memory for so many more pages, of which something is left for all else; said when not.
+
+    It is asked again when a part of what it had is used up: an answer takes a millisecond.
+    """
     told: list[int] = []
+    granted = 0
 
     def commit(pages: int) -> bool:
+        nonlocal granted
+        granted -= pages * page_bytes
+        if granted >= 0:
+            return True
         left = available()
-        if left >= pages * page_bytes + _SPARE:
+        granted = (left - pages * page_bytes - _SPARE) // _PART
+        if granted >= 0:
             return True
         if not told:
             told.append(left)
