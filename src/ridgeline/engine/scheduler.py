@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from ridgeline.engine import journal
+from ridgeline.engine.lengths import Lengths
 from ridgeline.engine.pace import Pace
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Policy, Rank
@@ -64,7 +65,7 @@ class Scheduler:
         self.running: list[Sequence] = []  # those that have pages, of which the first `limits.running` get tokens
         self.counters = Counters()
         self.journal = journal.Journal()
-        self.pace = Pace(limits.tokens, _GUESS_S * limits.tokens)
+        self.pace, self.lengths = Pace(limits.tokens, _GUESS_S * limits.tokens), Lengths()
         self._now = clock()
 
     def add(self, sequence: Sequence) -> None:
@@ -224,7 +225,7 @@ class Scheduler:
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
         victims = self._in_favour_of(s, self._shortage(s, node)) if self.running else []
-        if victims is None:
+        if victims is None or (not victims and self._outgrows(s, node)):
             return False
         for victim in victims:
             self._preempt(victim, s)
@@ -251,6 +252,16 @@ class Scheduler:
         revived = sum(page >= 0 and self.pool.is_cached(page) for step in node.path() for page in step.pages)
         # What runs has yet to take pages for what is known of it, and soon one more.
         return pages + revived + sum(map(_soon, self.running)) - self.pool.available
+
+    def _outgrows(self, s: Sequence, node: Node) -> bool:
+        """Whether a waiting sequence and what runs will grow to more than the pool, and it could not take from them."""
+        if not self.running or self.limits.strict or self.policy.preempts(s.rank, self.running[-1].rank):
+            return False
+        shared = self.pool.used - sum(r.own for r in self.running)  # these stay while any of them runs
+        most = self.lengths.peak((*self.running, s)) - node.depth * len(s.groups) + shared
+        if most > self.pool.total:
+            self._waits(s, journal.WAITS_FOR_GROWTH, len(self.running), most, self.pool.total)
+        return most > self.pool.total
 
     def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
         """Running sequences, the last in rank first, that must give way for one to start; None if they may not."""
@@ -284,6 +295,8 @@ class Scheduler:
             self.waiting.remove(sequence)  # else it follows another choice
         self.policy.ended(sequence.job)
         made = len(sequence.tokens) - sequence.prompt_len
+        if made:
+            self.lengths.observe(made)
         self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)
         sequence.release(self.cache)
 
