@@ -238,23 +238,22 @@ def feedback(bench: Bench, rounds: int) -> Figures:
 
 def fair(bench: Bench, rounds: int) -> Figures:
     """A tenant's time to its first token, alone and beside one that sends ten times as much."""
-    llms = {name: bench.load(policy=name) for name in ("fair", "fcfs")}
+    llm = bench.load(policy="fair")
     requests = [Request(bench.ids(256), 32) for _ in range(32)]
-    capacity = len(requests) / play(llms["fair"], requests)
-    p95: dict[str, list[float]] = {"alone": [], "fair": [], "fcfs": []}
+    capacity = len(requests) / play(llm, requests)
+    p95: dict[str, list[float]] = {"alone": [], "beside": []}
     for _ in range(rounds):
-        count, rate = 30, 0.3 * capacity
+        count, rate = 20, 0.3 * capacity
         calm = [(bench.ids(256), at) for at in bench.arrivals(count, rate)]
         end = calm[-1][1]
         crowd = [(bench.ids(256), at) for at in bench.arrivals(10 * count, 10 * rate) if at < end]
         for name, values in p95.items():
             mine = [Request(p, 32, at, "calm") for p, at in calm]
             others = [] if name == "alone" else [Request(p, 32, at, "greedy") for p, at in crowd]
-            llm = llms["fcfs" if name == "fcfs" else "fair"]
             play_while(llm, mine, others)
             values.append(quantile((r.times[0] - r.at for r in mine), 0.95))
     found = {k: median(v) for k, v in p95.items()}
-    return {"capacity_s": capacity, "p95_s": found, "times": found["fair"] / found["alone"]}
+    return {"capacity_s": capacity, "p95_s": found, "times": found["beside"] / found["alone"]}
 
 
 def play_while(llm: LLM, mine: Sequence[Request], others: Sequence[Request]) -> None:

@@ -126,11 +126,14 @@ class Scheduler:
         ready: list[tuple[Sequence, int]] = []
         at = 0
         most = min(self.limits.tokens, self.limits.running)
+        reader: Sequence | None = None  # of a prompt, the first in rank
         while at < len(self.running) and len(ready) < most:  # those behind may be preempted meanwhile
             s = self.running[at]
             gap = s.gap
-            if gap and self._take(s, s.computed + 1):
+            waits = reader is not None and self.policy.yields(s.job, reader.rank, self._now)
+            if gap and not waits and self._take(s, s.computed + 1):
                 ready.append((s, gap))
+                reader = s if reader is None and gap > 1 else reader
             at += 1
         return ready
 
