@@ -154,8 +154,8 @@ def long_prompt(bench: Bench, rounds: int) -> Figures:
     took: dict[str, list[float]] = {name: [] for name in variants}
     for _ in range(rounds):
         for name, llm in llms.items():
-            answers = [Request(bench.ids(20), 200) for _ in range(8)]
-            late = Request(bench.ids(2000), 60, at=0.4)
+            answers = [Request(bench.ids(20), 300) for _ in range(8)]
+            late = Request(bench.ids(2000), 100, at=0.4)
             took[name].append(play(llm, [*answers, late]))
             during = [
                 b - a
@@ -174,19 +174,29 @@ def long_prompt(bench: Bench, rounds: int) -> Figures:
 
 
 def static(bench: Bench, rounds: int) -> Figures:
-    """Mixed lengths: 32 at a time as they come, against batches of 32 that each wait for their longest answer."""
+    """Mixed lengths: 32 at a time as they come, against batches of 32 that wait for their longest answer.
+
+    "padded": whose ended rows are computed on until then, as static batching does; "shrinking": whose batches shrink.
+    """
     llm = bench.load(max_requests=32)
-    rates: dict[str, list[float]] = {"continuous": [], "static": []}
-    p99: dict[str, list[float]] = {"continuous": [], "static": []}
+    rates: dict[str, list[float]] = {"continuous": [], "padded": [], "shrinking": []}
+    p99: dict[str, list[float]] = {name: [] for name in rates}
     for _ in range(rounds):
-        drawn = [(bench.ids(32), n) for n in bench.lengths(96, 80)]
-        for name, size in (("continuous", len(drawn)), ("static", 32)):
-            requests = [Request(prompt, n, told=False) for prompt, n in drawn]
-            took = sum(play(llm, requests[i : i + size]) for i in range(0, len(requests), size))
-            rates[name].append(sum(n for _, n in drawn) / took)
-            p99[name].append(quantile((g for r in requests for g in r.gaps), 0.99))
+        drawn = [(bench.ids(32), n) for n in bench.lengths(64, 48)]
+        for name in rates:
+            size = len(drawn) if name == "continuous" else 32
+            took, gaps = 0.0, []
+            for i in range(0, len(drawn), size):
+                part = drawn[i : i + size]
+                longest = max(n for _, n in part)
+                batch = [Request(prompt, longest if name == "padded" else n, told=False) for prompt, n in part]
+                took += play(llm, batch)
+                gaps += [gap for r, (_, n) in zip(batch, part, strict=True) for gap in r.gaps[: n - 1]]
+            rates[name] += [sum(n for _, n in drawn) / took]
+            p99[name] += [quantile(gaps, 0.99)]
     rate, gap = ({k: median(v) for k, v in x.items()} for x in (rates, p99))
-    return {"tok_s": rate, "p99_ms": {k: v * 1e3 for k, v in gap.items()}, "times": rate["continuous"] / rate["static"]}
+    times = {name: rate["continuous"] / rate[name] for name in ("padded", "shrinking")}
+    return {"tok_s": rate, "p99_ms": {k: v * 1e3 for k, v in gap.items()}, "times": times}
 
 
 def unknown(bench: Bench, rounds: int) -> Figures:
