@@ -17,6 +17,7 @@ from ridgeline.engine.records import PAGE, Counters
 from ridgeline.engine.sequence import Copy, Sequence
 
 _GUESS_S = 1e-3  # of a token, before the first step has shown better
+_LOOKS = 4  # times as many as can run are looked at in a step: some wait for a prefix, and others may go past them
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):  # it closes no cycles
@@ -189,10 +190,12 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start what waits, in order of rank, up to the first for which there is no place or page."""
-        for s in self.waiting[: self.limits.running]:  # more could not start at once
+        for s in self.waiting[: _LOOKS * self.limits.running]:
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            node = s.root if s.wants_prompt else self.cache.match(s.job.tenant, s.tokens)
+            if not s.wants_prompt:
+                s.match = self.cache.match(s.tokens, s.match)
+            node = self.cache.usable(s.match)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
             elif self._start(s, node):
@@ -206,11 +209,12 @@ class Scheduler:
         at, upto = node.depth * PAGE, (node.depth + 1) * PAGE
         if s.wants_prompt or upto >= len(s.tokens):
             return None
-        page, whole = s.tokens[at:upto], s.tokens[:upto]
+        page = s.tokens[at:upto]
         for r in self.running:
             ahead = r.node.depth <= node.depth and at <= r.computed and r.rank < s.rank and not r.wants_prompt
             ahead = ahead and r.job.tenant == s.job.tenant
-            if ahead and r.tokens[at:upto] == page and r.tokens[:upto] == whole:
+            same = ahead and r.tokens[at:upto] == page
+            if same and (r.node is node or r.tokens[:at] == s.tokens[:at]):
                 return r
         return None
 

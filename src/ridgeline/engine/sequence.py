@@ -49,6 +49,7 @@ class Sequence:
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
         self.shared = 0  # pages it began with and keeps to its end, which are not its own
         self.root = self.node = root
+        self.match = root  # where the prefix cache was last seen to lead its tokens
         self.most_pages = pages_needed(info, self.limit)
         self.waits = ""  # what it was last said to wait for
         self.lost = 0  # tokens that had keys when it was preempted
