@@ -233,9 +233,9 @@ def feedback(bench: Bench, rounds: int) -> Figures:
     means: dict[str, list[float]] = {name: [] for name in llms}
     longest: dict[str, list[float]] = {name: [] for name in llms}
     for _ in range(rounds):
-        lengths = [200] * 15 + [8] * 135
+        lengths = [200] * 10 + [8] * 90
         bench.rng.shuffle(lengths)
-        traffic = [(bench.ids(12), n, at) for n, at in zip(lengths, bench.arrivals(150, 0.9 / mean), strict=True)]
+        traffic = [(bench.ids(12), n, at) for n, at in zip(lengths, bench.arrivals(100, 0.9 / mean), strict=True)]
         for name, llm in llms.items():
             requests = [Request(prompt, n, at) for prompt, n, at in traffic]
             play(llm, requests)
