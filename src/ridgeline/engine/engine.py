@@ -81,6 +81,7 @@ class Engine:
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
+        self._committed = 0.0  # when the last step was
 
     def submit(self, request: Submit) -> None:
         """Queue a request that admission accepted (records.check_room)."""
@@ -186,7 +187,9 @@ class Engine:
         """Publish the step's tokens, end what has ended, free what is behind windows. Late rows are discarded."""
         result = self.executor.collect(flight.ticket)
         tokens = sum(c.count for c in flight.chunks)
-        self.scheduler.pace.observe(tokens, self.clock() - flight.begin, tokens > len(flight.chunks))
+        now, before = self.clock(), max(flight.begin, self._committed)  # another may have been in flight until then
+        self.scheduler.pace.observe(tokens, now - before, tokens > len(flight.chunks))
+        self._committed = now
         ids: list[int] = result.ids.tolist()
         deltas, searches = [], dict[int, Beams]()
         for i, row in enumerate(flight.rows):

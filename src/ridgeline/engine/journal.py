@@ -12,6 +12,7 @@ _KEPT = 4096
 # What happened to a sequence, with its numbers.
 WAITS_FOR_A_PLACE = "waits: {0} sequences run, which is the most, and none of them ranks below it"
 WAITS_FOR_PAGES = "waits: for its {0} tokens {1} pages are missing that it may have"
+WAITS_FOR_GROWTH = "waits: with the {0} sequences that run it may grow to {1} pages; there are {2}"
 WAITS_FOR_A_PREFIX = "waits: choice {1} of request {0} is computing the next page that both begin with"
 STARTS = "starts: {0} of its {1} tokens were in the prefix cache"
 FORKS = "goes on from the prompt that choice {0} has read: shares its pages"

@@ -6,14 +6,15 @@ and, when pages run short, who gives way; never what anybody's answer is.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import msgspec
 
 Rank = tuple[float, ...]
+
+_REMEMBERED = 1024  # tenants that left
 
 
 class Job(msgspec.Struct, gc=False):
@@ -30,7 +31,7 @@ class Job(msgspec.Struct, gc=False):
 
 class Policy(Protocol):
     """`dynamic`: ranks change while jobs wait or run. `preempts(a, b)`: a job ranked a may take the pages of one ranked
-    b to start."""
+    b to start. `yields(job, b, now)`: a running job has no token in a step that reads the prompt of one ranked b."""
 
     dynamic: bool
 
@@ -43,6 +44,8 @@ class Policy(Protocol):
     def charge(self, job: Job, tokens: int, now: float) -> None: ...
 
     def preempts(self, one: Rank, other: Rank) -> bool: ...
+
+    def yields(self, job: Job, other: Rank, now: float) -> bool: ...
 
 
 class FCFS:
@@ -60,6 +63,9 @@ class FCFS:
     def charge(self, job: Job, tokens: int, now: float) -> None: ...
 
     def preempts(self, one: Rank, other: Rank) -> bool:
+        return False
+
+    def yields(self, job: Job, other: Rank, now: float) -> bool:
         return False
 
 
@@ -83,6 +89,9 @@ class Priority:
 
     def preempts(self, one: Rank, other: Rank) -> bool:
         return one[-1] < other[-1]  # as they were given: age takes places, not pages
+
+    def yields(self, job: Job, other: Rank, now: float) -> bool:
+        return False
 
 
 class MLFQ:
@@ -117,42 +126,59 @@ class MLFQ:
     def preempts(self, one: Rank, other: Rank) -> bool:
         return one[0] < other[0]
 
+    def yields(self, job: Job, other: Rank, now: float) -> bool:
+        return False
+
 
 class Fair:
     """Fair queueing by tenant over the tokens computed for each (VTC, Sheng et al., OSDI 2024).
 
-    The tenant that was given least, by its weight, goes first. One that comes back is lifted to the least of those that
-    are there, or it would be owed all the time it was away. Jobs of a tenant go in order of arrival.
+    The tenant that was given least, by its weight, goes first; jobs of a tenant in order of arrival. One that comes
+    back is owed what others had while it was away, but at most `burst` tokens; a new one nothing. While it reads its
+    prompt, answers of those that were given more wait, up to `patience_s` for each token; and one that is owed more
+    than `burst` takes pages.
     """
 
     dynamic = True
 
-    def __init__(self, weights: Mapping[str, float] | None = None) -> None:
-        self.weights = weights or {}
-        self._given: dict[str, float] = {}
+    def __init__(
+        self, weights: Mapping[str, float] | None = None, burst: float = 4096.0, patience_s: float = 0.5
+    ) -> None:
+        self.weights, self.burst, self.patience_s = weights or {}, burst, patience_s
+        self._given: dict[str, float] = {}  # tokens by tenant, of those that are there
+        self._gone: OrderedDict[str, float] = OrderedDict()  # of those that were, the last ones
+        self._level = 0.0  # the least that anybody was given, when last somebody was there
         self._jobs: Counter[str] = Counter()
 
     def added(self, job: Job) -> None:
-        if not self._jobs[job.tenant]:
-            least = min((self._given[t] for t in self._jobs if t != job.tenant), default=0.0)
-            self._given[job.tenant] = max(self._given.get(job.tenant, 0.0), least)
-        self._jobs[job.tenant] += 1
+        tenant = job.tenant
+        if not self._jobs[tenant]:
+            self._level = min(self._given.values(), default=self._level)
+            self._given[tenant] = max(self._gone.pop(tenant, self._level), self._level - self.burst)
+        self._jobs[tenant] += 1
 
     def ended(self, job: Job) -> None:
-        self._jobs[job.tenant] -= 1
-        if not self._jobs[job.tenant]:
-            del self._jobs[job.tenant]
-            least = min((self._given[t] for t in self._jobs), default=math.inf)
-            self._given = {t: given for t, given in self._given.items() if given > least or t in self._jobs}
+        tenant = job.tenant
+        self._jobs[tenant] -= 1
+        if not self._jobs[tenant]:
+            self._level = min(self._given.values())
+            del self._jobs[tenant]
+            self._gone[tenant] = self._given.pop(tenant)
+            if len(self._gone) > _REMEMBERED:
+                self._gone.popitem(last=False)
 
     def rank(self, job: Job, now: float) -> Rank:
         return (self._given[job.tenant], *job.order)
 
     def charge(self, job: Job, tokens: int, now: float) -> None:
+        job.ran = now
         self._given[job.tenant] += tokens / self.weights.get(job.tenant, 1.0)
 
     def preempts(self, one: Rank, other: Rank) -> bool:
-        return False
+        return one[0] + self.burst < other[0]
+
+    def yields(self, job: Job, other: Rank, now: float) -> bool:
+        return self._given[job.tenant] > other[0] and now - job.ran < self.patience_s
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {"fcfs": FCFS, "priority": Priority, "mlfq": MLFQ, "fair": Fair}

@@ -17,13 +17,14 @@ from ridgeline.engine.records import PAGE, GroupInfo
 class Node:
     """One page of tokens behind those of its parent, and its pages: one per group, -1 where the cache holds none."""
 
-    __slots__ = ("__weakref__", "children", "depth", "pages", "parent", "tokens")
+    __slots__ = ("__weakref__", "children", "depth", "known", "pages", "parent", "tokens")
 
     def __init__(self, parent: Node | None, tokens: tuple[int, ...], groups: int) -> None:
         self.parent, self.tokens = parent, tokens
         self.depth: int = parent.depth + 1 if parent else 0
         self.pages = [-1] * groups
         self.children: dict[tuple[int, ...], Node] = {}
+        self.known = True  # until the cache forgets it
 
     def path(self) -> list[Node]:
         """The nodes of pages 0, 1, ... up to this one."""
@@ -49,7 +50,8 @@ class PrefixCache:
 
     def __init__(self, pool: PagePool, groups: Seq[GroupInfo]) -> None:
         self.pool, self.windows = pool, [group.window for group in groups]
-        self._roots: WeakValueDictionary[str, Node] = WeakValueDictionary()  # while sequences or pages need them
+        # Whoever may need a root holds it: its children, and the sequences that share them.
+        self._roots: WeakValueDictionary[str, Node] = WeakValueDictionary()
         self._recent: OrderedDict[Node, None] = OrderedDict()  # the longest unused first; children before their parents
 
     def root(self, tenant: str) -> Node:
@@ -59,14 +61,19 @@ class PrefixCache:
             root = self._roots[tenant] = Node(None, (), len(self.windows))
         return root
 
-    def match(self, tenant: str, tokens: Seq[int]) -> Node:
-        """The deepest node that `tokens` can go on from, which leaves at least one of them to compute."""
-        node = self.root(tenant)
-        for start in range(0, len(tokens) - PAGE, PAGE):
+    def match(self, tokens: Seq[int], node: Node) -> Node:
+        """The deepest node that `tokens` lead to, and at least one of them beyond; `node`: where they led before."""
+        while node.parent is not None and not node.known:
+            node = node.parent
+        for start in range(node.depth * PAGE, len(tokens) - PAGE, PAGE):
             child = node.children.get(tuple(tokens[start : start + PAGE]))
             if child is None:
                 break
             node = child
+        return node
+
+    def usable(self, node: Node) -> Node:
+        """The deepest node up to this one that a sequence can go on from."""
         while node.parent is not None and not self._usable(node):
             node = node.parent
         return node
@@ -130,3 +137,4 @@ class PrefixCache:
         assert node.parent is not None
         del node.parent.children[node.tokens]
         del self._recent[node]
+        node.known = False

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 import msgspec
 
 from ridgeline.engine import journal
+from ridgeline.engine.lengths import Lengths
 from ridgeline.engine.pace import Pace
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Policy, Rank
@@ -16,6 +17,7 @@ from ridgeline.engine.records import PAGE, Counters
 from ridgeline.engine.sequence import Copy, Sequence
 
 _GUESS_S = 1e-3  # of a token, before the first step has shown better
+_LOOKS = 4  # times as many as can run are looked at in a step: some wait for a prefix, and others may go past them
 
 
 class Chunk(msgspec.Struct, frozen=True, gc=False):  # it closes no cycles
@@ -65,7 +67,7 @@ class Scheduler:
         self.paused: list[Sequence] = []  # those whose readers are behind, with pages or without
         self.counters = Counters()
         self.journal = journal.Journal()
-        self.pace = Pace(limits.tokens, _GUESS_S * limits.tokens)
+        self.pace, self.lengths = Pace(limits.tokens, _GUESS_S * limits.tokens), Lengths()
         self._now = clock()
 
     def add(self, sequence: Sequence) -> None:
@@ -148,11 +150,14 @@ class Scheduler:
         ready: list[tuple[Sequence, int]] = []
         at = 0
         most = min(self.limits.tokens, self.limits.running)
+        reader: Sequence | None = None  # of a prompt, the first in rank
         while at < len(self.running) and len(ready) < most:  # those behind may be preempted meanwhile
             s = self.running[at]
             gap = s.gap
-            if gap and self._take(s, s.computed + 1):
+            waits = reader is not None and self.policy.yields(s.job, reader.rank, self._now)
+            if gap and not waits and self._take(s, s.computed + 1):
                 ready.append((s, gap))
+                reader = s if reader is None and gap > 1 else reader
             if at < len(self.running) and self.running[at] is s:  # else it gave way itself, and the next has its place
                 at += 1
         return ready
@@ -244,7 +249,8 @@ class Scheduler:
         for s in self._callers():
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            node = self.cache.match(s.shares, s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens)
+            s.match = self.cache.match(s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens, s.match)
+            node = self.cache.usable(s.match)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
             elif self._start(s, node):
@@ -258,11 +264,12 @@ class Scheduler:
         at, upto = node.depth * PAGE, (node.depth + 1) * PAGE
         if s.wants_prompt or upto >= len(s.tokens):
             return None
-        page, whole = s.tokens[at:upto], s.tokens[:upto]
+        page = s.tokens[at:upto]
         for r in self.running:
             ahead = r.node.depth <= node.depth and at <= r.computed and r.rank < s.rank and not r.wants_prompt
             ahead = ahead and r.shares == s.shares
-            if ahead and r.tokens[at:upto] == page and r.tokens[:upto] == whole:
+            same = ahead and r.tokens[at:upto] == page
+            if same and (r.node is node or r.tokens[:at] == s.tokens[:at]):
                 return r
         return None
 
@@ -295,13 +302,13 @@ class Scheduler:
     def _callers(self) -> list[Sequence]:
         """Who may start, first to last; more could not at once. Nobody goes before what the anchor waits for."""
         if self.running and self.anchor.params.beams:
-            return sorted(self.waiting, key=lambda s: s.id != self.anchor.id)[: self.limits.running]
-        return self.waiting[: self.limits.running]
+            return sorted(self.waiting, key=lambda s: s.id != self.anchor.id)[: _LOOKS * self.limits.running]
+        return self.waiting[: _LOOKS * self.limits.running]
 
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""
         victims = self._in_favour_of(s, self._shortage(s, node))
-        if victims is None:
+        if victims is None or (not victims and self._outgrows(s, node)):
             return False
         for victim in victims:
             self._preempt(victim, s)
@@ -328,6 +335,18 @@ class Scheduler:
         revived = sum(page >= 0 and self.pool.is_cached(page) for step in node.path() for page in step.pages)
         # What runs has yet to take pages for what is known of it, and soon one more.
         return pages + revived + sum(map(_soon, self.running)) - self.pool.available
+
+    def _outgrows(self, s: Sequence, node: Node) -> bool:
+        """Whether a waiting sequence and what runs will grow to more than the pool, and it could not take from them."""
+        if not self.running or self.limits.strict or self._completes(s):
+            return False
+        if self.policy.preempts(s.rank, self.running[-1].rank):
+            return False
+        shared = self.pool.used - sum(r.own for r in (*self.running, *self.paused))  # these stay while any of them runs
+        most = self.lengths.peak((*self.running, s)) - node.depth * len(s.groups) + shared
+        if most > self.pool.total:
+            self._waits(s, journal.WAITS_FOR_GROWTH, len(self.running), most, self.pool.total)
+        return most > self.pool.total
 
     def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
         """Sequences, the last in rank first, that must give way for one to start; None if they may not."""
@@ -359,6 +378,8 @@ class Scheduler:
                 places.remove(sequence)
         self.policy.ended(sequence.job)
         made = len(sequence.tokens) - sequence.prompt_len
+        if made:
+            self.lengths.observe(made)
         self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)
         sequence.release(self.cache)
 

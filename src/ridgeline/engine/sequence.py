@@ -49,7 +49,9 @@ class Sequence:
         self.groups = info.groups
         self.tables = [array("i") for _ in info.groups]  # of pages; -1: given back
         self.freed = [0] * len(info.groups)  # pages already behind the window, per group
+        self.shared = 0  # pages it began with and keeps to its end, which are not its own
         self.root = self.node = root
+        self.match = root  # where the prefix cache was last seen to lead its tokens
         self.most_pages = pages_needed(info, self.limit)
         if self.params.beams:  # which wait for each other: the first stands for all
             self.most_pages = 0 if choice else pages_needed(info, self.limit, self.params.beams, len(prompt))
@@ -103,6 +105,21 @@ class Sequence:
                 missing += pages - len(table)
         return missing
 
+    @property
+    def own(self) -> int:
+        """Pages it holds beside those it began with."""
+        return sum(map(len, self.tables)) - sum(self.freed) - self.shared
+
+    @property
+    def needs(self) -> tuple[int, int]:
+        """Pages of its own for what is known of it, and how many more each further page of tokens takes."""
+        tokens, pages, growing = len(self.tokens), -self.shared, 0
+        for group in self.groups:
+            inside = not group.window or tokens < group.window
+            pages += -(-(tokens if inside else group.window) // PAGE)
+            growing += inside
+        return pages, growing
+
     def reach(self, pages: int) -> int:
         """Positions below which all have slots once it has taken so many more pages."""
         return min(map(len, self.tables)) * PAGE + pages // len(self.tables) * PAGE
@@ -120,6 +137,7 @@ class Sequence:
             first = self.freed[g] = first_visible(group.window, self.computed)
             table.extend([-1] * first)
             table.extend(pool.share(step.pages[g]) for step in path[first:])
+            self.shared += 0 if group.window else len(path)
         self.node = node
 
     def publish(self, cache: PrefixCache) -> None:
@@ -140,6 +158,7 @@ class Sequence:
         for g, table in enumerate(self.tables):
             mine = child.tables[g]
             mine.extend(pool.share(page) if page >= 0 else -1 for page in table[: upto // PAGE])
+            child.shared += 0 if self.groups[g].window else upto // PAGE
             if rest:
                 mine.append(pool.take(after=mine[-1] if mine else -1))
                 copies.append((g, table[len(mine) - 1] * PAGE, mine[-1] * PAGE, rest))
@@ -165,7 +184,7 @@ class Sequence:
             del table[:]
             self.freed[g] = 0
         cache.touch(self.node)
-        self.node, self.computed = self.root, 0
+        self.node, self.computed, self.shared = self.root, 0, 0
 
 
 def sequences(
