@@ -149,7 +149,7 @@ class Beams:
             s = self._lines[b.parent]
             if s in lines:
                 child = self._spare.pop(0)
-                child.tokens = s.tokens[:]
+                child.tokens, child.match = s.tokens[:], s.match
                 children.setdefault(s, []).append(child)
                 s = child
             lines.append(s)
