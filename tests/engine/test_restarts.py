@@ -302,7 +302,7 @@ def test_who_leaves_while_suspects_are_tried_one_by_one_ends_at_once():
 
 def test_time_that_the_parent_itself_was_stopped_is_no_silence_of_the_child(client, monkeypatch):
     """As when a container is paused: each wait seems to take 100 seconds."""
-    sinks, pid, channel = start(client), client.pid, client._child.channel
+    sinks, pid, channel = start(client, REQUESTS), client.pid, client._child.channel
     stopped, now, receive = [0.0], time.monotonic, channel.receive
 
     def late(timeout):
