@@ -26,6 +26,7 @@ _RANGES = {
     "max_requests": (1, 4096),
     "queue": (1, 1 << 20),
     "packed_cache": (0, 1 << 50),
+    "prefix_cache_size": (1, 1 << 50),
 }
 
 
@@ -64,6 +65,8 @@ class EngineConfig:
     prompt fits, and computes one again if pages run short; "strict" books each one's worst case. prefix_sharing: what
     requests have in common is computed once for each "tenant", or once for "all", who then could tell by the time it
     takes what others have sent.
+    prefix_cache_file: where the prefix cache is kept between runs, in at most prefix_cache_size bytes; "" = nowhere. It
+    holds what was computed of prompts, and their tokens.
     seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
@@ -85,6 +88,8 @@ class EngineConfig:
     admission: str = "overcommit"
     policy: str = "fcfs"
     prefix_sharing: str = "tenant"
+    prefix_cache_file: str = ""
+    prefix_cache_size: int = 1 << 30
     format: str = ""
     smoothing: float = 0.0
     sparsity: float = 0.0
@@ -114,6 +119,7 @@ class EngineConfig:
             raise ConfigError(f"device {self.device} is for backend torch; backend {self.backend} runs on the cpu")
         if self.pin and self.backend != "cpu":
             raise ConfigError(f"pin is for backend cpu; the threads of backend {self.backend} are not ours")
+        self._check_prefix_cache()
         if not 0 <= self.smoothing <= 1:
             raise ConfigError(f"smoothing must be 0 (none) to 1, is {self.smoothing}")
         if self.smoothing and "int8" not in re.split("[,=]", self.format):
@@ -126,6 +132,12 @@ class EngineConfig:
             raise ConfigError("a calibration text is for smoothing or sparsity; give one of them with it")
         if self.smoothing and self.activations in ("float32", "bf16"):
             raise ConfigError(f"smoothing makes int8 rows finer; it does nothing for activations {self.activations}")
+
+    def _check_prefix_cache(self) -> None:
+        if self.prefix_cache_file and self.backend != "cpu":
+            raise ConfigError(f"prefix_cache_file is for backend cpu; backend {self.backend} keeps no pages")
+        if not self.prefix_cache_file and self.prefix_cache_size != EngineConfig.prefix_cache_size:
+            raise ConfigError("prefix_cache_size bounds the prefix_cache_file; give one with it")
 
 
 @dataclass(frozen=True)

@@ -39,6 +39,25 @@ class Step(Protocol):
     def run(self, batch: Batch) -> StepResult: ...
 
 
+class PageBytes(Protocol):
+    """The pages of a KV pool as bytes, between steps. Those of one engine mean the same to another with this `layout`:
+    its steps would have written the same ones."""
+
+    layout: str
+    nbytes: int  # of a page
+
+    def read(self, page: int) -> bytes: ...
+
+    def write(self, page: int, data: bytes) -> None: ...
+
+
+@runtime_checkable
+class Paged(Protocol):
+    """A step whose pages can be kept between runs."""
+
+    pages: PageBytes
+
+
 class Backend(Protocol):
     """A way to run programs.
 

@@ -28,6 +28,12 @@ def serve(
     prefix_sharing: Annotated[
         str, Option("What prompts have in common is computed once per tenant, or once for all.")
     ] = EngineConfig.prefix_sharing,
+    prefix_cache_file: Annotated[
+        str, Option("Keep the prefix cache here between runs.", metavar="FILE", default="not kept")
+    ] = EngineConfig.prefix_cache_file,
+    prefix_cache_size: Annotated[
+        int, Option("And of it no more than this.", metavar="SIZE", parser=parse_bytes, default="1G")
+    ] = EngineConfig.prefix_cache_size,
     max_wait: Annotated[float, Option("Seconds until a request's first token; 0: any time.")] = ServerConfig.max_wait,
     max_time: Annotated[float, Option("Seconds until a request's end; 0: any time.")] = ServerConfig.max_time,
     max_undelivered: Annotated[
@@ -42,7 +48,8 @@ def serve(
     fetch(config.model)
     engine = replace(
         config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
-        admission=admission, prefix_sharing=prefix_sharing,
+        admission=admission, prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file,
+        prefix_cache_size=prefix_cache_size,
     )  # fmt: skip
     limits = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,

@@ -24,6 +24,7 @@ from ridgeline.engine.records import (
     FAILED,
     NO_TERMS,
     Cancel,
+    Close,
     Delta,
     EngineInfo,
     Note,
@@ -319,6 +320,9 @@ class LocalClient:
 
     def close(self) -> None:
         self._ledger.fail_all(CANCELLED)
+        if self.engine.kept is not None:
+            with self._pumping:
+                self.engine.close()
 
 
 def handle(engine: Engine, message: ToEngine) -> None:
@@ -329,5 +333,7 @@ def handle(engine: Engine, message: ToEngine) -> None:
         engine.cancel(message.id, message.reason)
     elif isinstance(message, Pause):
         engine.pause(message.id)
+    elif isinstance(message, Close):
+        engine.close()
     else:
         engine.resume(message.id)

@@ -13,6 +13,7 @@ import msgspec
 from ridgeline.engine.beams import Beams, Search
 from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
+from ridgeline.engine.kept import Kept
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import POLICIES
 from ridgeline.engine.prefix import PrefixCache
@@ -82,6 +83,7 @@ class Engine:
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
         self.step_number = 0
         self._committed = 0.0  # when the last step was
+        self.kept: Kept | None = None  # where the prefix cache is kept between runs
 
     def submit(self, request: Submit) -> None:
         """Queue a request that admission accepted (records.check_room)."""
@@ -125,6 +127,15 @@ class Engine:
     def resume(self, id: int) -> None:
         for s in self._live.get(id, ()):
             self.scheduler.resume(s)
+
+    def close(self) -> None:
+        """End what still runs, commit what is in flight, and keep the prefix cache if there is a place for it."""
+        for id in list(self._live):
+            self.cancel(id)
+        while not self.idle:
+            self.step()
+        if self.kept is not None:
+            self.kept.save(self.cache)
 
     def why(self, id: int) -> list[str]:
         """What was decided for a request and why, in words; as far back as is remembered."""

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from ridgeline.backends.base import Step
+from ridgeline.backends.base import PageBytes, Paged, Step
 from ridgeline.ops.spec import Array
 from ridgeline.program.batch import Batch, StepResult
 
@@ -16,6 +16,10 @@ class Executor(Protocol):
     """`depth` batches may be in flight. A batch's buffer is free for reuse once its ticket is collected."""
 
     depth: int
+
+    @property
+    def pages(self) -> PageBytes | None:
+        """The KV pool as bytes, while nothing is in flight; None where it cannot be had so."""
 
     def submit(self, batch: Batch) -> int: ...
 
@@ -29,6 +33,10 @@ class LocalExecutor:
         self.step, self.depth = step, depth
         self._results: deque[StepResult] = deque()
         self._ids: dict[int, Array] = {}
+
+    @property
+    def pages(self) -> PageBytes | None:
+        return self.step.pages if isinstance(self.step, Paged) else None
 
     def submit(self, batch: Batch) -> int:
         if self.depth > 1:  # else every token was committed before it was scheduled

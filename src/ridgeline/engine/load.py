@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
 
+from ridgeline import __version__
 from ridgeline.backends import get_backend
 from ridgeline.backends.base import Backend, Step
 from ridgeline.config import CacheConfig, EngineConfig
@@ -18,6 +20,8 @@ from ridgeline.cores import available_cores
 from ridgeline.engine.calibrate import Calibrator, text_of
 from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor
+from ridgeline.engine.kept import Kept
+from ridgeline.engine.kept_header import identity_of
 from ridgeline.engine.losses import notes
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import MAX_ROW_BIAS
@@ -39,7 +43,7 @@ from ridgeline.text.tokenizer import Tokenizer, from_dir, from_gguf
 from ridgeline.text.vocab import MAX_ENDS
 from ridgeline.weights import hub
 from ridgeline.weights.load import Checkpoint, open_checkpoint
-from ridgeline.weights.packed import packed_weights
+from ridgeline.weights.packed import identity, packed_weights
 
 if TYPE_CHECKING:
     from ridgeline.weights.fetch import Progress
@@ -207,7 +211,24 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
         observe,
         commit=committed(info.page_bytes),
     )
+    keep_prefixes(engine, config, checkpoint)
     return Loaded(opened, step, engine)
+
+
+def keep_prefixes(engine: Engine, config: EngineConfig, checkpoint: Checkpoint) -> None:
+    """Read the prefix cache that the last run kept, and let this one keep its own, where the config names a file."""
+    if not config.prefix_cache_file:
+        return
+    path, pages = Path(config.prefix_cache_file), engine.executor.pages
+    if not path.parent.is_dir() or path.is_dir():
+        raise ConfigError(f"prefix_cache_file {config.prefix_cache_file!r} must name a file in a folder that exists")
+    if pages is None:
+        raise ConfigError(f"backend {config.backend} keeps no pages between runs; leave prefix_cache_file out")
+    same = identity_of(engine.info, identity(checkpoint), pages.layout, __version__)
+    engine.kept = Kept(path, config.prefix_cache_size, same, pages)
+    note = engine.kept.load(engine.cache)
+    if note:
+        engine.info = msgspec.structs.replace(engine.info, notes=(*engine.info.notes, note))
 
 
 def smoothing_label(config: EngineConfig) -> str:

@@ -7,6 +7,7 @@ a page holds depends on its tokens and those before it alone (invariant 1), so s
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from weakref import WeakValueDictionary
 
@@ -60,6 +61,14 @@ class PrefixCache:
         if root is None:
             root = self._roots[tenant] = Node(None, (), len(self.windows))
         return root
+
+    def keys(self) -> dict[Node, str]:
+        """The roots that somebody needs, with their keys."""
+        return {root: key for key, root in self._roots.items()}
+
+    def newest(self) -> Iterator[Node]:
+        """All nodes, the last used first."""
+        return reversed(self._recent)
 
     def match(self, tokens: Seq[int], node: Node) -> Node:
         """The deepest node that `tokens` lead to, and at least one of them beyond; `node`: where they led before."""

@@ -8,6 +8,7 @@ and a row's result depends on nothing but its own request).
 from __future__ import annotations
 
 import contextlib
+import logging
 import socket
 import subprocess
 import threading
@@ -25,6 +26,7 @@ from ridgeline.engine.records import (
     CANCELLED,
     FAILED,
     NO_TERMS,
+    Close,
     EngineInfo,
     LoadFailed,
     StepDelta,
@@ -34,10 +36,12 @@ from ridgeline.engine.records import (
 from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
 
+log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5  # without anything delivered in between
 _BACKOFF_S = 0.5  # the first restart is immediate, the second after this, then doubling
 _SLOW_LOAD = 10  # a reload may take this many times the first load, which had no limit
 _LATE_S = 0.1  # a wait that ends later than this was our own stop, as in a container that is paused, not the child's
+_KEEP_S = 20.0  # for writing what an orderly end keeps
 _CLOSED = "the engine is shut down"
 
 
@@ -80,7 +84,7 @@ class Child:
         self._outgoing.put(message)
 
     def stop(self) -> None:
-        """End the process and free all it took here; any number of times, from any thread. It keeps nothing to save."""
+        """End the process and free all it took here; any number of times, from any thread."""
         self.process.kill()
         with contextlib.suppress(OSError):  # closed already
             self.channel.sock.shutdown(socket.SHUT_RDWR)  # wakes who reads or writes
@@ -89,6 +93,16 @@ class Child:
         self._writer.join()
         self.channel.sock.close()
         self.progress.close()
+
+    def finish(self, seconds: float) -> bool:
+        """Let it end by itself, with what it has to write; whether it did so in time. Its last words are dropped."""
+        self.post(Close())
+        end = time.monotonic() + seconds
+        with contextlib.suppress(EOFError):
+            while (left := end - time.monotonic()) > 0:
+                self.channel.receive(left)
+            return False
+        return True
 
     def _write(self) -> None:
         with contextlib.suppress(OSError):  # the child is gone: pump sees that, and the ledger has every message
@@ -108,6 +122,7 @@ class ProcessClient:
         self.config, self._stall_s, self._silence_s = config, stall_s, silence_s
         self._why = ""  # what befell the last child, until the next one is ready
         self._lock = threading.Lock()  # held briefly: ledger and child change together, and closing is final
+        self._hearing = threading.Lock()  # one thread at a time reads what the child says
         self._problem: str | None = None
         self._fruitless = 0  # restarts since something was delivered
         self._silent = self._longest = 0.0  # seconds waited for the child's next word, and the most that was worth it
@@ -187,7 +202,12 @@ class ProcessClient:
 
     def close(self) -> None:
         with self._lock:
+            keeps = self._problem is None and self._ready and bool(self.config.prefix_cache_file)
             self._problem = _CLOSED
+        if keeps:
+            with self._hearing:
+                if not self._child.finish(_KEEP_S):
+                    log.warning("ridgeline: the prefix cache was not kept: it took over %g seconds", _KEEP_S)
         self._child.stop()
         self._ledger.fail_all(CANCELLED)
 
@@ -200,7 +220,8 @@ class ProcessClient:
         begin = time.monotonic()
         left = max(self._patience - self._silent, 0.0)  # no longer: what is late is told at once
         try:
-            messages = self._child.channel.receive(min(timeout, left))
+            with self._hearing:
+                messages = self._child.channel.receive(min(timeout, left))
         except EOFError:
             self._lost("it ended")
             return

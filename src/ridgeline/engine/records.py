@@ -66,7 +66,11 @@ class Resume(msgspec.Struct, frozen=True, tag="resume"):
     id: int
 
 
-ToEngine = Submit | Cancel | Pause | Resume
+class Close(msgspec.Struct, frozen=True, tag="close"):
+    """End in order: what runs is cancelled, and what is to be kept between runs is written."""
+
+
+ToEngine = Submit | Cancel | Pause | Resume | Close
 
 
 class Token(msgspec.Struct, frozen=True, array_like=True, gc=False):

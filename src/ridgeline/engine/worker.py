@@ -19,7 +19,7 @@ from ridgeline.config import EngineConfig
 from ridgeline.engine.client import handle
 from ridgeline.engine.load import load
 from ridgeline.engine.progress import Progress
-from ridgeline.engine.records import LoadFailed, ToEngine
+from ridgeline.engine.records import Close, LoadFailed, ToEngine
 from ridgeline.engine.wire import Channel
 from ridgeline.errors import RidgelineError
 
@@ -27,7 +27,7 @@ _REST_S = 0.1  # between signs of life while all there is is paused
 
 
 def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
-    """Run the engine until the channel closes, and count as it goes on."""
+    """Run the engine until it is told to close or the channel is gone, and count as it goes on."""
     try:
         loaded = load(config)
     except RidgelineError as wrong:
@@ -42,6 +42,8 @@ def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
     while True:
         for message in channel.receive(None if engine.idle else _REST_S if engine.resting else 0):
             handle(engine, message)
+            if isinstance(message, Close):
+                return
         if not engine.idle:
             channel.send(engine.step())  # without deltas too: it is the sign of life that process.py waits for
 

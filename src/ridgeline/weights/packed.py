@@ -19,6 +19,7 @@ import msgspec
 import numpy as np
 
 from ridgeline.program.ir import Weight
+from ridgeline.weights.fingerprint import fingerprint
 from ridgeline.weights.load import Checkpoint
 from ridgeline.weights.source import GGUFSource, SafetensorsSource
 
@@ -120,6 +121,15 @@ def packed_weights(checkpoint: Checkpoint, cache: Path, limit: int) -> PackedWei
     source = checkpoint.source
     if limit == 0 or not isinstance(source, (GGUFSource, SafetensorsSource)):
         return None
+    return PackedWeights(cache / FOLDER, limit, identity(checkpoint), str(Path(checkpoint.where).resolve()))
+
+
+def identity(checkpoint: Checkpoint) -> str:
+    """What tells the weights of a checkpoint from all others, without reading them: where they are files, whose sizes,
+    times and headers."""
+    source = checkpoint.source
+    if not isinstance(source, (GGUFSource, SafetensorsSource)):
+        return fingerprint(checkpoint)
     digest = hashlib.blake2b(digest_size=16)
     for file in source.files:
         stat = file.path.stat()
@@ -127,7 +137,7 @@ def packed_weights(checkpoint: Checkpoint, cache: Path, limit: int) -> PackedWei
         digest.update(file.header)
     for name, scale in sorted(checkpoint.scales.items()):
         digest.update(name.encode() + scale.tobytes())
-    return PackedWeights(cache / FOLDER, limit, digest.hexdigest(), str(Path(checkpoint.where).resolve()))
+    return digest.hexdigest()
 
 
 def read_header(path: Path) -> PackedFile | None:

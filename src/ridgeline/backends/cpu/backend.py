@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
+import sys
 import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from ridgeline.weights.packed import PackedWeights
 
 _SLACK = 64  # vector loads may run past the last value of the last page
+PAGES_VERSION = 1  # raise it where kernels store other keys and values than before, or lay pages out anew
 _LEVELS = ("portable", "avx2", "avx512", "avx512bf16")
 _THREADS = 64  # allowed on any machine, where fewer cores make them slow but not wrong
 _DTYPES = {"f32": np.float32, "i32": np.int32}
@@ -63,7 +66,7 @@ class CPU:
         weights, vectors = Panels(self.pool, self.held_as).load(record.weights, record.vectors, read, packed)
         arena = _native.Memory(max(plan.nbytes, 64))
         native = _native.Step(self.pool, self.isa, record.words, weights, vectors, kv, arena)
-        return CPUStep(native, layout, entry, plan, arena, kv)
+        return CPUStep(native, layout, entry, plan, arena, Pages(kv.array(), program, self.isa))
 
     def count_in(self, counter: NDArray[np.uint64]) -> None:
         """Count the barriers of steps in this memory, which another process may watch."""
@@ -112,6 +115,29 @@ def _pool(threads: int, pin: bool) -> _native.Pool:
         raise ConfigError(f"the system does not start {threads} threads{pinned} ({wrong}); {advice}") from wrong
 
 
+class Pages:
+    """The KV pool as pages: [run of pages][layer][page of the run][bytes]."""
+
+    def __init__(self, memory: NDArray[np.uint8], program: Program, isa: str) -> None:
+        layers, layer_page = _page_shape(program)
+        self.memory = memory
+        shape = layers, _native.PAGE_RUN, layer_page
+        runs = (len(memory) - _SLACK) // max(math.prod(shape), 1)
+        self._runs = memory[: runs * math.prod(shape)].reshape(runs, *shape)
+        self.nbytes = layers * layer_page
+        # ISA levels round differently, so an answer would show whether its prefix came from another one.
+        self.layout = f"cpu {isa} {PAGES_VERSION} {layers} x {layer_page} {sys.byteorder}"
+
+    def read(self, page: int) -> bytes:
+        run, at = divmod(page, _native.PAGE_RUN)
+        return self._runs[run, :, at].tobytes()
+
+    def write(self, page: int, data: bytes) -> None:
+        run, at = divmod(page, _native.PAGE_RUN)
+        layers = self._runs[run, :, at]
+        layers[:] = np.frombuffer(data, np.uint8).reshape(layers.shape)
+
+
 class CPUStep:
     """A compiled program: one native call per batch. Results are copied out of the arena.
 
@@ -120,10 +146,10 @@ class CPUStep:
 
     def __init__(
         self, native: _native.Step, layout: BatchLayout, entry: Entry, plan: MemoryPlan, arena: _native.Memory,
-        kv: _native.Memory,
+        pages: Pages,
     ) -> None:  # fmt: skip
         self.layout, self._native, self._entry = layout, native, entry
-        self._arena, self.kv = arena.array(), kv.array()
+        self._arena, self.kv, self.pages = arena.array(), pages.memory, pages
         self.native_s = 0.0
         self._want = layout.slots["want"].offset // 4
         capacity = layout.limits.capacity
@@ -184,9 +210,14 @@ def join(program: Program) -> Entry:
 
 def kv_bytes(program: Program, pages: int) -> int:
     """Bytes of the pool that all state groups share: [run of pages][layer][page]."""
-    layers = max((s.layers for s in program.states), default=0)
-    layer_page = max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
+    layers, layer_page = _page_shape(program)
     return whole_runs(pages) * layers * layer_page + _SLACK
+
+
+def _page_shape(program: Program) -> tuple[int, int]:
+    """Layers of a page, and the bytes of each."""
+    layers = max((s.layers for s in program.states), default=0)
+    return layers, max((int(s.layer_token_bytes * PAGE) for s in program.states), default=0)
 
 
 def whole_runs(pages: int) -> int:
