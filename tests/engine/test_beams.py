@@ -6,7 +6,7 @@ import random
 
 import numpy as np
 import pytest
-from collected import Collected, greedy, prompt_of, run
+from collected import Collected, greedy, prompt_of, run, start
 from fake import fake_engine, likely
 
 from ridgeline.engine.client import LocalClient
@@ -252,3 +252,22 @@ def test_a_search_must_fit():
         with pytest.raises(InvalidRequest, match=words) as refused:
             client.submit(prompt_of(100 if named != "prompt" else 300), p, Collected())
         assert refused.value.param == named
+
+
+def test_beams_that_give_way_find_their_own_prefix():
+    """A beam that took over another's tokens must not go on from pages of those it had before."""
+    for seed in range(12):
+        rng = random.Random(seed)
+        options = {"depth": 1, "context": 512, "step_tokens": 200, "max_requests": 6, "pages": 100}
+        params = SamplingParams(beams=4, n=2, temperature=0, max_tokens=40, early_stopping="never")
+        request = (prompt_of(rng.randint(40, 62), seed), params)
+        (alone,) = run(fake_engine(**options), [request])
+        engine = fake_engine(**options)
+        client = LocalClient(engine)
+        (seen,) = start(client, [request])
+        while not client.idle:
+            client.pump()
+            engine.scheduler.audit()
+            for s in [s for s in engine.scheduler.running if rng.random() < 0.25 and not engine._flights]:
+                engine.scheduler._preempt(s, s)
+        assert seen.tokens == alone.tokens

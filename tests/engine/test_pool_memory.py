@@ -7,6 +7,7 @@ import logging
 import random
 from pathlib import Path
 
+import msgspec
 import pytest
 from collected import Collected, drain, greedy, prompt_of, run, start
 from fake import fake_engine
@@ -127,3 +128,38 @@ def test_a_pool_beyond_all_address_space_is_refused_by_name():
 
     with pytest.raises(ConfigError, match="--kv-memory"):
         _reserved(1 << 48)
+
+
+def test_a_half_read_prompt_goes_on_while_the_system_refuses():
+    """What is available may not be there: the step takes less of the prompt then."""
+    willing = [True]
+    engine = fake_engine(pages=16, step_tokens=400, max_requests=6, context=1024, commit=lambda pages: willing[0])
+    client, few = LocalClient(engine), msgspec.structs.replace(engine.scheduler.limits, tokens=100)
+    seen = start(client, [(prompt_of(60, i), greedy(250)) for i in (1, 2)])
+    for _ in range(3):
+        client.pump()
+    many, engine.scheduler.limits = engine.scheduler.limits, few
+    seen += start(client, [(prompt_of(600, 4), greedy(8))])
+    client.pump()
+    client.pump()
+    client.pause(3)
+    for _ in range(160):
+        client.pump()
+    engine.scheduler.limits, willing[0] = many, False
+    client.resume(3)
+    drain(client)
+    assert [x.finish[0] for x in seen] == [["length"]] * 3
+
+
+def test_a_refusal_that_passes_ends_nothing():
+    """The system's memory comes and goes: what runs is not given up at the first refusal."""
+    refusals = [0]
+
+    def commit(pages: int) -> bool:
+        refusals[0] += 1
+        return not 2 < refusals[0] < 50
+
+    client = LocalClient(fake_engine(pages=16, context=1024, commit=commit))
+    (seen,) = start(client, [(prompt_of(20), greedy(600))])
+    drain(client)
+    assert refusals[0] >= 50 and seen.finish[0] == ["length"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import signal
 import socket
@@ -56,6 +57,7 @@ def launched(monkeypatch) -> list[process.Child]:
     monkeypatch.setattr(process, "Child", Recorded)
     monkeypatch.setattr(process, "_BACKOFF_S", 0.02)
     monkeypatch.setenv("PYTHONHASHSEED", "0")  # the fake's tokens are hashes
+    gc.collect()  # what other tests left open
     before = len(os.listdir("/proc/self/fd"))
     yield children
     assert all(c.process.returncode is not None for c in children)
@@ -326,3 +328,23 @@ def test_a_first_load_that_dies_leaves_nothing(note, launched, monkeypatch):
     with pytest.raises(EngineFailed, match="could not be started"):
         ProcessClient(EngineConfig(str(note)))
     assert len(launched) == 1
+
+
+def test_a_paused_suspect_is_no_silence(client, launched):
+    """It waits here, not in the engine, which has nothing to do meanwhile and is left alone."""
+    seen = Collected()
+    id = client.submit(*REQUESTS[0], seen)
+    pump_until(client, lambda: len(seen.tokens[0]) > 2)
+    client.pause(id)
+    pump_until(client, lambda: client.last.paused == 1)
+    for deaths in (1, 2):
+        os.kill(client.pid, signal.SIGKILL)
+        pump_until(client, lambda n=deaths: len(launched) == 1 + n and client._ready)
+        if deaths == 1:
+            pump_until(client, lambda: client.last.paused == 1)
+    client._stall_s = client._silence_s = 0.2
+    end = time.monotonic() + 2
+    while time.monotonic() < end:
+        client.pump(0.05)
+        assert client.unhealthy() is None
+    assert len(launched) == 3

@@ -141,6 +141,11 @@ class Ledger:
         return not self._live
 
     @property
+    def quiet(self) -> bool:
+        """Whether the engine has none of them."""
+        return len(self._unsent) == len(self._live)
+
+    @property
     def choices(self) -> int:
         """Choices accepted and not ended; of a search, its beams."""
         return sum(x.request.params.width - len(x.done) for x in self._live.values())
@@ -251,7 +256,13 @@ class Ledger:
             for id, x in self._live.items():
                 if id not in self._unsent:
                     x.deaths += 1
-                    self.journal.add([Note(id, c, journal.REPLAYED, (len(made),)) for c, made in enumerate(x.emitted)])
+                    self.journal.add(
+                        [
+                            Note(id, c, journal.REPLAYED, (len(made),))
+                            for c, made in enumerate(x.emitted)
+                            if c not in x.done
+                        ]
+                    )
             guilty = [x for x in self._live.values() if x.deaths >= _GUILTY]
             self._unsent = dict(self._live)
             self._orders.clear()

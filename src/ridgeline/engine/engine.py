@@ -36,6 +36,7 @@ from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
+_ASKS = 100  # times in a row that the system is asked for memory in vain before a request ends for it
 _SPARE = 64  # deadlines that may be those of ended requests
 
 
@@ -81,6 +82,7 @@ class Engine:
         self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
+        self._refused = 0  # steps in a row that found no memory
         self.step_number = 0
         self._committed = 0.0  # when the last step was
         self.kept: Kept | None = None  # where the prefix cache is kept between runs
@@ -159,6 +161,10 @@ class Engine:
         """Nothing to run, in flight, or to report, until a message or a deadline: what there is is paused."""
         return not (self._flights or self._ends or self.scheduler.running or self.scheduler.waiting)
 
+    def _starves(self, chunks: list[Chunk]) -> bool:
+        """Whether nothing can run because the system has no memory for what was promised."""
+        return not chunks and not self._flights and bool(self.pool.withheld and self.scheduler.running)
+
     def step(self) -> StepDelta:
         """Schedule and submit one batch if there is work, then commit the oldest one if the pipeline is full."""
         if self._deadlines:
@@ -166,7 +172,8 @@ class Engine:
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)
-        elif self.pool.withheld and self.scheduler.running and not self._flights:  # what was promised has no memory
+        self._refused += 1 if self._starves(chunks) else -self._refused
+        if self._refused > _ASKS:
             self.cancel(self.scheduler.anchor.id, NO_MEMORY)
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):

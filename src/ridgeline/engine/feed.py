@@ -55,8 +55,8 @@ class Feeder:
             self._client.cancel(id)
 
     def _submit(self, work: Work) -> bool:
-        n = work.params.n
-        if self._live and self._choices + n > self._room:  # the client would say so, but at the price of an error
+        n, width = work.params.n, work.params.width
+        if self._live and self._choices + width > self._room:  # the client would say so, but at the price of an error
             return False
 
         def sink(delta: Delta) -> None:

@@ -228,12 +228,13 @@ class ProcessClient:
         self._silent += min(time.monotonic() - begin, timeout + _LATE_S)
         moved = self._child.moved()
         alive = bool(messages) or moved
-        if not alive and not self._ledger.empty and self._silent > self._patience:
+        watched = not (self._ledger.quiet if self._ready else self._ledger.empty)
+        if not alive and watched and self._silent > self._patience:
             self._lost(f"it did nothing for {self._silent:.1f} seconds")
             return
         if alive and self._ready:
             self._longest = max(self._longest, self._silent)
-        if alive or self._ledger.empty:
+        if alive or not watched:
             self._silent = 0.0
         for message in messages:
             self._take(message)

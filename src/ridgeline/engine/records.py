@@ -12,6 +12,7 @@ from ridgeline.errors import InvalidRequest
 PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of numpy for clients
 
 EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
+FINISHED = (EOS, STOP, LENGTH)  # ends of an answer that is all there
 EXPIRED = "deadline"
 NO_MEMORY = "no_memory"  # the system had none left for pages that were promised
 UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was

@@ -13,7 +13,7 @@ from ridgeline.engine.pace import Pace
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Policy, Rank
 from ridgeline.engine.prefix import Node, PrefixCache
-from ridgeline.engine.records import PAGE, Counters
+from ridgeline.engine.records import FINISHED, PAGE, Counters
 from ridgeline.engine.sequence import Copy, Sequence
 
 _GUESS_S = 1e-3  # of a token, before the first step has shown better
@@ -65,8 +65,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # those that have pages, of which the first `limits.running` get tokens
         self.paused: list[Sequence] = []  # those whose readers are behind, with pages or without
-        self.counters = Counters()
-        self.journal = journal.Journal()
+        self.counters, self.journal = Counters(), journal.Journal()
         self.pace, self.lengths = Pace(limits.tokens, _GUESS_S * limits.tokens), Lengths()
         self._now = clock()
 
@@ -114,10 +113,12 @@ class Scheduler:
                     known = max(s.scored - s.computed, 0)
                     more = min(more, known + rows)
                     rows -= max(more - known, 0)
-                self.cache.make_room(s.missing(s.computed + 1 + more))  # so that what is available is there
+                wanted = min(s.missing(s.computed + 1 + more), self.pool.available)
+                self.cache.make_room(wanted)  # the system may refuse
                 more = min(more, s.reach(self.pool.available) - s.computed - 1)
                 budget -= more
-                self._take(s, s.computed + 1 + more)
+                taken = self._take(s, s.computed + 1 + more)
+                assert taken, "pages that are available could not be taken"
             samples = 1 + more == gap
             forks: tuple[Sequence, ...] = ()
             made: tuple[Copy, ...] = ()
@@ -223,8 +224,7 @@ class Scheduler:
         those for which there is no room, wait for pages of their own.
         """
         pages = len(s.groups) if len(s.tokens) % PAGE else 0
-        room = min(most, self.limits.running - len(self.running), len(others))
-        room = max(room, 0)  # some that gave way may be back beyond the limit
+        room = max(min(most, self.limits.running - len(self.running), len(others)), 0)  # some are back beyond the limit
         while room and not (self._books(others[:room]) and self.cache.make_room(room * pages)):
             room -= 1
         forks = tuple(others[:room])
@@ -344,9 +344,9 @@ class Scheduler:
             return False
         shared = self.pool.used - sum(r.own for r in (*self.running, *self.paused))  # these stay while any of them runs
         most = self.lengths.peak((*self.running, s)) - node.depth * len(s.groups) + shared
-        if most > self.pool.total:
-            self._waits(s, journal.WAITS_FOR_GROWTH, len(self.running), most, self.pool.total)
-        return most > self.pool.total
+        if (total := self.pool.total - self.pool.withheld) < most:
+            self._waits(s, journal.WAITS_FOR_GROWTH, len(self.running), most, total)
+        return most > total
 
     def _in_favour_of(self, s: Sequence, shortage: int) -> list[Sequence] | None:
         """Sequences, the last in rank first, that must give way for one to start; None if they may not."""
@@ -378,7 +378,7 @@ class Scheduler:
                 places.remove(sequence)
         self.policy.ended(sequence.job)
         made = len(sequence.tokens) - sequence.prompt_len
-        if made:
+        if made and sequence.finish in FINISHED:  # what was cut short tells nothing
             self.lengths.observe(made)
         self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)
         sequence.release(self.cache)
