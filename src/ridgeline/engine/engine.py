@@ -7,13 +7,13 @@ import time
 from collections import deque
 from collections.abc import Callable
 from itertools import zip_longest
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from ridgeline.engine.beams import Beams, Search
 from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
-from ridgeline.engine.kept import Kept
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import POLICIES
 from ridgeline.engine.prefix import PrefixCache
@@ -35,6 +35,9 @@ from ridgeline.engine.records import (
 from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
+
+if TYPE_CHECKING:
+    from ridgeline.engine.kept import Kept
 
 _ASKS = 100  # times in a row that the system is asked for memory in vain before a request ends for it
 _SPARE = 64  # deadlines that may be those of ended requests

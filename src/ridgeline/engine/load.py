@@ -20,8 +20,6 @@ from ridgeline.cores import available_cores
 from ridgeline.engine.calibrate import Calibrator, text_of
 from ridgeline.engine.engine import Engine, Flight
 from ridgeline.engine.executor import LocalExecutor
-from ridgeline.engine.kept import Kept
-from ridgeline.engine.kept_header import identity_of
 from ridgeline.engine.losses import notes
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import MAX_ROW_BIAS
@@ -219,6 +217,9 @@ def keep_prefixes(engine: Engine, config: EngineConfig, checkpoint: Checkpoint) 
     """Read the prefix cache that the last run kept, and let this one keep its own, where the config names a file."""
     if not config.prefix_cache_file:
         return
+    from ridgeline.engine.kept import Kept  # what few ask for should cost nobody else a start
+    from ridgeline.engine.kept_header import identity_of
+
     path, pages = Path(config.prefix_cache_file), engine.executor.pages
     if not path.parent.is_dir() or path.is_dir():
         raise ConfigError(f"prefix_cache_file {config.prefix_cache_file!r} must name a file in a folder that exists")
