@@ -12,7 +12,7 @@ from ridgeline.engine.records import Terms, check_room
 from ridgeline.errors import InvalidRequest, Overloaded
 from soak.engines import Clock, Engines, Timed
 from soak.judge import Request
-from soak.scenario import Ask, Scenario
+from soak.scenario import Ask, Scenario, within
 
 
 @dataclass
@@ -75,7 +75,7 @@ def play(s: Scenario, engines: Engines) -> Played:
     starves.
     """
     clock, played, now, spare = Clock(), Played(), 0, 0
-    commit = (lambda pages: not s.scarce_at(now)) if s.scarce else None
+    commit = (lambda pages: not within(s.scarce, now)) if s.scarce else None
     engine, step = engines.crowded(s, clock, commit)
     client, asks, deaths = LocalClient(engine), list(s.asks), list(s.deaths)
     while asks or not client.idle:
@@ -91,12 +91,15 @@ def play(s: Scenario, engines: Engines) -> Played:
             client.engine = engine
             client._ledger.engine_died()
             played.counts["engines lost"] += 1
+        spare += _press(engine) if now % 8 == 0 and within(s.pressed, now) else 0
         spare -= not client.idle
         halt(client, played, now)
         leaving = leave(client, played, now)
         client.pump()
         engine.scheduler.audit()
         _apart(engine, s, played)
+        _led(engine)
+        played.counts["steps pressed"] += within(s.pressed, now)
         played.counts["steps without memory"] += engine.pool.withheld > 0
         assert all(r.ended for r in leaving), "a request that was cancelled did not end within a step"
         now += 1
@@ -106,6 +109,23 @@ def play(s: Scenario, engines: Engines) -> Played:
     _tally(engine, step, played)
     played.counts["tokens"] = sum(r.seen.delivered for r in played.requests)
     return played
+
+
+def _led(engine: Engine) -> None:
+    """What the prefix cache has matched of a sequence are its tokens."""
+    scheduler = engine.scheduler
+    for x in (*scheduler.running, *scheduler.waiting, *scheduler.paused):
+        for node in {x.match, x.node}:
+            led = [token for step in node.path() for token in step.tokens]
+            assert led == x.tokens[: len(led)], f"the prefix cache leads request {x.id}, choice {x.choice} astray"
+
+
+def _press(engine: Engine) -> int:
+    """Have all that run give way to nobody; the most steps that this costs."""
+    running = [*engine.scheduler.running]
+    for s in running:
+        engine.scheduler._preempt(s, s)
+    return sum(len(s.tokens) + 1 for s in running)
 
 
 def _most_steps(r: Request, s: Scenario) -> int:

@@ -16,6 +16,8 @@ SIGNALS = ("SIGKILL", "SIGSTOP", "SIGSEGV")
 _VOCAB = 250  # ids below this are tokens of every model
 _REAL_EVERY = 25  # so many scenarios are one of the real model
 _CRASH_EVERY = 4
+Span = tuple[int, int]  # of steps: the first, and that behind the last
+_PAGE = 64
 
 
 class Halt(msgspec.Struct, frozen=True):
@@ -69,15 +71,17 @@ class Scenario(msgspec.Struct, frozen=True, kw_only=True):
     deaths: tuple[int, ...] = ()  # steps at which the engine in this process is lost, and replaced by a new one
     kills: tuple[Kill, ...] = ()
     crash: bool = False  # over an engine process
-    scarce: tuple[tuple[int, int], ...] = ()  # steps, first and behind the last, when the system has no more memory
+    scarce: tuple[Span, ...] = ()  # when the system has no more memory
+    pressed: tuple[Span, ...] = ()  # when in every eighth step all that run give their pages up, for nobody
 
     def settings(self) -> dict[str, int | str]:
         """What an EngineConfig takes as it is."""
         names = ("kv_format", "format", "policy", "admission", "context", "step_tokens", "step_ms", "max_requests")
         return {name: getattr(self, name) for name in (*names, "queue", "prefix_sharing")}
 
-    def scarce_at(self, step: int) -> bool:
-        return any(first <= step < behind for first, behind in self.scarce)
+
+def within(spans: tuple[Span, ...], step: int) -> bool:
+    return any(first <= step < behind for first, behind in spans)
 
 
 def draw(seed: int) -> Scenario:
@@ -86,7 +90,7 @@ def draw(seed: int) -> Scenario:
     crash = seed % _CRASH_EVERY == 1
     real = seed % _REAL_EVERY == 6
     most = 2 if real else 8
-    asks = _asks(rng, crash, 8 if real else rng.choice([6, 16, 30]))
+    asks = _asks(rng, crash, 8 if real else rng.choice([6, 16, 30]), rng.choice([0.1, 0.1, 0.1, 0.8]))
     tokens = sum(a.params.n * (a.params.max_tokens or 60) for a in asks)
     kills = sorted(rng.sample(range(1, max(3, tokens // 4)), rng.randint(1, 2))) if crash else ()
     return Scenario(
@@ -109,16 +113,18 @@ def draw(seed: int) -> Scenario:
         deaths=() if crash else tuple(sorted(rng.randint(1, 200) for _ in range(rng.choice([0, 0, 1, 2])))),
         kills=tuple(Kill(at, rng.choice(SIGNALS)) for at in kills),
         crash=crash,
-        scarce=() if crash or rng.random() < 0.7 else tuple(_span(rng) for _ in range(rng.randint(1, 3))),
+        scarce=() if crash else _spans(rng, 60, 80),
+        pressed=() if crash else _spans(rng, 300, 1500),
     )
 
 
-def _span(rng: random.Random) -> tuple[int, int]:
-    first = rng.randint(0, 60)
-    return first, first + rng.randint(1, 80)
+def _spans(rng: random.Random, most: int, longest: int) -> tuple[Span, ...]:
+    """None in most scenarios; else they begin at step `most` at the latest."""
+    firsts = [rng.randint(0, most) for _ in range(rng.choice([0, 0, 1, 3]))]
+    return tuple((first, first + rng.choice([rng.randint(1, 80), longest])) for first in firsts)
 
 
-def _asks(rng: random.Random, crash: bool, count: int) -> tuple[Ask, ...]:
+def _asks(rng: random.Random, crash: bool, count: int, searches: float) -> tuple[Ask, ...]:
     """Requests in order of time, with bursts and pauses, that begin like one of three texts."""
     stems = [[rng.randrange(3, _VOCAB) for _ in range(rng.randint(40, 260))] for _ in range(3)]
     asks: list[Ask] = []
@@ -131,12 +137,16 @@ def _asks(rng: random.Random, crash: bool, count: int) -> tuple[Ask, ...]:
             continue
         stem, tail = rng.choice(stems), [rng.randrange(3, _VOCAB) for _ in range(rng.randint(0, 40))]
         prompt = (*stem[: rng.randint(1, rng.choice([30, len(stem)]))], *tail)
+        params = _params(rng)
+        if rng.random() < searches:
+            params = _search(rng)
+            prompt = prompt[: max(len(prompt) // _PAGE * _PAGE - rng.randint(0, 12), 1)]  # beams part, then pages fill
         leaves = rng.random() < 0.15
         asks.append(
             Ask(
                 at=at,
                 prompt=prompt,
-                params=_search(rng) if rng.random() < 0.15 else _params(rng),
+                params=params,
                 terms=_terms(rng, crash),
                 leaves_after=rng.randint(0, 60) if leaves else -1,
                 gone_at=at + rng.randint(0, 60) if not leaves and rng.random() < 0.1 else -1,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -10,6 +11,7 @@ import pytest
 
 pytest.importorskip("ridgeline.backends.cpu._native", reason="the native module is not built")
 
+from ridgeline.engine.beams import Beams
 from ridgeline.engine.client import Live
 from ridgeline.engine.params import check_params
 from ridgeline.engine.prefix import PrefixCache
@@ -23,7 +25,7 @@ COVERED = (
     "preemptions", "recomputed_tokens", "cached_tokens", "requests of several choices", "ended: cancelled",
     "ended: deadline", "ended: stop_sequence", "ended: eos_token", "ended: length", "refused: Overloaded",
     "engines lost", "restarts", "SIGKILL", "SIGSTOP", "SIGSEGV", "searches", "requests with seeds", "pauses", "resumes",
-    "requests with a salt", "pages shared by two tenants", "steps without memory", "ended: no_memory",
+    "requests with a salt", "pages shared by two tenants", "steps without memory", "steps pressed", "ended: no_memory",
 )  # fmt: skip
 
 
@@ -120,7 +122,21 @@ def any_page_matches(monkeypatch):
     monkeypatch.setattr(PrefixCache, "match", anywhere)
 
 
-PLANTED = (nothing_copied, released_early, last_token_forgotten, keys_forgotten, any_page_matches)
+def old_match_kept(monkeypatch):
+    """A beam that takes another's place looks for pages where its own tokens led."""
+    placed = Beams._placed
+
+    def keeping(self, branches):
+        before = {s: s.match for s in self._spare}
+        lines, children = placed(self, branches)
+        for child in itertools.chain(*children.values()):
+            child.match = before.get(child, child.match)
+        return lines, children
+
+    monkeypatch.setattr(Beams, "_placed", keeping)
+
+
+PLANTED = (nothing_copied, released_early, last_token_forgotten, keys_forgotten, any_page_matches, old_match_kept)
 
 
 @pytest.mark.soak
