@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import time
 
 from ridgeline.engine.process import ProcessClient
 from soak.engines import Engines
-from soak.play import Played, leave, submit
+from soak.play import Played, halt, leave, submit
 from soak.scenario import Scenario
 
 _STUCK_S = 120.0  # without a token
@@ -29,6 +30,7 @@ def _play(s: Scenario, client: ProcessClient) -> Played:
     while asks or not client.idle:
         while asks and (asks[0].at <= now or client.idle):
             submit(client, asks.pop(0), played)
+        halt(client, played, math.inf if _all_behind(played) else now)
         leave(client, played, now)
         if kills and kills[0].at <= now and not client.idle and client.unhealthy() is None:
             kill = kills.pop(0)
@@ -45,5 +47,10 @@ def _play(s: Scenario, client: ProcessClient) -> Played:
     # A signal may come after the last token: the end is what the clients see.
     played.counts["tokens"] = now
     last = client.last
-    assert last is None or (last.running, last.waiting) == (0, 0) or not played.requests, last
+    assert (last.running, last.waiting) == (0, 0) or not played.requests, last
     return played
+
+
+def _all_behind(played: Played) -> bool:
+    """Whether no reader is there: then no token comes, by which theirs would be back."""
+    return all(r.back_at is not None for r in played.requests if not r.ended)

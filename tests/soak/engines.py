@@ -23,6 +23,8 @@ from ridgeline.program.batch import Batch, StepResult
 from ridgeline.weights import hub
 from soak.scenario import REAL, TINY, Scenario
 
+Commit = Callable[[int], bool]  # whether the system has memory for so many more pages
+
 _CONTEXT = 512
 _SETTINGS = {"vocab_size": 260, "max_position_embeddings": _CONTEXT}
 _CONFIGS = {
@@ -72,11 +74,11 @@ class Engines:
         page, groups = self.page_bytes(s.model, s.kv_format, s.format)
         return replace(self._plain(s.model, s.kv_format, s.format), **s.settings(), kv_memory=s.pages * groups * page)
 
-    def crowded(self, s: Scenario, clock: Clock) -> tuple[Engine, Timed]:
+    def crowded(self, s: Scenario, clock: Clock, commit: Commit | None) -> tuple[Engine, Timed]:
         """The engine of a scenario in this process, its pages full of NaN."""
         loaded = load(self.config(s))
         step = Timed(loaded.step, clock, s.token_s)
-        return _engine(loaded, step, s.depth, clock), step
+        return _engine(loaded, step, s.depth, clock, commit), step
 
     def alone(self, model: str, kv_format: str, format: str) -> Engine:
         """A fresh engine of the model with room for anything, in one step and with one in flight."""
@@ -99,13 +101,14 @@ class Engines:
         return load(replace(plain, kv_memory=40 * groups * page, step_tokens=512, step_ms=0, max_requests=8))
 
 
-def _engine(loaded: Loaded, step: Step, depth: int, clock: Callable[[], float]) -> Engine:
+def _engine(loaded: Loaded, step: Step, depth: int, clock: Callable[[], float], commit: Commit | None = None) -> Engine:
     loaded.step.kv.fill(0xFF)  # NaN in every format
     tokenizer, info = loaded.opened.tokenizer, msgspec.structs.replace(loaded.engine.info, depth=depth)
     executor = LocalExecutor(step, depth)
     return Engine(
-        executor, step.layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), clock=clock
-    )
+        executor, step.layout, info, tokenizer.eos_ids, lambda r: ChoiceText(tokenizer, r.params), clock=clock,
+        commit=commit,
+    )  # fmt: skip
 
 
 def _missing() -> str:

@@ -7,7 +7,8 @@ from collections import Counter, defaultdict
 import msgspec
 
 from ridgeline.engine.client import LocalClient
-from ridgeline.engine.records import CANCELLED, EXPIRED, Delta, Token
+from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import CANCELLED, EXPIRED, NO_MEMORY, Delta, Token
 from soak.engines import Engines
 from soak.scenario import Ask, Scenario
 
@@ -41,6 +42,8 @@ class Request:
 
     def __init__(self, ask: Ask, limit: int) -> None:
         self.ask, self.seen, self.id, self.left = ask, Seen(), 0, False
+        self.halts = list(ask.halts)
+        self.back_at: float | None = None  # when its reader is, while that is behind
         self.params = msgspec.structs.replace(ask.params, max_tokens=limit)
 
     @property
@@ -64,36 +67,47 @@ class Judge:
         ends: Counter[str] = Counter()
         for number, r in enumerate(requests):
             assert r.ended, f"request {number}: choices {sorted(r.seen.finish)} of {r.params.n} have ended"
-            alone = self.alone(s, r)
             for choice, finish in r.seen.finish.items():
                 ends[finish] += 1
-                _same(f"request {number}, choice {choice}", r, alone, choice)
+                assert finish != NO_MEMORY or s.scarce, f"request {number}: no memory, of which there is enough"
+                alone, its = self._choice(s, r, choice)
+                _same(f"request {number}, choice {choice}", r, choice, alone, its)
             if r.seen.prompt is not None:
+                alone, _ = self._choice(s, r, 0)
                 assert r.seen.prompt == alone.prompt, f"request {number}: prompt logprobs differ from those alone"
         return ends
 
-    def alone(self, s: Scenario, r: Request) -> Seen:
-        """The answer to a request that has an engine to itself."""
+    def _choice(self, s: Scenario, r: Request, choice: int) -> tuple[Seen, int]:
+        """The answer that holds what a choice must be, and which of its choices does: one with a seed of its own is
+        that of a request for it alone.
+        """
+        p = r.params
+        if not p.seeds:
+            return self.alone(s, r, p), choice
+        return self.alone(s, r, msgspec.structs.replace(p, n=1, seeds=(), seed=p.seeds[choice])), 0
+
+    def alone(self, s: Scenario, r: Request, params: SamplingParams) -> Seen:
+        """The answer to a request with these parameters that has an engine to itself."""
         model = s.model, s.kv_format, s.format
-        key = msgspec.msgpack.encode((model, r.ask.prompt, r.params))
+        key = msgspec.msgpack.encode((model, r.ask.prompt, params))
         if key not in self._alone:
             if len(self._alone) > _KEPT:
                 self._alone.clear()
             client, seen = LocalClient(self._engines.alone(*model)), Seen()
-            client.submit(r.ask.prompt, r.params, seen)
+            client.submit(r.ask.prompt, params, seen)
             while not client.idle:
                 client.pump()
             self._alone[key] = seen
         return self._alone[key]
 
 
-def _same(what: str, r: Request, alone: Seen, choice: int) -> None:
-    seen, whole = r.seen.tokens[choice], alone.tokens[choice]
-    cut = r.seen.finish[choice] in (CANCELLED, EXPIRED)
+def _same(what: str, r: Request, choice: int, alone: Seen, its: int) -> None:
+    seen, whole = r.seen.tokens[choice], alone.tokens[its]
+    cut = r.seen.finish[choice] in (CANCELLED, EXPIRED, NO_MEMORY)
     if cut:
         whole = whole[: len(seen)]
     at = next((i for i, (a, b) in enumerate(zip(seen, whole, strict=False)) if a != b), min(len(seen), len(whole)))
     assert seen == whole, f"{what}: token {at} is {seen[at:][:1]}, alone {whole[at:][:1]}"
     if not cut:
-        ended, other = (r.seen.finish[choice], r.seen.text[choice]), (alone.finish[choice], alone.text[choice])
+        ended, other = (r.seen.finish[choice], r.seen.text[choice]), (alone.finish[its], alone.text[its])
         assert ended == other, f"{what}: ends as {ended}, alone as {other}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 
@@ -10,7 +11,9 @@ import pytest
 
 pytest.importorskip("ridgeline.backends.cpu._native", reason="the native module is not built")
 
+from ridgeline.engine.beams import Beams
 from ridgeline.engine.client import Live
+from ridgeline.engine.params import check_params
 from ridgeline.engine.prefix import PrefixCache
 from ridgeline.engine.sequence import Sequence
 from soak import play
@@ -21,7 +24,8 @@ SEED = 20_000
 COVERED = (
     "preemptions", "recomputed_tokens", "cached_tokens", "requests of several choices", "ended: cancelled",
     "ended: deadline", "ended: stop_sequence", "ended: eos_token", "ended: length", "refused: Overloaded",
-    "engines lost", "restarts", "SIGKILL", "SIGSTOP", "SIGSEGV",
+    "engines lost", "restarts", "SIGKILL", "SIGSTOP", "SIGSEGV", "searches", "requests with seeds", "pauses", "resumes",
+    "requests with a salt", "pages shared by two tenants", "steps without memory", "steps pressed", "ended: no_memory",
 )  # fmt: skip
 
 
@@ -33,6 +37,13 @@ def test_a_scenario_is_its_seed_and_plays_step_for_step(tmp_path):
     assert read == scenario == draw(SEED) != draw(SEED + 4)
     first, again = play.play(scenario, one.engines), play.play(read, Soak(tmp_path / "two").engines)
     assert first.digest == again.digest != 0 and first.counts == again.counts and first.counts["steps"] > 20
+
+
+def test_what_is_drawn_is_accepted():
+    """Else a kind of request might be refused unnoticed."""
+    for seed in range(SEED, SEED + 200):
+        for ask in draw(seed).asks:
+            check_params(ask.params, 260)
 
 
 @pytest.mark.soak
@@ -102,20 +113,35 @@ def any_page_matches(monkeypatch):
     """The prefix cache looks at a page's own tokens, wherever it lies: that of another beginning is as good."""
     match = PrefixCache.match
 
-    def anywhere(self, tenant, tokens):
-        node = match(self, tenant, tokens)
-        if node.parent is None and len(tokens) > 64:
-            node = next(iter(self.root(tenant).children.values()), node)
-        return node
+    def anywhere(self, tokens, node):
+        found = match(self, tokens, node)
+        if found.parent is None and len(tokens) > 64:
+            found = next(iter(found.children.values()), found)
+        return found
 
     monkeypatch.setattr(PrefixCache, "match", anywhere)
 
 
+def old_match_kept(monkeypatch):
+    """A beam that takes another's place looks for pages where its own tokens led."""
+    placed = Beams._placed
+
+    def keeping(self, branches):
+        before = {s: s.match for s in self._spare}
+        lines, children = placed(self, branches)
+        for child in itertools.chain(*children.values()):
+            child.match = before.get(child, child.match)
+        return lines, children
+
+    monkeypatch.setattr(Beams, "_placed", keeping)
+
+
+PLANTED = (nothing_copied, released_early, last_token_forgotten, keys_forgotten, any_page_matches, old_match_kept)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize(
-    "plant", [nothing_copied, released_early, last_token_forgotten, keys_forgotten, any_page_matches]
-)
+@pytest.mark.parametrize("plant", PLANTED)
 def test_a_planted_bug_is_found(tmp_path, monkeypatch, plant):
     """Within the scenarios that a minute plays."""
     plant(monkeypatch)
