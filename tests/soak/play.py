@@ -163,6 +163,7 @@ def _settled(engine: Engine) -> None:
     """Nothing is left of requests that have ended, but pages in the prefix cache, all of which can be evicted."""
     pool, scheduler = engine.pool, engine.scheduler
     assert pool.used == 0, f"{pool.used} pages are held by nobody"
-    assert not scheduler.running and not scheduler.waiting and not engine._live and not engine._prompts
+    assert not scheduler.running and not scheduler.waiting and not scheduler.paused
+    assert not engine._live and not engine._prompts and not engine._searches
     assert engine.cache.make_room(pool.total) and pool.free == pool.total, "the prefix cache holds on to pages"
     scheduler.audit()

@@ -133,7 +133,8 @@ def _asks(rng: random.Random, crash: bool, count: int, searches: float) -> tuple
         at += rng.choice([0, 0, 0, 0, 2, 10, 30])
         if asks and rng.random() < 0.15:  # an answer that the prefix cache may know, up to a page of it
             old = rng.choice(asks)
-            asks.append(msgspec.structs.replace(old, at=at, leaves_after=-1, gone_at=-1, halts=()))
+            terms = _terms(rng, crash)
+            asks.append(msgspec.structs.replace(old, at=at, terms=terms, leaves_after=-1, gone_at=-1, halts=()))
             continue
         stem, tail = rng.choice(stems), [rng.randrange(3, _VOCAB) for _ in range(rng.randint(0, 40))]
         prompt = (*stem[: rng.randint(1, rng.choice([30, len(stem)]))], *tail)

@@ -1,4 +1,5 @@
-"""A minute of the soak, and what it must notice: bugs planted in sharing, preemption, windows and replays."""
+"""A minute of the soak, and what it must notice: bugs planted in sharing, preemption, windows, searches and
+replays."""
 
 from __future__ import annotations
 
