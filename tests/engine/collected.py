@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+import pytest
 from fake import VOCAB
 
 from ridgeline.engine.client import LocalClient
@@ -66,3 +67,8 @@ def run(engine, requests):
 
 def greedy(max_tokens: int = 20, **more) -> SamplingParams:
     return SamplingParams(temperature=0, max_tokens=max_tokens, seed=7, **more)
+
+
+def seeds(count: int, quick: int) -> list:
+    """Seeds of a random test: the first `quick` in make test, all in make test-all."""
+    return [pytest.param(n, marks=pytest.mark.soak) if n >= quick else n for n in range(count)]

@@ -18,6 +18,14 @@ PARAMS = SamplingParams(n=2, max_tokens=6, seed=7)
 PLACES = ("ridgeline/engine", "ridgeline/llm.py")
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Whoever started the tests may have had the signal ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture(scope="module")
 def llm(tmp_path_factory):
     """A model's tokenizer over an engine that takes no time."""

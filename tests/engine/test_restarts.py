@@ -107,6 +107,7 @@ def test_poison_fails_alone(client, launched, undisturbed, first):
     assert client.unhealthy() is None and len(launched) == 1 + 2 + 2  # two deaths together, one of each alone
 
 
+@pytest.mark.soak
 def test_many_poisons_leave_the_engine_serving(client, undisturbed):
     sinks = start(client, [([1, child.POISON], greedy(5))] * 8)
     finish(client, sinks)
@@ -116,6 +117,7 @@ def test_many_poisons_leave_the_engine_serving(client, undisturbed):
     assert [s.tokens[0] for s in sinks] == undisturbed
 
 
+@pytest.mark.soak
 def test_an_engine_that_only_dies_is_given_up(client, launched):
     deaths = 0
     while client.gone() is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 
 import pytest
-from collected import Collected, drain, greedy, prompt_of, run
+from collected import Collected, drain, greedy, prompt_of, run, seeds
 from fake import fake_engine
 
 from ridgeline.engine.client import LocalClient
@@ -221,7 +221,7 @@ def test_the_oldest_is_never_preempted():
     assert all(s.finish[0] == ["length"] for s in sinks)
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", seeds(30, 10))
 def test_random_traffic_in_a_small_pool(seed):
     """Shared prefixes, choices, cancels, windows and preemption at once: each answer is that of the request alone."""
     rng = random.Random(seed)
