@@ -256,13 +256,8 @@ class Ledger:
             for id, x in self._live.items():
                 if id not in self._unsent:
                     x.deaths += 1
-                    self.journal.add(
-                        [
-                            Note(id, c, journal.REPLAYED, (len(made),))
-                            for c, made in enumerate(x.emitted)
-                            if c not in x.done
-                        ]
-                    )
+                    left = [(c, len(made)) for c, made in enumerate(x.emitted) if c not in x.done]
+                    self.journal.add(Note(id, c, journal.REPLAYED, (made,)) for c, made in left)
             guilty = [x for x in self._live.values() if x.deaths >= _GUILTY]
             self._unsent = dict(self._live)
             self._orders.clear()

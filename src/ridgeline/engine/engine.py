@@ -175,9 +175,10 @@ class Engine:
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)
-        self._refused += 1 if self._starves(chunks) else -self._refused
+        self._refused = self._refused + 1 if self._starves(chunks) else 0
         if self._refused > _ASKS:
             self.cancel(self.scheduler.anchor.id, NO_MEMORY)
+            self._refused = 0
         deltas: list[Delta] = []
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())
@@ -254,7 +255,7 @@ class Engine:
         lines = list(self._live[id])
         cached = lines[0].cached or 0
         for s, answer in zip_longest(lines, beams.search.answers):
-            if answer is None:  # the model's logits are not numbers
+            if answer is None:  # no beam can go on: logits that are not numbers, or all likely tokens end too soon
                 self._end(s, FAILED)
                 deltas.append(Delta(id, s.choice, (), "", FAILED))
                 continue
