@@ -29,7 +29,7 @@ Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
 
 
-@dataclass
+@dataclass(slots=True)
 class Completion:
     """One choice: its text, tokens (with logprobs where asked for) and why it ended."""
 

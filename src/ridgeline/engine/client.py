@@ -86,7 +86,7 @@ class EngineClient(Protocol):
     def close(self) -> None: ...
 
 
-@dataclass
+@dataclass(slots=True)
 class Live:
     """A request that was accepted and has not ended: what a replay needs, and where its deltas go.
 

@@ -11,6 +11,8 @@ from ridgeline.text.tokenizer import Tokenizer
 class ChoiceText:
     """Text that may be shown, token by token: never a partial character, never a possible beginning of a stop."""
 
+    __slots__ = ("_detokenizer", "_early", "_matcher")
+
     def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
         self._detokenizer = Detokenizer(tokenizer, params.skip_special_tokens)
         self._matcher = StopMatcher(params.stop, params.include_stop) if params.stop else None

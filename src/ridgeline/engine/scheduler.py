@@ -173,7 +173,8 @@ class Scheduler:
 
     def _take(self, s: Sequence, upto: int) -> bool:
         """Pages for positions below `upto`, if others must give up theirs for it; False if `s` itself had to."""
-        missing = s.missing(upto)
+        if not (missing := s.missing(upto)):
+            return True
         while not self.cache.make_room(missing):
             victim = self._victim(s)
             if victim is None:  # the system has no memory left for the worst case that was promised
@@ -181,8 +182,7 @@ class Scheduler:
             self._preempt(victim, s)
             if victim is s:
                 return False
-        if missing:
-            s.extend(self.pool, upto)
+        s.extend(self.pool, upto)
         return True
 
     def _preempt(self, s: Sequence, other: Sequence) -> None:
@@ -246,7 +246,7 @@ class Scheduler:
 
     def _admit(self) -> None:
         """Start what waits, in order of rank, up to the first for which there is no place or page."""
-        for s in self._callers():
+        for s in self._callers() if self.waiting else ():
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
             s.match = self.cache.match(s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens, s.match)

@@ -17,6 +17,8 @@ class Detokenizer:
     Bytes that can no longer become valid UTF-8 come out as U+FFFD; bytes that still can are held back.
     """
 
+    __slots__ = ("_held", "_skipped", "_token_bytes")
+
     def __init__(self, tokenizer: Tokenizer, skip_special: bool = True) -> None:
         self._token_bytes = tokenizer.token_bytes
         self._skipped = tokenizer.special if skip_special else frozenset()
