@@ -15,6 +15,7 @@ ACTIVATIONS = ("auto", "int8", "int8-row", "bf16", "float32")
 KV_FORMATS = ("bf16", "int8", "f32")
 ADMISSIONS = ("overcommit", "strict")
 PREFIX_SHARING = ("tenant", "all")
+WATERMARKS = ("lefthash", "minhash", "selfhash")  # as ops/green.py counts them
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
@@ -146,7 +147,7 @@ class ServerConfig:
 
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
-    0 = any time.
+    0 = any time. watermark_gamma of all tokens are green where an answer is marked, and gain watermark_delta.
     """
 
     engine: EngineConfig
@@ -161,8 +162,16 @@ class ServerConfig:
     max_wait: float = 0.0
     max_time: float = 0.0
     aliases: tuple[str, ...] = field(default=())
+    watermark_scheme: str = "lefthash"
+    watermark_gamma: float = 0.5
+    watermark_delta: float = 2.0
 
     def __post_init__(self) -> None:
+        _one_of("watermark_scheme", self.watermark_scheme, WATERMARKS)
+        if not 0 < self.watermark_gamma < 1:
+            raise ConfigError(f"watermark_gamma must be above 0 and below 1, is {self.watermark_gamma:g}")
+        if not 0 < self.watermark_delta <= 100:
+            raise ConfigError(f"watermark_delta must be above 0 and at most 100, is {self.watermark_delta:g}")
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
         for name in ("max_pause", "max_wait", "max_time"):

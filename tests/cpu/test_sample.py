@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from harness import ISAS, backend, run_case
 
+from ridgeline.ops.green import LEFT_HASH, MIN_HASH, SELF_HASH
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER, sample
 from ridgeline.ops.spec import Case
 
@@ -31,6 +32,21 @@ SETTINGS = [
     {"repetition": 0.8, "frequency": 0.5, "history_start": 10, "history_stop": 60, "flags": COUNT_PROMPT | PROCESSED},
     {"temperature": 1.0, "mask_row": 1, "flags": PROCESSED},
     {"temperature": 1.0, "bias_start": 1, "bias_stop": 6, "n_top": 20},
+    {"green_below": 1 << 31, "green_scheme": LEFT_HASH},
+    {"green_below": 1 << 30, "green_scheme": MIN_HASH, "temperature": 1.0, "flags": PROCESSED, "top_p": 0.95},
+    {"green_below": 1 << 31, "green_scheme": SELF_HASH, "green_top": 40, "flags": PROCESSED, "n_top": 20},
+    {
+        "green_below": 3 << 30,
+        "green_scheme": SELF_HASH,
+        "green_top": 40,
+        "temperature": 1.0,
+        "mask_row": 1,
+        "top_k": 60,
+    },
+    {"green_below": 1 << 31, "green_scheme": LEFT_HASH, "green_top": 7, "temperature": 2.0, "bias_stop": 6},
+    {"green_below": 1 << 31, "green_scheme": SELF_HASH, "temperature": 1.0, "history_stop": 60, "presence": 0.4},
+    {"green_below": 1 << 31, "green_scheme": MIN_HASH, "green_4": -1, "flags": PROCESSED},
+    {"green_below": 1 << 31, "green_scheme": SELF_HASH, "green_top": 1 << 30, "target": 3, "flags": PROCESSED},
     {"target": 17, "n_top": 3},
     {"target": 5, "temperature": 1.0, "flags": PROCESSED, "bias_stop": 3},
 ]
@@ -41,6 +57,9 @@ def rows(vocab: int, scale: float, seed: int) -> Case:
     s = np.zeros(len(SETTINGS), SAMPLER)
     s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"], s["n_top"] = -1, -1, 1, 1, 1, 5
     s["seed"], s["position"], s["choice"] = rng.integers(0, 2**63), np.arange(len(s)), rng.integers(0, 9)
+    s["green_key"], s["green_delta"] = rng.integers(0, 2**63), 2
+    for i in range(1, 5):
+        s[f"green_{i}"] = rng.integers(0, vocab, len(s))
     for i, settings in enumerate(SETTINGS):
         for name, value in settings.items():
             s[name][i] = value

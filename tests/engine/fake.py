@@ -56,6 +56,8 @@ class FakeStep:
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
         digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
+        if record["green_below"]:
+            digest = hash((*digest, *(int(record[f"green_{i}"]) for i in range(1, 5))))
         for tokens in self._seen(batch, t):
             digest = hash((digest, tokens.tobytes()))
         lists = slice(record["bias_start"], record["bias_stop"])

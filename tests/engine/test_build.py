@@ -10,6 +10,8 @@ from fake import VOCAB, fake_engine
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import PAGE
+from ridgeline.engine.watermark import Watermark
+from ridgeline.ops.green import LEFT_HASH, MIN_HASH, SELF_HASH
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT
 from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS
 
@@ -25,6 +27,12 @@ REQUESTS = [
         9,
         SamplingParams(seed=8, max_tokens=12, forced=(5, 6, 7), logprobs=1, processed_logprobs=True, bad_words=((6,),)),
     ),
+]
+
+REQUESTS += [
+    (70, SamplingParams(seed=9, max_tokens=20, n=2, watermark=Watermark(), logprobs=1, prompt_logprobs=True)),
+    (2, SamplingParams(seed=10, max_tokens=9, forced=(5, 6), watermark=Watermark("minhash", 0.25, 1.5, 1 << 63))),
+    (9, SamplingParams(seed=11, max_tokens=20, watermark=Watermark("selfhash"))),
 ]
 
 
@@ -43,6 +51,17 @@ def check_tokens(batch, chunks) -> None:
             assert batch[f"kv_slot.{group.name}"][t] == table[p // PAGE] * PAGE + p % PAGE
 
 
+def green_numbers(w: Watermark | None, before: list[int]) -> dict[str, float]:
+    past = [*before[::-1][:4], -1, -1, -1, -1] if w else [-1] * 4
+    numbers = {f"green_{i}": past[i - 1] for i in range(1, 5)}
+    numbers |= {"green_key": 0, "green_below": 0, "green_delta": 0, "green_scheme": 0, "green_top": 0}
+    if w is not None:
+        schemes = {"lefthash": LEFT_HASH, "minhash": MIN_HASH, "selfhash": SELF_HASH}
+        numbers |= {"green_key": w.key, "green_below": int(w.gamma * 2**32), "green_delta": w.delta}
+        numbers |= {"green_scheme": schemes[w.scheme], "green_top": 40 if w.scheme == "selfhash" else 0}
+    return numbers
+
+
 def check_row(batch, i: int, row, chunks) -> None:
     s, p, record, given = row.sequence, row.sequence.params, batch["sampler"][i], row.target >= 0
     (r,) = [r for r, c in enumerate(chunks) if s in (c.sequence, *c.forks)]
@@ -58,6 +77,7 @@ def check_row(batch, i: int, row, chunks) -> None:
         "repetition": p.repetition_penalty, "frequency": p.frequency_penalty, "presence": p.presence_penalty,
         "top_k": p.top_k, "n_top": p.logprobs or 0, "position": row.position, "mask_row": -1, "typical_p": p.typical_p,
         "target": target, "flags": flags | PROCESSED * (p.processed_logprobs and target < 0),
+        **green_numbers(p.watermark, s.tokens[: row.position] if target < 0 else []),
     }  # fmt: skip
     for name, value in numbers.items():
         assert record[name] == record.dtype[name].type(value), name

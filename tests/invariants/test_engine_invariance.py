@@ -15,6 +15,7 @@ from ridgeline.cores import available_cores
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.watermark import Watermark
 
 pytest.importorskip("ridgeline.backends.cpu._native", reason="the native module is not built")
 
@@ -88,6 +89,7 @@ def shared_requests(rng: random.Random) -> list[tuple[list[int], SamplingParams]
             seed=i,
             logprobs=2,
             ignore_eos=True,
+            watermark=[None, Watermark(), Watermark("minhash"), Watermark("selfhash")][i % 4],
         )
         requests.append((prompt, params))
     return requests

@@ -37,6 +37,7 @@ def submit(client, ask: Ask, played: Played) -> Request | None:
     p = r.params
     played.counts.update({
         "requests of several choices": p.n > 1, "requests with seeds": bool(p.seeds), "searches": p.beams > 0,
+        "marked requests": p.watermark is not None,
         "requests with a salt": bool(ask.terms.salt),
     })  # fmt: skip
     return r

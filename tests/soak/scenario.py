@@ -6,9 +6,10 @@ import random
 
 import msgspec
 
-from ridgeline.config import ADMISSIONS, KV_FORMATS, POLICIES, PREFIX_SHARING
+from ridgeline.config import ADMISSIONS, KV_FORMATS, POLICIES, PREFIX_SHARING, WATERMARKS
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import NO_TERMS, Terms
+from ridgeline.engine.watermark import Watermark
 
 TINY = ("full", "windowed", "mixed")
 REAL = "smollm2-135m"
@@ -219,4 +220,5 @@ def _params(rng: random.Random) -> SamplingParams:
         logprobs=rng.choice([None, None, 0, 5]),
         prompt_logprobs=maybe() < 0.1,
         processed_logprobs=maybe() < 0.1,
+        watermark=Watermark(rng.choice(WATERMARKS)) if maybe() < 0.15 else None,
     )

@@ -26,6 +26,7 @@ COVERED = (
     "preemptions", "recomputed_tokens", "cached_tokens", "requests of several choices", "ended: cancelled",
     "ended: deadline", "ended: stop_sequence", "ended: eos_token", "ended: length", "refused: Overloaded",
     "engines lost", "restarts", "SIGKILL", "SIGSTOP", "SIGSEGV", "searches", "requests with seeds", "pauses", "resumes",
+    "marked requests",
     "requests with a salt", "pages shared by two tenants", "steps without memory", "steps pressed", "ended: no_memory",
 )  # fmt: skip
 

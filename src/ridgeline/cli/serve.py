@@ -3,14 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from ridgeline.cli.command import Option
-from ridgeline.cli.options import ENGINE, parse_bytes, takes
-from ridgeline.config import EngineConfig, ServerConfig
+from ridgeline.cli.options import ENGINE, Group, parse_bytes, takes
+from ridgeline.config import WATERMARKS, EngineConfig, ServerConfig
+
+WATERMARK = Group(
+    {
+        "watermark_scheme": (
+            Annotated[str, Option(f"Where no other is asked for: {', '.join(WATERMARKS)}.")],
+            ServerConfig.watermark_scheme,
+        ),
+        "watermark_gamma": (
+            Annotated[float, Option("Part of all tokens that is green in marked answers.")],
+            ServerConfig.watermark_gamma,
+        ),
+        "watermark_delta": (
+            Annotated[float, Option("What their logits gain.")],
+            ServerConfig.watermark_delta,
+        ),
+    },
+    dict,
+)
 
 
-@takes(config=ENGINE)
+@takes(config=ENGINE, watermark=WATERMARK)
 def serve(
     config: EngineConfig,
     port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
@@ -40,6 +58,8 @@ def serve(
         int, Option("An answer pauses with so much of it unread.", metavar="SIZE", parser=parse_bytes, default="64K")
     ] = ServerConfig.max_undelivered,
     max_pause: Annotated[float, Option("And ends after so many seconds of that.")] = ServerConfig.max_pause,
+    *,
+    watermark: dict[str, Any],
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
     from ridgeline.cli.session import fetch
@@ -54,4 +74,4 @@ def serve(
     limits = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
     }  # fmt: skip
-    app.serve(ServerConfig(engine, host, port, **limits))
+    app.serve(ServerConfig(engine, host, port, **limits, **watermark))

@@ -14,9 +14,12 @@ from collections.abc import Sequence as Seq
 import msgspec
 import numpy as np
 
+from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.scheduler import Chunk
 from ridgeline.engine.sequence import Copy, Sequence
+from ridgeline.engine.watermark import CANDIDATES
 from ridgeline.ops.attention import PAGE
+from ridgeline.ops.green import MOST, SELF_HASH
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
 from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
 
@@ -26,6 +29,7 @@ assert _RECORD.size == SAMPLER.itemsize
 _INTS = SAMPLER.itemsize // 4
 _PLACES = {name: offset // 4 for name, (_, offset, *_) in (SAMPLER.fields or {}).items()}
 _POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["flags"]
+_PAST = slice(_PLACES["green_1"], _PLACES["green_1"] + MOST)
 _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
@@ -110,6 +114,10 @@ class Builder:
             ints[begin + _TARGET], ints[begin + _FLAGS] = target, s.record[_FLAGS] & ~PROCESSED
         elif p.logit_bias or s.history or s.bans is not None:
             ints[begin : begin + _INTS][_LISTS] = _lists(batch, s, row.position)
+        if p.watermark is not None and target < 0:
+            assert len(s.tokens) == row.position, "a watermark looks at tokens that are still in flight"
+            past = s.tokens[: -MOST - 1 : -1]
+            ints[begin : begin + _INTS][_PAST] = array("i", past + [-1] * (MOST - len(past)))
 
 
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
@@ -149,8 +157,16 @@ def _record(s: Sequence) -> array[int]:
     flags |= PROCESSED if p.processed_logprobs else 0
     return array("i", _RECORD.pack(
         s.seed, p.temperature, p.top_p, p.min_p, p.repetition_penalty, p.frequency_penalty, p.presence_penalty,
-        p.top_k, p.logprobs or 0, 0 if p.seeds else s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p,
+        p.top_k, p.logprobs or 0, 0 if p.seeds else s.choice, 0, -1, flags, -1, 0, 0, 0, 0, p.typical_p, *_green(p),
     ))  # fmt: skip
+
+
+def _green(p: SamplingParams) -> tuple[float, ...]:
+    """The record's watermark, but for the tokens before."""
+    w, none = p.watermark, [-1] * MOST
+    if w is None:
+        return 0, 0, 0.0, 0, 0, *none
+    return w.key, w.below, w.delta, w.number, CANDIDATES if w.number == SELF_HASH else 0, *none
 
 
 def _lists(batch: Batch, s: Sequence, position: int) -> array[int]:

@@ -6,6 +6,7 @@ import math
 
 import msgspec
 
+from ridgeline.engine.watermark import Watermark, check_watermark
 from ridgeline.errors import InvalidRequest
 
 MAX_TOP_LOGPROBS = 20
@@ -39,6 +40,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     answers, False when the best beam is no better as it is, "never" when it cannot become so.
     forced are tokens that each choice begins with, whatever else is asked: they count as generated, are shown, and have
     the model's logprobs. An end token among them ends the choice, if min_tokens lets it.
+    watermark marks what is sampled (engine/watermark.py), from where as many tokens precede as its lists hang on.
     """
 
     max_tokens: int | None = None
@@ -66,6 +68,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     min_tokens: int = 0
     bad_words: tuple[tuple[int, ...], ...] = ()
     forced: tuple[int, ...] = ()
+    watermark: Watermark | None = None
     logprobs: int | None = None
     prompt_logprobs: bool = False
     processed_logprobs: bool = False
@@ -84,7 +87,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def looks_back(self) -> bool:
         """Whether what may be sampled depends on the tokens before, beyond what attention sees of them."""
-        return self.penalised or self.beams > 0 or any(len(word) > 1 for word in self.bad_words)
+        words = any(len(word) > 1 for word in self.bad_words)
+        return self.penalised or self.beams > 0 or words or self.watermark is not None
 
     @property
     def bans(self) -> bool:
@@ -95,7 +99,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 _DEFAULTS = SamplingParams()
 _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
-    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs",
+    "seeds", "stop", "bad_words", "forced", "watermark", "prompt_logprobs", "processed_logprobs",
 )  # fmt: skip
 
 
@@ -133,6 +137,8 @@ def check_params(p: SamplingParams, vocab: int) -> None:
     _check_ends(p, vocab)
     _check_words(p, vocab)
     _check_choices(p)
+    if p.watermark is not None:
+        check_watermark(p.watermark)
 
 
 def _check_ends(p: SamplingParams, vocab: int) -> None:

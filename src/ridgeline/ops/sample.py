@@ -1,6 +1,8 @@
 """sample: a pure function of (logits, sampler record, noise), in one fixed order.
 
-Order: bias and bad words -> penalties -> grammar mask -> temperature -> top-k -> top-p -> min-p -> typical-p -> pick.
+Order: bias and bad words -> penalties -> grammar mask -> watermark -> temperature -> top-k -> top-p -> min-p ->
+typical-p -> pick. The watermark (ops/green.py) adds to the logits of green tokens: what is masked stays out, greedy
+picks are marked too, and processed logprobs have it.
 Noise is a counter hash of (seed, choice, position, purpose, token id), so a pick depends on nothing but its own
 request: not on the batch, not on the step, not on a restart.
 """
@@ -11,6 +13,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from ridgeline.ops.green import MOST, WIDTH, colours, seeds
+from ridgeline.ops.noise import GOLDEN, mix, mix_with
 from ridgeline.ops.spec import Array, Call, Case, Cost, Load, TensorType, op
 
 MAX_TOP = 20  # most alternatives a row may ask for (OpenAI's limit)
@@ -42,38 +46,28 @@ SAMPLER = np.dtype(
         ("history_start", "i4"),
         ("history_stop", "i4"),
         ("typical_p", "f4"),  # 1 = off
+        ("green_key", "u8"),
+        ("green_below", "u4"),  # gamma * 2^32; 0 = no watermark
+        ("green_delta", "f4"),  # what green logits gain
+        ("green_scheme", "i4"),
+        ("green_top", "i4"),  # only so many of the likeliest tokens are looked at; 0 = all
+        *((f"green_{i}", "i4") for i in range(1, MOST + 1)),  # the tokens before, the last first; -1 = there is none
     ]
 )
-assert SAMPLER.itemsize == 80
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_MASK64 = 0xFFFFFFFFFFFFFFFF
-
-
-def _mix(x: int) -> int:
-    """splitmix64's finaliser (Steele et al. 2014)."""
-    x &= _MASK64
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
-    return x ^ (x >> 31)
+assert SAMPLER.itemsize == 120
 
 
 def noise_key(seed: int, choice: int, position: int, purpose: int) -> int:
     """64-bit key of one draw; per-token noise is `exponential(key, ids)`."""
-    key = _mix(seed + _GOLDEN)
+    key = mix(seed + GOLDEN)
     for part in (choice, position, purpose):
-        key = _mix(key + (part + 1) * _GOLDEN)
+        key = mix(key + (part + 1) * GOLDEN)
     return key
 
 
 def exponential(key: int, ids: Array) -> Array:
     """Unit exponential noise, float64, one per token id: -log(1 - u), u from the top 32 bits of the hash."""
-    with np.errstate(over="ignore"):
-        x = np.uint64(key) + (ids.astype(np.uint64) + np.uint64(1)) * np.uint64(_GOLDEN)
-        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        x = x ^ (x >> np.uint64(31))
-    u = ((x >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
+    u = ((mix_with(key, ids) >> np.uint64(32)).astype(np.float64) + 0.5) * 2.0**-32
     noise: Array = -np.log1p(-u)
     return noise
 
@@ -91,6 +85,17 @@ def _penalise(x: Array, s: Array, ids: Array, in_prompt: Array, in_output: Array
     x[repeated] = np.where(x[repeated] > 0, x[repeated] / s["repetition"], x[repeated] * s["repetition"])
     counts = in_output + (in_prompt if flags & COUNT_PROMPT else 0)
     x[ids] -= s["frequency"] * counts.astype(np.float32) + s["presence"] * (counts > 0).astype(np.float32)
+
+
+def _mark(x: Array, s: Array) -> None:
+    """The watermark: green logits gain `green_delta`. None are, where tokens that colours hang on are missing."""
+    scheme = int(s["green_scheme"])
+    past = np.array([[s[f"green_{i}"] for i in range(1, WIDTH[scheme] + 1)]])
+    if past.min() < 0:
+        return
+    likely = np.argsort(-x, kind="stable")[: int(s["green_top"])] if s["green_top"] > 0 else np.arange(len(x))
+    ids = likely.astype(np.int32)
+    x[ids[colours(seeds(scheme, int(s["green_key"]), past, ids), ids) < s["green_below"]]] += s["green_delta"]
 
 
 def _truncate(x: Array, top_k: int, top_p: float, min_p: float, typical_p: float) -> Array:
@@ -129,16 +134,20 @@ def _typical(x: Array, ids: Array, least: float) -> Array:
 
 
 def _cases(rng: np.random.Generator) -> Iterable[Case]:
-    rows, vocab = 8, 1000
+    rows, vocab = 11, 1000
     s = np.zeros(rows, SAMPLER)
     s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
     s["seed"], s["position"], s["n_top"] = 1234567890123456789, np.arange(rows), 5
-    s["temperature"] = [0, 1, 0.7, 1.3, 1, 0, 1, 1]
+    s["temperature"] = [0, 1, 0.7, 1.3, 1, 0, 1, 1, 0, 1, 1]
     s["top_k"][2], s["top_p"][3], s["min_p"][4] = 40, 0.8, 0.1
     s["repetition"][5], s["frequency"][5], s["presence"][5] = 1.5, 0.3, 0.2
     s["history_stop"][5], s["flags"][5] = 3, REPEAT_PROMPT | PROCESSED
     s["bias_stop"][6], s["mask_row"][6], s["choice"][6] = 2, 0, 3
     s["typical_p"][7] = 0.6
+    s["green_below"][8:], s["green_delta"], s["green_key"], s["green_scheme"][8:] = 1 << 31, 2, 15485863, [0, 1, 2]
+    s["green_top"][10], s["flags"][10] = 40, PROCESSED
+    for i in range(1, MOST + 1):
+        s[f"green_{i}"] = 31 * i
     yield Case(
         "mixed",
         {
@@ -201,6 +210,8 @@ def sample(
         if s["mask_row"] >= 0:
             bits = np.unpackbits(masks[s["mask_row"]].view(np.uint8), bitorder="little")[: len(x)]
             x[bits == 0] = -np.inf
+        if s["green_below"]:
+            _mark(x, s)
         ids[i] = _pick(x, s) if s["target"] < 0 else s["target"]
         scores = _log_softmax(x if s["flags"] & PROCESSED else logits[i])
         logprobs[i] = scores[ids[i]] if ids[i] >= 0 and not np.isnan(scores[ids[i]]) else -np.inf

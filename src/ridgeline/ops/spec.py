@@ -26,7 +26,7 @@ TERM_RATIO = 128  # of the scales of the two: what the first leaves is at most 6
 ROWS = ("f32", *INT8_GROUPS, "bf16")  # what linear's rows may be
 
 _BF16_GAP = 64  # bytes behind a row: rows 4 KiB apart would share cache sets
-_ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 80}
+_ELEMENT_BYTES = {"f32": 4, "i32": 4, "u32": 4, "i64": 8, "u64": 8, "sampler": 120}
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,7 @@ from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service, public_name
+from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 
@@ -70,6 +71,7 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
+        "/watermark/detect": detect_mark,
     }  # fmt: skip
     limit = service.config.max_body_bytes
     return [

@@ -17,6 +17,7 @@ from ridgeline.server.hub import Job
 from ridgeline.server.schema import OpenAIRequest
 from ridgeline.server.service import Service
 from ridgeline.server.terms import terms_of
+from ridgeline.server.watermark import watermark_of
 from ridgeline.text.tokenizer import Tokenizer
 
 FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
@@ -98,6 +99,7 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         "frequency_penalty": r.frequency_penalty, "presence_penalty": r.presence_penalty,
         "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
         "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
+        "watermark": watermark_of(service, r.watermark),
     }  # fmt: skip
     given |= more | _candidates(r, service, more.get("logprobs"))
     return SamplingParams(

@@ -41,6 +41,10 @@ class Message(msgspec.Struct):
     refusal: str | None = None
 
 
+class WatermarkScheme(msgspec.Struct, forbid_unknown_fields=True):
+    scheme: str
+
+
 class OpenAIRequest(msgspec.Struct):
     """What chat and completions share."""
 
@@ -70,6 +74,7 @@ class OpenAIRequest(msgspec.Struct):
     ignore_eos: bool | None = None
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
+    watermark: bool | WatermarkScheme | None = None
     priority: int | None = None  # as in vLLM: lower goes first
     cache_salt: str | None = None  # as in vLLM: who gives another one shares no prefix
     user: str | None = None  # these three name an end user to the server's owner, and change nothing here
@@ -116,12 +121,19 @@ class Parameters(msgspec.Struct):
     decoder_input_details: bool | None = None
     seed: int | None = None
     top_n_tokens: int | None = None
+    watermark: bool | None = None
 
 
 class GenerateRequest(msgspec.Struct):
     inputs: str
     parameters: Parameters | None = None
     stream: bool | None = None
+
+
+class DetectRequest(msgspec.Struct):
+    text: str | None = None
+    token_ids: list[int] | None = None
+    scheme: str | None = None
 
 
 # Neutral values mean the same as leaving the field out: such a request is served.
@@ -150,7 +162,6 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "lora_path": (),
 }
 _TGI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "watermark": (False,),
     "grammar": (),
     "adapter_id": (),
 }
@@ -167,6 +178,12 @@ def decode_openai(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     raw = _object(body)
     _refuse_unbuilt(raw, _OPENAI_NOT_BUILT)
     return _convert(raw, kind), _warning(raw, kind, set(_OPENAI_NOT_BUILT))
+
+
+def decode(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
+    """The same for bodies of which nothing is unbuilt."""
+    raw = _object(body)
+    return _convert(raw, kind), _warning(raw, kind, set())
 
 
 def decode_tgi(body: bytes) -> tuple[GenerateRequest, dict[str, str]]:

@@ -25,6 +25,7 @@ from ridgeline.server.hub import THREADS, Job
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
 from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas
 from ridgeline.server.terms import terms_of
+from ridgeline.server.watermark import watermark_of
 from ridgeline.text.detokenize import Detokenizer
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -88,7 +89,7 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
     _check(p, service, streamed)
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
-    call.stream.submit([Job(prompt, _params(p, seeds))], terms_of(service, call.headers))
+    call.stream.submit([Job(prompt, _params(p, seeds, service))], terms_of(service, call.headers))
     return _Plan(
         request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
     )
@@ -156,7 +157,7 @@ def _seeds(p: Parameters, samples: bool) -> list[int | None]:
     return [p.seed if p.seed is not None else random.getrandbits(64) for _ in range(count)]
 
 
-def _params(p: Parameters, seeds: list[int | None]) -> SamplingParams:
+def _params(p: Parameters, seeds: list[int | None], service: Service) -> SamplingParams:
     """All candidates; without a seed the only one is greedy. Penalties see the prompt too, as in TGI."""
     drawn = tuple(seed for seed in seeds if seed is not None)
     return SamplingParams(
@@ -174,6 +175,7 @@ def _params(p: Parameters, seeds: list[int | None]) -> SamplingParams:
         include_stop=True,
         logprobs=p.top_n_tokens or 0,
         prompt_logprobs=bool(p.decoder_input_details),
+        watermark=watermark_of(service, p.watermark or None),  # TGI's clients send false with every request
     )
 
 

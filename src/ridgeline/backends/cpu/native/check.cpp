@@ -111,6 +111,7 @@ void check_sample(const Instr& i, const Frame& f) {
     require(s.mask_row >= -1 && s.mask_row < f.size(AXIS_M), "mask_row", s.mask_row);
     require(s.target < logits.cols, "target", s.target);
     require(s.n_top >= 0 && s.n_top <= MAX_TOP, "n_top", s.n_top);
+    require(s.green_scheme >= LEFT_HASH && s.green_scheme <= SELF_HASH, "green_scheme", s.green_scheme);
   }
 }
 

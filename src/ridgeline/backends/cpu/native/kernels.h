@@ -128,6 +128,7 @@ struct Kernels {
   int64_t (*argmax)(const float* x, int64_t n);
   void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
   Moments (*moments)(const float* x, int64_t n, float top);
+  void (*favour_green)(float* x, int64_t n, uint64_t seed, uint32_t below, float delta);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);
   void (*read)(const uint8_t* data, int64_t bytes);      // loads and nothing else
   int64_t (*multiply)(Arithmetic kind, int64_t rounds);  // operations done out of registers; 0: not here

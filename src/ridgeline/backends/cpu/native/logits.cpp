@@ -1,5 +1,5 @@
-// Passes over a row of n logits: what its pieces and its moments amount to, argmax, the noisy
-// pick.
+// Passes over a row of n logits: what its pieces and its moments amount to, argmax, the
+// watermark, the noisy pick.
 #include "kernels.h"
 #include "noise.h"
 #include "rowwise.h"
@@ -53,6 +53,15 @@ Moments moments(const float* x, int64_t n, float top) {
     m.first += sum(first);
   }
   return m;
+}
+
+// Adds delta to the logits of the tokens that are green under the seed.
+void favour_green(float* x, int64_t n, uint64_t seed, uint32_t below, float delta) {
+  for_vectors(n, [&](int64_t c, int64_t left) {
+    const u32x16 hash = colour(seed, as_u32(lane_index()) + (uint32_t)c);
+    const f32x16 v = read(x + c, left);
+    write(x + c, select(hash < below, v + delta, v), left);
+  });
 }
 
 // Argmax of x - log(noise), for logits of which x[top] is the largest. A token whose noise cannot

@@ -182,6 +182,42 @@ void cut_untypical(const Kernels& kernels, float top, float* x, int64_t n, float
     if (order.away(i) > edge) x[i] = NONE;
 }
 
+// A key of the scheme's own, so that a text which one scheme marks is unmarked for the others.
+uint64_t green_key(const Sampler& s) {
+  return mix(mix(s.green_key + GOLDEN) + ((uint64_t)s.green_scheme + 1) * GOLDEN);
+}
+
+// The seed of a token's list where it hangs on the token itself.
+uint64_t own_seed(uint64_t key, const uint64_t (&past)[3], int64_t id) {
+  uint64_t least = mix_with(mix_with(key, id), id);
+  for (uint64_t hash : past) least = std::min(least, mix_with(hash, id));
+  return least;
+}
+
+// Adds to the green tokens among the likeliest, or to all. `ids` has room for n.
+void mark(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+  static const int64_t WIDTHS[] = {1, 4, 3};
+  const int64_t width = WIDTHS[s.green_scheme];
+  const uint64_t key = green_key(s);
+  uint64_t past[4], least = UINT64_MAX;
+  for (int64_t i = 0; i < width; i++) {
+    if (s.green_past[i] < 0) return;
+    past[i] = mix_with(key, s.green_past[i]);
+    least = std::min(least, past[i]);
+  }
+  const bool own = s.green_scheme == SELF_HASH;
+  if (!own && s.green_top <= 0) return kernels.favour_green(x, n, least, s.green_below, s.green_delta);
+  const int64_t top = s.green_top > 0 ? std::min<int64_t>(s.green_top, n) : n;
+  const float likeliest = x[kernels.argmax(x, n)];
+  Ranking<Order> ranking({x}, n, floor_of_top_k(x, n, likeliest, top), ids);
+  const int64_t count = std::min(top, ranking.size());
+  if (count > 0) ranking.at(count - 1);
+  for (int64_t i = 0; i < count; i++) {
+    const uint64_t seed = own ? own_seed(key, {past[0], past[1], past[2]}, ids[i]) : least;
+    if (colour(seed, (uint32_t)ids[i]) < s.green_below) x[ids[i]] += s.green_delta;
+  }
+}
+
 // All cuts, in order. An infinite logit leaves nothing to compare.
 void truncate(const Kernels& kernels, const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
   if (w.top == NONE || w.top == INF) return;
@@ -242,12 +278,13 @@ void largest_ids(const float* x, int64_t n, const Piece* pieces, int64_t k, int3
 Sampled sample(const Kernels& kernels, const float* logits, const Piece* pieces, int64_t n, const Sampler& s,
                const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
   const bool plain = s.temperature <= 0 && s.mask_row < 0 && s.bias_start == s.bias_stop &&
-                     s.history_start == s.history_stop;
+                     s.history_start == s.history_stop && s.green_below == 0;
   const Scratch at = cut(scratch, n);
   int32_t id = s.target;
   if (!plain) {
     memcpy(at.x, logits, (size_t)n * sizeof(float));
     process(at.x, n, s, lists);
+    if (s.green_below > 0) mark(kernels, at.x, n, s, at.ids);
     if (s.target < 0) id = pick(kernels, at, n, s);
   }
   const bool processed = s.flags & PROCESSED && !plain;

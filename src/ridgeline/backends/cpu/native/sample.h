@@ -8,6 +8,8 @@ namespace ridgeline {
 
 constexpr int64_t MAX_TOP = 20;
 
+enum GreenScheme : int32_t { LEFT_HASH = 0, MIN_HASH = 1, SELF_HASH = 2 };
+
 enum SamplerFlags : uint32_t { REPEAT_PROMPT = 1, COUNT_PROMPT = 2, PROCESSED = 4 };
 
 struct Sampler {
@@ -17,8 +19,13 @@ struct Sampler {
   uint32_t flags;
   int32_t mask_row, bias_start, bias_stop, history_start, history_stop;
   float typical_p;
+  uint64_t green_key;
+  uint32_t green_below;  // 0: no watermark
+  float green_delta;
+  int32_t green_scheme, green_top;
+  int32_t green_past[4];  // the last first; -1: there is none
 };
-static_assert(sizeof(Sampler) == 80, "the layout of ops/sample.py");
+static_assert(sizeof(Sampler) == 120, "the layout of ops/sample.py");
 
 // Lists shared by all rows; a sampler names its ranges.
 struct SampleLists {

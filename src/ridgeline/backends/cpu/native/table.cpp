@@ -29,6 +29,7 @@ void merge_parts(const AttentionArgs&, const Team&);
 int64_t argmax(const float*, int64_t);
 void weigh_pieces(const float*, int64_t, Span, Piece*);
 Moments moments(const float*, int64_t, float);
+void favour_green(float*, int64_t, uint64_t, uint32_t, float);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
 void read(const uint8_t*, int64_t);
 int64_t multiply(Arithmetic, int64_t);
@@ -38,6 +39,6 @@ const Kernels kernels = {
     RL_STRING(RL_ISA), linear,     linear_i8, linear_bf16, quantize,    round_bf16, cut,          rms_norm,
     add_rms_norm,      layer_norm, add,       mul,         silu_mul,    gelu_mul,   gelu,         relu2,
     softcap,           rope,       append_kv, attend,      merge_parts, argmax,     weigh_pieces, moments,
-    pick_noisy,        read,       multiply};
+    favour_green,      pick_noisy, read,      multiply};
 
 }  // namespace ridgeline::RL_ISA
