@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -198,6 +198,11 @@ class ServerConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} {value!r} is not known; choose one of {', '.join(allowed)}")
+
+
+def set_variables(names: Iterable[str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those environment variables of `names` that are set to something."""
+    return {name: value for name in names if (value := env.get(name, ""))}
 
 
 def one_blas_thread() -> None:

@@ -25,6 +25,14 @@ LIMIT_OPTIONS: dict[str, tuple[Any, Any]] = {
     "max_top_n_tokens": _limit("Most alternatives told of a token.", "max_top_n_tokens"),
     "max_client_batch_size": _limit("Most prompts in one request.", "max_client_batch_size"),
     "payload_limit": _limit("Longest body of a request.", "payload_limit", metavar="SIZE", parser=parse_bytes),
+    "predict_route": (
+        Annotated[str, Option("Where Vertex AI asks, beside /vertex.", metavar="PATH")],
+        ServerConfig.predict_route,
+    ),
+    "health_route": (
+        Annotated[str, Option("And where it looks whether the server is well.", metavar="PATH")],
+        ServerConfig.health_route,
+    ),
     "tgi_strict": (
         Annotated[bool, Option("Do as TGI where this server deviates for the better (docs/tgi.md).")],
         ServerConfig.tgi_strict,
