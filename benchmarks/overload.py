@@ -207,7 +207,7 @@ def main() -> int:
     cut = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
     args, options = parser.parse_args(sys.argv[1:cut]), sys.argv[cut + 1 :]
     box = Box(args.memory)
-    places = ["--max-requests", str(args.places), "--queue", str(args.places)]
+    places = ["--max-requests", str(args.places), "--max-concurrent-requests", str(2 * args.places)]
     with server(args.model, [*places, *options], box) as (port, process):
         crowd = Crowd(port, args.seed)
         asyncio.run(drive(crowd, args.clients, args.seconds, box, process))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
@@ -25,9 +25,17 @@ _RANGES = {
     "step_tokens": (1, 1 << 16),
     "step_ms": (0, 100_000),
     "max_requests": (1, 4096),
-    "queue": (1, 1 << 20),
+    "queue": (0, 1 << 20),
     "packed_cache": (0, 1 << 50),
     "prefix_cache_size": (1, 1 << 50),
+}
+_LIMITS = {  # of a server
+    "payload_limit": (1, 1 << 40),
+    "max_input_tokens": (0, 1 << 24),
+    "max_best_of": (1, 1024),
+    "max_stop_sequences": (0, 1 << 16),
+    "max_top_n_tokens": (0, 20),
+    "max_client_batch_size": (1, 1 << 20),
 }
 
 
@@ -112,7 +120,7 @@ class EngineConfig:
         for name, (least, most) in _RANGES.items():
             value = getattr(self, name)
             if not least <= value <= most:
-                automatic = " (0 = automatic)" if least == 0 else ""
+                automatic = " (0 = automatic)" if name in ("threads", "context", "kv_memory") else ""
                 raise ConfigError(f"{name} must be {least}{automatic} to {most}, is {value}")
         if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", self.device, re.ASCII):
             raise ConfigError(f"device {self.device!r} is not known; choose cpu, cuda, or one such as cuda:1")
@@ -143,20 +151,29 @@ class EngineConfig:
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """Where the server listens and what it allows per request.
+    """Where the server listens and what it allows per request; limits that TGI has too are called what it calls them.
 
+    payload_limit: bytes of a request's body. max_input_tokens: 0 = all that the context holds but one.
+    max_client_batch_size: prompts, or instances, of one request. max_best_of bounds `n` too. tgi_strict: what TGI does
+    otherwise than its clients expect is done as TGI does it. predict_route and health_route: where Vertex AI expects
+    `/vertex` and `/health`; "" = only there.
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
     0 = any time. watermark_gamma of all tokens are green where an answer is marked, and gain watermark_delta.
     """
 
     engine: EngineConfig
-    host: str = "127.0.0.1"
+    hostname: str = "127.0.0.1"
     port: int = 3000
-    max_body_bytes: int = 2_000_000
+    payload_limit: int = 2_000_000
+    max_input_tokens: int = 0
+    max_best_of: int = 16
     max_stop_sequences: int = 16
     max_top_n_tokens: int = 20
-    max_n: int = 16
+    max_client_batch_size: int = 128
+    tgi_strict: bool = False
+    predict_route: str = ""
+    health_route: str = ""
     max_undelivered: int = 64 << 10
     max_pause: float = 60.0
     max_wait: float = 0.0
@@ -174,6 +191,13 @@ class ServerConfig:
             raise ConfigError(f"watermark_delta must be above 0 and at most 100, is {self.watermark_delta:g}")
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
+        for name, (least, most) in _LIMITS.items():
+            value = getattr(self, name)
+            if not least <= value <= most:
+                raise ConfigError(f"{name} must be {least} to {most}, is {value}")
+        for name in ("predict_route", "health_route"):
+            if not re.fullmatch(r"(/[\w.~%-]+)*", route := getattr(self, name), re.ASCII):
+                raise ConfigError(f"{name} must be a path such as /predict, is {route!r}")
         for name in ("max_pause", "max_wait", "max_time"):
             seconds = getattr(self, name)
             if not 0 <= seconds <= MAX_SECONDS or (name == "max_pause" and not seconds):
@@ -183,6 +207,11 @@ class ServerConfig:
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise ConfigError(f"{name} {value!r} is not known; choose one of {', '.join(allowed)}")
+
+
+def set_variables(names: Iterable[str], env: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Those environment variables of `names` that are set to something."""
+    return {name: value for name in names if (value := env.get(name, ""))}
 
 
 def one_blas_thread() -> None:

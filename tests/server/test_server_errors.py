@@ -162,7 +162,7 @@ def test_too_long_names_both_numbers():
 @pytest.mark.parametrize("path", GOOD)
 def test_a_body_over_the_limit_is_413(path):
     body = {**GOOD[path], "user": "x" * 3000}
-    answer = Server.new(max_body_bytes=2000).post(path, body)
+    answer = Server.new(payload_limit=2000).post(path, body)
     assert answer.status == 413 and b"2000" in answer.body
     declared = Server.new().post(path, GOOD[path], headers=[(b"content-length", str(10**12).encode())])
     assert declared.status == 413

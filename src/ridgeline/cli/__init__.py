@@ -1,4 +1,5 @@
-"""The command `ridgeline`. One small file per subcommand; engine and numpy are imported inside handlers.
+"""The commands `ridgeline` and `text-generation-launcher`. One small file per subcommand; engine and numpy are imported
+inside handlers.
 
 A typed error is one line on stderr and exit status 2; anything else is our bug and shows its trace.
 """
@@ -11,12 +12,25 @@ from collections.abc import Sequence
 
 def main(args: Sequence[str] | None = None) -> None:
     """Run the command line on `args` (sys.argv by default). Always ends by SystemExit."""
+    _run(sys.argv[1:] if args is None else list(args))
+
+
+def launch(args: Sequence[str] | None = None) -> None:
+    """`text-generation-launcher` on `args` (sys.argv by default). Always ends by SystemExit."""
+    _run(sys.argv[1:] if args is None else list(args), launcher=True)
+
+
+def _run(words: Sequence[str], launcher: bool = False) -> None:
     from ridgeline.cli import app
     from ridgeline.cli.output import say
     from ridgeline.errors import RidgelineError
 
     try:
-        app.run(sys.argv[1:] if args is None else list(args))
+        if launcher:
+            from ridgeline.cli.launcher import translate
+
+            words = translate(words)
+        app.run(words)
     except RidgelineError as wrong:
         sys.stdout.flush()
         say(f"ridgeline: {wrong}")

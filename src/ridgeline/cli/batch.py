@@ -45,7 +45,7 @@ def batch(
     source = Path(lines)
     if not source.is_file():
         raise ConfigError(f"{source} is no file; give a file of requests (it is read twice, so no pipe)")
-    queue = max(max_requests, ServerConfig.max_n)  # any n fits; more would start in an order chosen too early
+    queue = max(max_requests, ServerConfig.max_best_of)  # any n fits; more would start in an order chosen too early
     config = replace(config, max_requests=max_requests, step_tokens=step_tokens, queue=queue)
     keys = frozenset(line.key for line in read_lines(source))
     with contextlib.closing(Journal(output, source)) as journal:

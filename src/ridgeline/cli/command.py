@@ -28,8 +28,8 @@ class Exit(SystemExit):
 
 
 class Option(msgspec.Struct, frozen=True):
-    """`--name VALUE`. `flag` is the name where it is not the parameter's own; `minimum` bounds numbers; `default` is
-    shown in the help instead of the real one; `parser` makes the value of the text."""
+    """`--name VALUE`. `flag` is the name where it is not the parameter's own, `alias` another one; `minimum` bounds
+    numbers; `default` is shown in the help instead of the real one; `parser` makes the value of the text."""
 
     help: str
     flag: str = ""
@@ -37,6 +37,7 @@ class Option(msgspec.Struct, frozen=True):
     default: str | None = None
     metavar: str | None = None
     parser: Callable[[str], Any] | None = None
+    alias: str = ""
 
 
 class Argument(msgspec.Struct, frozen=True):
@@ -75,7 +76,7 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
     item, repeats = _item(kind)
     shown = declared.default if declared.default is not None else "none" if default in (None, "") else str(default)
     parser.add_argument(
-        flag,
+        *filter(None, (flag, declared.alias)),
         dest=parameter.name,
         required=required,
         default=default,

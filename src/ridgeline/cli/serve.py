@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Annotated, Any
 
 from ridgeline.cli.command import Option
-from ridgeline.cli.options import ENGINE, Group, parse_bytes, takes
+from ridgeline.cli.limits import LIMITS, SERVED
+from ridgeline.cli.options import Group, parse_bytes, takes
 from ridgeline.config import WATERMARKS, EngineConfig, ServerConfig
 
 WATERMARK = Group(
@@ -28,13 +29,12 @@ WATERMARK = Group(
 )
 
 
-@takes(config=ENGINE, watermark=WATERMARK)
+@takes(config=SERVED, limits=LIMITS, watermark=WATERMARK)
 def serve(
     config: EngineConfig,
+    limits: tuple[dict[str, Any], dict[str, Any]],
     port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
-    host: Annotated[str, Option("Address to listen on.")] = ServerConfig.host,
-    max_requests: Annotated[int, Option("Sequences that run at once.")] = EngineConfig.max_requests,
-    queue: Annotated[int, Option("Sequences that may wait.")] = EngineConfig.queue,
+    hostname: Annotated[str, Option("Address to listen on.")] = ServerConfig.hostname,
     step_tokens: Annotated[int, Option("Most tokens in one step.")] = EngineConfig.step_tokens,
     step_ms: Annotated[int, Option("How long a step may take that reads prompts while others answer; 0: any time.")] = (
         EngineConfig.step_ms
@@ -67,11 +67,10 @@ def serve(
 
     fetch(config.model)
     engine = replace(
-        config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
-        admission=admission, prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file,
-        prefix_cache_size=prefix_cache_size,
+        config, **limits[0], step_tokens=step_tokens, step_ms=step_ms, policy=policy, admission=admission,
+        prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file, prefix_cache_size=prefix_cache_size,
     )  # fmt: skip
-    limits = {
+    more = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
     }  # fmt: skip
-    app.serve(ServerConfig(engine, host, port, **limits, **watermark))
+    app.serve(ServerConfig(engine, hostname, port, **limits[1], **more, **watermark))

@@ -17,7 +17,7 @@ import msgspec
 from ridgeline.config import ServerConfig
 from ridgeline.errors import ConfigError, InvalidRequest
 
-MAX_LINE = ServerConfig.max_body_bytes
+MAX_LINE = ServerConfig.payload_limit
 MAX_CUSTOM_ID = 512  # characters
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
@@ -30,12 +30,14 @@ from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.server import debug, openai, tgi
 from ridgeline.server.chat import chat
+from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
-from ridgeline.server.http import Endpoint
+from ridgeline.server.http import Call, Endpoint, Events
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service, public_name
+from ridgeline.server.tokens import chat_tokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -68,14 +70,17 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
 
 
 def _posts(service: Service, hub: Hub) -> list[Route]:
-    handlers = {
+    handlers: dict[str, Callable[[Service, Call], Awaitable[Reply | Events]]] = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
+        "/tokenize": tokenize, "/chat_tokenize": chat_tokenize, "/invocations": invocations, "/vertex": vertex,
         "/watermark/detect": detect_mark,
     }  # fmt: skip
-    limit = service.config.max_body_bytes
+    if route := service.config.predict_route:
+        handlers[route] = vertex
+    limit, strict = service.config.payload_limit, service.config.tgi_strict
     return [
-        Route(path, Endpoint(hub, partial(handler, service), _shape(path), limit), methods=["POST"])
+        Route(path, Endpoint(hub, partial(handler, service), _shape(path, strict), limit), methods=["POST"])
         for path, handler in handlers.items()
     ]
 
@@ -104,11 +109,13 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
         "/": health, "/health": health, "/ping": health, "/info": info,
         "/v1/models": models, "/v1/models/{id:path}": model,
     }  # fmt: skip
+    if route := service.config.health_route:
+        paths[route] = health
     return [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
 
 
-def _shape(path: str) -> ErrorShape:
-    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors()
+def _shape(path: str, strict: bool = False) -> ErrorShape:
+    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors(strict)
 
 
 def _response(reply: Reply) -> Response:
@@ -161,17 +168,17 @@ def listen(config: ServerConfig) -> socket.socket:
 
     A connection whose peer takes nothing is closed after twice `max_pause`: once for the request, once for its error.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in config.host else socket.AF_INET)
+    listener = socket.socket(socket.AF_INET6 if ":" in config.hostname else socket.AF_INET)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BYTES)  # connections inherit these
     if hasattr(socket, "TCP_USER_TIMEOUT"):
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(2000 * config.max_pause))
     try:
-        listener.bind((config.host, config.port))
+        listener.bind((config.hostname, config.port))
         return listener
     except (OSError, OverflowError) as error:
-        where = f"{config.host}:{config.port}"
-        raise ConfigError(f"cannot listen on {where}: {error}; choose another --port or --host") from None
+        where = f"{config.hostname}:{config.port}"
+        raise ConfigError(f"cannot listen on {where}: {error}; choose another --port or --hostname") from None
 
 
 def _url(listener: socket.socket) -> str:

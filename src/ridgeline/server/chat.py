@@ -53,19 +53,24 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     request, headers = decode_openai(body, ChatRequest)
     service.check_model(request.model)
     params = sampling(request, service, max_tokens=_max_tokens(request), logprobs=_logprobs(request))
+    text = templated(service, request)
+    prompt = service.tokenizer.encode(text, add_special=False)
+    return Plan(Head.new("chatcmpl", service, id), request, Job(prompt, params), service.warned(headers, text))
+
+
+def templated(service: Service, request: ChatRequest) -> str:
+    """The conversation as the model reads it."""
     extra = request.chat_template_kwargs or {}
     if reserved := _RESERVED & extra.keys():
         raise InvalidRequest(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}", "chat_template_kwargs")
     if not request.messages:
         raise InvalidRequest("messages is empty; give at least one", "messages")
-    text = service.template.render(
+    return service.template.render(
         [_message(i, m) for i, m in enumerate(request.messages)],
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         **extra,
     )
-    prompt = service.tokenizer.encode(text, add_special=False)
-    return Plan(Head.new("chatcmpl", service, id), request, Job(prompt, params), service.warned(headers, text))
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:

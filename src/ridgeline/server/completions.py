@@ -21,7 +21,7 @@ from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
-from ridgeline.server.service import MAX_PROMPTS, Choice, Service, best, collect, deltas, spoken
+from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -61,8 +61,8 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     service.check_model(request.model)
     params, dropped = _params(request, service)
     given = _split(request.prompt)
-    if len(given) * params.n > MAX_PROMPTS:
-        raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {MAX_PROMPTS}", "prompt")
+    if len(given) * params.n > (most := service.config.max_client_batch_size):
+        raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {most}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
     prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
     return Plan(Head.new("cmpl", service, id), request, params, prompts, dropped, service.warned(headers, *texts))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from ridgeline.errors import DeadlinePassed, ModelNotFound, Overloaded, RidgelineError, TemplateError
+from ridgeline.errors import DeadlinePassed, InvalidRequest, ModelNotFound, Overloaded, RidgelineError, TemplateError
 from ridgeline.server import sse
 
 
@@ -35,6 +35,14 @@ class Incomplete(RidgelineError):
     kind = "incomplete_generation"
 
 
+class Malformed(InvalidRequest):
+    """A body that is not JSON, or not of the request's shape; `plain` is TGI's own status for it."""
+
+    def __init__(self, message: str, param: str | None = None, plain: int = 400) -> None:
+        super().__init__(message, param)
+        self.plain = plain
+
+
 class NoRoute(RidgelineError):
     """A path or method nobody serves."""
 
@@ -48,7 +56,7 @@ class NoRoute(RidgelineError):
 
 @dataclass(frozen=True)
 class Reply:
-    """A whole answer; `body` becomes JSON, None an empty body."""
+    """A whole answer; `body` becomes JSON, None an empty body, a str plain text."""
 
     body: Any
     status: int = 200
@@ -82,14 +90,21 @@ class OpenAIErrors:
         return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
 
 
+@dataclass(frozen=True)
 class TGIErrors:
-    """{"error", "error_type"}; validation is 422."""
+    """{"error", "error_type"}; validation is 422. `strict`: a malformed body is told in plain text, which TGI's clients
+    cannot read."""
+
+    strict: bool = False
 
     def reply(self, error: RidgelineError) -> Reply:
+        if self.strict and isinstance(error, Malformed):
+            return Reply(str(error), error.plain)
         return Reply(self._body(error), error.status, _headers(error))
 
     def in_stream(self, error: RidgelineError) -> bytes:
-        return sse.data(self._body(error))
+        body = self._body(error)
+        return sse.data(body | {"error_type": f"{error.kind}_stream"} if isinstance(error, Incomplete) else body)
 
     def _body(self, error: RidgelineError) -> dict[str, Any]:
         return {"error": str(error), "error_type": error.kind}

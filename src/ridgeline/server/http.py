@@ -59,8 +59,8 @@ class ClientGone(Exception):
 class Endpoint:
     """An ASGI app. Every request ends in exactly one answer, or in silence if its client left."""
 
-    def __init__(self, hub: Hub, handler: Handler, errors: ErrorShape, max_body_bytes: int) -> None:
-        self._hub, self._handler, self._errors, self._limit = hub, handler, errors, max_body_bytes
+    def __init__(self, hub: Hub, handler: Handler, errors: ErrorShape, payload_limit: int) -> None:
+        self._hub, self._handler, self._errors, self._limit = hub, handler, errors, payload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begin = time.perf_counter()
@@ -150,10 +150,11 @@ async def _disconnect(receive: Receive) -> None:
 
 async def send_reply(send: Send, reply: Reply, headers: Mapping[str, str] | None = None) -> None:
     """Send a whole answer."""
-    body = b"" if reply.body is None else msgspec.json.encode(reply.body)
+    plain = isinstance(reply.body, str)
+    body = b"" if reply.body is None else reply.body.encode() if plain else msgspec.json.encode(reply.body)
     sized = {"content-length": str(len(body)), **reply.headers, **(headers or {})}
     if body:
-        sized["content-type"] = "application/json"
+        sized["content-type"] = "text/plain; charset=utf-8" if plain else "application/json"
     await send(_start(reply.status, sized))
     await send({"type": "http.response.body", "body": body})
 

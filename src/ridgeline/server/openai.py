@@ -64,6 +64,8 @@ async def submitted(understand: Callable[[Service, bytes, str], P], service: Ser
 
     def submit() -> P:
         plan = understand(service, call.body, call.id)
+        for job in plan.jobs if service.config.max_input_tokens else ():
+            service.check_input(len(job.prompt), "prompt")
         call.stream.submit(plan.jobs, terms(service, plan.request, call.headers))
         return plan
 

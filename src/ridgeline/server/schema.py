@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from ridgeline.errors import InvalidRequest
+from ridgeline.server.errors import Malformed
 
 T = TypeVar("T", bound=msgspec.Struct)
 
@@ -175,7 +176,7 @@ _NESTED: Mapping[str, type[msgspec.Struct]] = {
 
 def decode_openai(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     """The request and the headers that say what of it is ignored. InvalidRequest names the field at fault."""
-    raw = _object(body)
+    raw = decode_object(body)
     _refuse_unbuilt(raw, _OPENAI_NOT_BUILT)
     return _convert(raw, kind), _warning(raw, kind, set(_OPENAI_NOT_BUILT))
 
@@ -188,7 +189,7 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
 
 def decode_tgi(body: bytes) -> tuple[GenerateRequest, dict[str, str]]:
     """The same for TGI's body, whose unbuilt fields are in `parameters`."""
-    raw = _object(body)
+    raw = decode_object(body)
     parameters = raw.get("parameters")
     if isinstance(parameters, dict):
         _refuse_unbuilt(parameters, _TGI_NOT_BUILT)
@@ -196,17 +197,18 @@ def decode_tgi(body: bytes) -> tuple[GenerateRequest, dict[str, str]]:
     return _convert(raw, GenerateRequest), _warning(raw, GenerateRequest, known)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def decode_object(body: bytes) -> dict[str, Any]:
+    """A body's fields, of any kind."""
     try:
         raw = msgspec.json.decode(body)
     except UnicodeDecodeError as error:
-        raise InvalidRequest(f"the body is not valid UTF-8 at byte {error.start} of a string") from None
+        raise Malformed(f"the body is not valid UTF-8 at byte {error.start} of a string") from None
     except RecursionError:
-        raise InvalidRequest("the body is nested too deeply") from None
+        raise Malformed("the body is nested too deeply") from None
     except msgspec.MsgspecError as error:
-        raise InvalidRequest(f"the body is not valid JSON: {error}") from None
+        raise Malformed(f"the body is not valid JSON: {error}") from None
     if not isinstance(raw, dict):
-        raise InvalidRequest("the body must be a JSON object")
+        raise Malformed("the body must be a JSON object", plain=422)
     return raw
 
 
@@ -217,7 +219,7 @@ def _convert(raw: dict[str, Any], kind: type[T]) -> T:
         text = str(error).replace("`", "'")
         found = re.search(r"\$\.(\w+)", text) or re.search(r"required field '(\w+)'", text)
         message = re.sub(r" - at '\$\.?(.*)'$", r" at \1", text).removesuffix(" at ")
-        raise InvalidRequest(f"the request is malformed: {message}", found[1] if found else None) from None
+        raise Malformed(f"the request is malformed: {message}", found[1] if found else None, plain=422) from None
 
 
 def _refuse_unbuilt(raw: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:

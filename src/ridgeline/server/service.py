@@ -10,15 +10,13 @@ from functools import cached_property
 from pathlib import Path
 
 from ridgeline.config import ServerConfig
-from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token
-from ridgeline.errors import InvalidRequest, ModelNotFound
+from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token, most_tokens
+from ridgeline.errors import ConfigError, InvalidRequest, ModelNotFound
 from ridgeline.server.hub import Event, Stream
 from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.hub import ResolvedModel
-
-MAX_PROMPTS = 128  # prompts in one completion request
 
 
 @dataclass(frozen=True)
@@ -30,6 +28,21 @@ class Service:
     config: ServerConfig
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        most, longest = self.max_total_tokens, self.config.max_input_tokens
+        if most <= longest:
+            raise ConfigError(f"max_input_tokens must be below max_total_tokens, which is {most}; it is {longest}")
+
+    @cached_property
+    def max_total_tokens(self) -> int:
+        """Longest prompt and answer together."""
+        return most_tokens(self.info)
+
+    @property
+    def max_input_tokens(self) -> int:
+        """Longest prompt."""
+        return self.config.max_input_tokens or self.max_total_tokens - 1
 
     @cached_property
     def template(self) -> ChatTemplate:
@@ -56,11 +69,21 @@ class Service:
 
     def check_limits(self, n: int, stops: int, n_name: str) -> None:
         """InvalidRequest naming the server's limit."""
-        if not 1 <= n <= self.config.max_n:
-            raise InvalidRequest(f"{n_name} must be at least 1 and at most {self.config.max_n}, is {n}", n_name)
+        if not 1 <= n <= self.config.max_best_of:
+            raise InvalidRequest(f"{n_name} must be at least 1 and at most {self.config.max_best_of}, is {n}", n_name)
         if stops > self.config.max_stop_sequences:
             limit = self.config.max_stop_sequences
             raise InvalidRequest(f"stop has {stops} sequences; at most {limit} are allowed", "stop")
+
+    def check_input(self, tokens: int, name: str) -> None:
+        """InvalidRequest naming both numbers, where a prompt is longer than the server takes."""
+        if tokens > self.max_input_tokens:
+            raise InvalidRequest(f"{name} has {tokens} tokens; at most {self.max_input_tokens} are allowed", name)
+
+    def check_batch(self, size: int, name: str) -> None:
+        """The same for too many prompts in one request."""
+        if size > (most := self.config.max_client_batch_size):
+            raise InvalidRequest(f"{name} holds {size} prompts; at most {most} are allowed", name)
 
 
 @dataclass

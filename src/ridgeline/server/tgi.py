@@ -1,4 +1,4 @@
-"""TGI's routes: POST / (legacy), /generate, /generate_stream, and GET /info.
+"""TGI's own routes: POST / (legacy), /generate, /generate_stream, and GET /info.
 
 Kept from TGI: sampling is on with `do_sample`, with any of temperature, top_k, top_p, typical_p, or without
 `parameters`; the stop sequence stays in the text. Token texts join to the generated text (special tokens aside), so
@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+
+import msgspec
 
 from ridgeline import __version__
 from ridgeline.engine.params import SamplingParams
@@ -23,7 +25,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Job
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
-from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas
+from ridgeline.server.service import Choice, Service, collect, deltas
 from ridgeline.server.terms import terms_of
 from ridgeline.server.watermark import watermark_of
 from ridgeline.text.detokenize import Detokenizer
@@ -33,16 +35,21 @@ _U64 = (1 << 64) - 1
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """A submitted request: a choice per candidate of best_of, each with its own seed (None when greedy)."""
+class Plan:
+    """A request, understood: one job with a choice per candidate of best_of, each with its own seed (None when
+    greedy)."""
 
     inputs: str
     parameters: Parameters
-    prompt: list[int]
+    job: Job
     seeds: list[int | None]
     stream: bool
-    submitted: float  # perf_counter
+    ready: float  # perf_counter
     headers: dict[str, str]
+
+    @property
+    def prompt(self) -> Sequence[int]:
+        return self.job.prompt
 
     @property
     def prefix(self) -> str:
@@ -74,25 +81,34 @@ def info(service: Service) -> Reply:
     return Reply({
         "model_id": service.model, "model_sha": None, "model_pipeline_tag": "text-generation",
         "model_dtype": engine.format, "model_device_type": "cpu",
-        "max_concurrent_requests": engine.max_requests + engine.queue, "max_best_of": config.max_n,
+        "max_concurrent_requests": engine.max_requests + engine.queue, "max_best_of": config.max_best_of,
         "max_stop_sequences": config.max_stop_sequences, "max_top_n_tokens": config.max_top_n_tokens,
-        "max_input_tokens": engine.context - 1, "max_total_tokens": engine.context,
-        "max_batch_size": engine.max_requests, "validation_workers": THREADS, "max_client_batch_size": MAX_PROMPTS,
-        "router": "ridgeline", "version": __version__, "sha": None, "docker_label": None,
+        "max_input_tokens": service.max_input_tokens, "max_total_tokens": service.max_total_tokens,
+        "max_batch_size": engine.max_requests, "max_client_batch_size": config.max_client_batch_size,
+        "validation_workers": THREADS, "router": "ridgeline", "version": __version__, "sha": None, "docker_label": None,
     })  # fmt: skip
 
 
-def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
+def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
+    """`stream` None is POST /, where the body says it."""
     request, headers = decode_tgi(call.body)
-    streamed = bool(request.stream) if stream is None else stream
+    if stream is None and service.config.tgi_strict:
+        p = request.parameters or Parameters(do_sample=True)
+        request.parameters = msgspec.structs.replace(p, return_full_text=_or(p.return_full_text, True))
+    plan = understand(service, request, bool(request.stream) if stream is None else stream, headers)
+    call.stream.submit([plan.job], terms_of(service, call.headers))
+    return plan
+
+
+def understand(service: Service, request: GenerateRequest, stream: bool, headers: dict[str, str]) -> Plan:
+    """What a request asks for. InvalidRequest names what is wrong with it."""
     p = request.parameters or Parameters()
-    _check(p, service, streamed)
+    _check(p, service, stream)
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
-    call.stream.submit([Job(prompt, _params(p, seeds, service))], terms_of(service, call.headers))
-    return _Plan(
-        request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
-    )
+    warned = service.warned(headers, request.inputs)
+    job = Job(prompt, _params(p, seeds, service))
+    return Plan(request.inputs, p, job, seeds, stream, time.perf_counter(), warned)
 
 
 def _samples(request: GenerateRequest) -> bool:
@@ -116,8 +132,8 @@ def _check(p: Parameters, service: Service, stream: bool) -> None:
             raise InvalidRequest(f"{name} must be at least 1, is {value}", name)
     if p.seed is not None and not 0 <= p.seed <= _U64:
         raise InvalidRequest(f"seed must be 0 to {_U64}, is {p.seed}", "seed")
-    if p.truncate is not None and p.truncate >= service.info.context:
-        raise InvalidRequest(f"truncate must be at most {service.info.context - 1}, is {p.truncate}", "truncate")
+    if p.truncate is not None and p.truncate > service.max_input_tokens:
+        raise InvalidRequest(f"truncate must be at most {service.max_input_tokens}, is {p.truncate}", "truncate")
     top, most = p.top_n_tokens or 0, service.config.max_top_n_tokens
     if not 0 <= top <= most:
         raise InvalidRequest(f"top_n_tokens must be 0 to {most}, is {top}", "top_n_tokens")
@@ -133,9 +149,8 @@ def _prompt(request: GenerateRequest, p: Parameters, service: Service) -> list[i
         raise InvalidRequest("inputs must not be empty", "inputs")
     prompt = service.tokenizer.encode(request.inputs, add_special=True)
     prompt = prompt[-p.truncate :] if p.truncate is not None else prompt
-    context, new = service.info.context, p.max_new_tokens or 1
-    if len(prompt) >= context:
-        raise InvalidRequest(f"inputs has {len(prompt)} tokens; at most {context - 1} are allowed", "inputs")
+    context, new = service.max_total_tokens, p.max_new_tokens or 1
+    service.check_input(len(prompt), "inputs")
     if len(prompt) + new > context:
         raise InvalidRequest(
             f"inputs has {len(prompt)} tokens and max_new_tokens is {new}: together {len(prompt) + new}, "
@@ -205,9 +220,14 @@ class _TokenTexts:
         return {"id": id, "text": text, "logprob": logprob, "special": self._tokenizer.is_special(id)}
 
 
-async def _whole(service: Service, plan: _Plan, call: Call) -> Reply:
+def ranked(candidates: list[Choice]) -> list[int]:
+    """Their numbers, the likeliest first."""
+    return sorted(range(len(candidates)), key=lambda i: -candidates[i].mean_logprob)
+
+
+async def _whole(service: Service, plan: Plan, call: Call) -> Reply:
     (candidates,) = await collect(call.stream, [len(plan.seeds)])
-    order = sorted(range(len(candidates)), key=lambda i: -candidates[i].mean_logprob)
+    order = ranked(candidates)
     best = candidates[order[0]]
     body: dict[str, Any] = {"generated_text": plan.prefix + best.text}
     if plan.parameters.details or plan.parameters.decoder_input_details:
@@ -222,7 +242,7 @@ async def _whole(service: Service, plan: _Plan, call: Call) -> Reply:
 
 
 def _details(
-    tokenizer: Tokenizer, plan: _Plan, c: Choice, seed: int | None, prefill: list[dict[str, Any]]
+    tokenizer: Tokenizer, plan: Plan, c: Choice, seed: int | None, prefill: list[dict[str, Any]]
 ) -> dict[str, Any]:
     texts = _TokenTexts(tokenizer)
     top = {"top_tokens": [texts.top(t) for t in c.tokens]} if plan.parameters.top_n_tokens else {}
@@ -232,22 +252,22 @@ def _details(
     }  # fmt: skip
 
 
-def _prefill(tokenizer: Tokenizer, plan: _Plan, candidates: list[Choice]) -> list[dict[str, Any]]:
+def _prefill(tokenizer: Tokenizer, plan: Plan, candidates: list[Choice]) -> list[dict[str, Any]]:
     """The prompt's own tokens with their logprobs; the first has none."""
     scores = [None, *(t.logprob for t in candidates[0].prompt or ())]
     pairs = zip(plan.prompt, scores, strict=True)
     return [{"id": id, "text": tokenizer.token_text(id), "logprob": logprob} for id, logprob in pairs]
 
 
-def _timings(service: Service, plan: _Plan, call: Call, generated: int) -> dict[str, str]:
+def _timings(service: Service, plan: Plan, call: Call, generated: int) -> dict[str, str]:
     """TGI's headers: x-compute-time in seconds, the others in ms. The engine's own queue counts as inference."""
     now = time.perf_counter()
-    inference = (now - plan.submitted) * 1e3
+    inference = (now - plan.ready) * 1e3
     return {
         **_compute(plan),
         "x-compute-time": f"{now - call.begin:.6f}",
         "x-total-time": f"{(now - call.begin) * 1e3:.3f}",
-        "x-validation-time": f"{(plan.submitted - call.begin) * 1e3:.3f}",
+        "x-validation-time": f"{(plan.ready - call.begin) * 1e3:.3f}",
         "x-queue-time": "0",
         "x-inference-time": f"{inference:.3f}",
         "x-time-per-token": f"{inference / max(generated, 1):.3f}",
@@ -256,15 +276,15 @@ def _timings(service: Service, plan: _Plan, call: Call, generated: int) -> dict[
     }
 
 
-def _compute(plan: _Plan) -> dict[str, str]:
+def _compute(plan: Plan) -> dict[str, str]:
     return {"x-compute-type": "cpu", "x-compute-characters": str(len(plan.inputs))}
 
 
-def _events(service: Service, plan: _Plan, call: Call) -> Events:
+def _events(service: Service, plan: Plan, call: Call) -> Events:
     return Events(_lines(service, plan, call), {**plan.headers, **_compute(plan)})
 
 
-async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[bytes, None]:
+async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
     """One event per token; the last also has the whole text and, if asked, the details."""
     texts, whole, index = _TokenTexts(service.tokenizer), plan.prefix, 0
     async for event in deltas(call.stream):
@@ -285,7 +305,7 @@ async def _lines(service: Service, plan: _Plan, call: Call) -> AsyncGenerator[by
             yield sse.data(line)
 
 
-def _final(plan: _Plan, finish: str, generated: int) -> dict[str, Any]:
+def _final(plan: Plan, finish: str, generated: int) -> dict[str, Any]:
     return {
         "finish_reason": finish, "generated_tokens": generated, "seed": plan.seeds[0], "input_length": len(plan.prompt),
     }  # fmt: skip

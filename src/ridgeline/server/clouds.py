@@ -1,0 +1,100 @@
+"""What TGI answers on clouds' own routes: SageMaker's POST /invocations and Vertex AI's POST /vertex.
+
+Both take the bodies of other routes; a body is what its first field of `inputs`, `messages` and `prompt` says it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+
+from ridgeline.errors import InvalidRequest, RidgelineError
+from ridgeline.server import tgi
+from ridgeline.server.chat import chat
+from ridgeline.server.chat import understand as understand_chat
+from ridgeline.server.completions import completions
+from ridgeline.server.errors import OpenAIErrors, Reply
+from ridgeline.server.http import Call, Events
+from ridgeline.server.hub import Job
+from ridgeline.server.schema import decode_object, decode_tgi
+from ridgeline.server.service import Choice, Service, collect
+from ridgeline.server.terms import terms_of
+
+
+async def invocations(service: Service, call: Call) -> Reply | Events:
+    """POST /invocations: a body of POST /, of a chat or of a completion, answered as there."""
+    raw = decode_object(call.body)
+    if "inputs" in raw:
+        return await tgi.legacy(service, call)
+    if "messages" not in raw and "prompt" not in raw:
+        raise InvalidRequest("the body has none of inputs, messages and prompt; give one of them")
+    answer = await (chat if "messages" in raw else completions)(service, call)
+    return replace(answer, lines=_as_openai(answer.lines)) if isinstance(answer, Events) else answer
+
+
+async def _as_openai(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
+    """OpenAI's stream, errors included."""
+    try:
+        async for line in lines:
+            yield line
+    except RidgelineError as error:
+        yield OpenAIErrors().in_stream(error)
+    finally:
+        await lines.aclose()
+
+
+@dataclass(frozen=True)
+class _Instance:
+    job: Job
+    prefix: str
+    headers: dict[str, str]
+
+    def text(self, candidates: list[Choice]) -> str:
+        return self.prefix + candidates[tgi.ranked(candidates)[0]].text
+
+
+async def vertex(service: Service, call: Call) -> Reply:
+    """POST /vertex: a text per instance. As with TGI, tokens are sampled unless an instance says otherwise."""
+
+    def submit() -> list[_Instance]:
+        found = _instances(service, call.body)
+        call.stream.submit([x.job for x in found], terms_of(service, call.headers))
+        return found
+
+    found = await call.stream.run(submit)
+    done = await collect(call.stream, [x.job.params.n for x in found])
+    texts = [x.text(candidates) for x, candidates in zip(found, done, strict=True)]
+    return Reply({"predictions": texts}, headers={name: said for x in found for name, said in x.headers.items()})
+
+
+def _instances(service: Service, body: bytes) -> list[_Instance]:
+    given = decode_object(body).get("instances")
+    if not isinstance(given, list) or not given:
+        raise InvalidRequest("instances must be a list that is not empty", "instances")
+    service.check_batch(len(given), "instances")
+    found = []
+    for i, raw in enumerate(given):
+        try:
+            found.append(_instance(service, raw))
+        except InvalidRequest as wrong:
+            raise InvalidRequest(f"instances[{i}]: {wrong}", wrong.param) from None
+    return found
+
+
+def _instance(service: Service, raw: Any) -> _Instance:
+    if not isinstance(raw, dict) or not raw.keys() & {"inputs", "messages"}:
+        raise InvalidRequest("an instance must be an object with inputs or messages", "instances")
+    if raw.get("stream"):
+        raise InvalidRequest("instances are not streamed; leave stream out", "stream")
+    body = msgspec.json.encode(raw)
+    if "inputs" not in raw:
+        chatted = understand_chat(service, body)
+        return _Instance(chatted.job, "", chatted.headers)
+    request, headers = decode_tgi(body)
+    if (p := request.parameters) is not None and p.do_sample is None:
+        request.parameters = msgspec.structs.replace(p, do_sample=True)
+    plan = tgi.understand(service, request, False, headers)
+    return _Instance(plan.job, plan.prefix, plan.headers)

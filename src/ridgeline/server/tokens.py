@@ -1,0 +1,48 @@
+"""TGI's POST /tokenize and /chat_tokenize: what the model reads of a text, token by token.
+
+Offsets are in characters of the text. Parts of one character share its place; a token that no text spells, such as a
+BOS, is at 0 to 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ridgeline.errors import InvalidRequest
+from ridgeline.server.chat import templated
+from ridgeline.server.errors import Reply
+from ridgeline.server.http import Call
+from ridgeline.server.schema import ChatRequest, decode_openai, decode_tgi
+from ridgeline.server.service import Service
+
+
+async def tokenize(service: Service, call: Call) -> Reply:
+    """POST /tokenize: the body of /generate, of which `truncate` counts."""
+
+    def work() -> Reply:
+        request, headers = decode_tgi(call.body)
+        keep = request.parameters.truncate if request.parameters else None
+        if keep is not None and keep < 1:
+            raise InvalidRequest(f"truncate must be at least 1, is {keep}", "truncate")
+        listed = _tokens(service, request.inputs, add_special=True)
+        return Reply(listed[-keep:] if keep else listed, headers=service.warned(headers, request.inputs))
+
+    return await call.stream.run(work)
+
+
+async def chat_tokenize(service: Service, call: Call) -> Reply:
+    """POST /chat_tokenize: the body of a chat."""
+
+    def work() -> Reply:
+        request, headers = decode_openai(call.body, ChatRequest)
+        service.check_model(request.model)
+        text = templated(service, request)
+        body = {"tokenize_response": _tokens(service, text, add_special=False), "templated_text": text}
+        return Reply(body, headers=service.warned(headers, text))
+
+    return await call.stream.run(work)
+
+
+def _tokens(service: Service, text: str, add_special: bool) -> list[dict[str, Any]]:
+    spans = service.tokenizer.encode_with_offsets(text, add_special)
+    return [{"id": id, "text": text[start:stop], "start": start, "stop": stop} for id, start, stop in spans]
