@@ -146,7 +146,8 @@ class ServerConfig:
 
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
-    0 = any time.
+    0 = any time. strict: OpenAI's routes refuse fields that they would ignore. trust_request_chat_template: a chat
+    request may bring a template of its own.
     """
 
     engine: EngineConfig
@@ -161,6 +162,8 @@ class ServerConfig:
     max_wait: float = 0.0
     max_time: float = 0.0
     aliases: tuple[str, ...] = field(default=())
+    strict: bool = False
+    trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
         if self.max_undelivered < 1:

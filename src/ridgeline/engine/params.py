@@ -19,6 +19,13 @@ MAX_BAD_WORD_TOKENS = 8192  # of all bad words together
 MAX_ROW_BIAS = MAX_BIAS + MAX_STOP_IDS + MAX_BAD_WORDS  # tokens that one request may bias or ban, beside EOS
 
 
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must be: `value` is JSON text, a pattern, a JSON list of choices or Lark text, as `kind` says."""
+
+    kind: str  # "json_schema" | "json_object" | "regex" | "choice" | "lark"
+    value: str
+
+
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How to continue a prompt.
 
@@ -70,6 +77,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: bool = False
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     @property
     def width(self) -> int:
@@ -95,7 +103,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 _DEFAULTS = SamplingParams()
 _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
-    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs",
+    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs", "grammar",
 )  # fmt: skip
 
 
