@@ -159,7 +159,9 @@ class ServerConfig:
     `/vertex` and `/health`; "" = only there.
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
-    0 = any time. watermark_gamma of all tokens are green where an answer is marked, and gain watermark_delta.
+    0 = any time. watermark_gamma of all tokens are green where an answer is marked, and gain watermark_delta. strict:
+    OpenAI's routes refuse fields that they would ignore. trust_request_chat_template: a chat request may bring a
+    template of its own.
     """
 
     engine: EngineConfig
@@ -182,6 +184,8 @@ class ServerConfig:
     watermark_scheme: str = "lefthash"
     watermark_gamma: float = 0.5
     watermark_delta: float = 2.0
+    strict: bool = False
+    trust_request_chat_template: bool = False
 
     def __post_init__(self) -> None:
         _one_of("watermark_scheme", self.watermark_scheme, WATERMARKS)

@@ -6,6 +6,7 @@ Any mistake of scheduling, paging, chunking or windows changes the hash, and not
 from __future__ import annotations
 
 import time
+import zlib
 from collections.abc import Callable
 
 import numpy as np
@@ -14,7 +15,7 @@ from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.ops.sample import MAX_TOP, exponential
-from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
+from ridgeline.program.batch import WANT_HIDDEN, Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
 
 VOCAB = 1000
@@ -52,7 +53,13 @@ class FakeStep:
             np.full(rows, -1.5, np.float32),
             top_ids,
             top_logprobs,
+            self._hidden(batch) if np.any(batch["want"] & WANT_HIDDEN) else None,
         )
+
+    def _hidden(self, batch: Batch) -> np.ndarray:
+        """[rows, 2]: what a row sees, in its number of tokens and a hash."""
+        seen = [self._seen(batch, int(row))[0] for row in batch["out_rows"]]
+        return np.array([(len(tokens), zlib.crc32(tokens.tobytes()) % 1000) for tokens in seen], np.float32)
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
         digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))

@@ -230,10 +230,11 @@ class Server:
 
     @classmethod
     def new(
-        cls, answer: str | bytes = ANSWER, template: str | None = TEMPLATE, policy: str = "fcfs", **config: Any
-    ) -> Server:
+        cls, answer: str | bytes = ANSWER, template: str | None = TEMPLATE, policy: str = "fcfs", context: int = 200,
+        **config: Any,
+    ) -> Server:  # fmt: skip
         tokenizer = byte_tokenizer(template)
-        client = FakeClient(tokenizer, answer)
+        client = FakeClient(tokenizer, answer, context)
         client.info = msgspec.structs.replace(client.info, policy=policy)
         settings = ServerConfig(EngineConfig("fake", backend="reference"), **{"aliases": ("nick",), **config})
         return cls(client, create_app(client, tokenizer, settings, "fake-model"))

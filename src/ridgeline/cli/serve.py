@@ -58,6 +58,10 @@ def serve(
         int, Option("An answer pauses with so much of it unread.", metavar="SIZE", parser=parse_bytes, default="64K")
     ] = ServerConfig.max_undelivered,
     max_pause: Annotated[float, Option("And ends after so many seconds of that.")] = ServerConfig.max_pause,
+    strict: Annotated[bool, Option("Refuse OpenAI requests with unknown fields.", flag="--strict")] = False,
+    trust_request_chat_template: Annotated[
+        bool, Option("Let chat requests bring their own template.", flag="--trust-request-chat-template")
+    ] = False,
     *,
     watermark: dict[str, Any],
 ) -> None:
@@ -72,5 +76,6 @@ def serve(
     )  # fmt: skip
     more = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
+        "strict": strict, "trust_request_chat_template": trust_request_chat_template,
     }  # fmt: skip
     app.serve(ServerConfig(engine, hostname, port, **limits[1], **more, **watermark))

@@ -21,7 +21,7 @@ from ridgeline.engine.watermark import CANDIDATES
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.green import MOST, SELF_HASH
 from ridgeline.ops.sample import COUNT_PROMPT, PROCESSED, REPEAT_PROMPT, SAMPLER
-from ridgeline.program.batch import WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
+from ridgeline.program.batch import WANT_HIDDEN, WANT_IDS, WANT_LOGPROBS, Batch, BatchLayout
 
 _CODES = {"u8": "Q", "u4": "I", "i4": "i", "f4": "f"}
 _RECORD = struct.Struct("<" + "".join(_CODES[SAMPLER[name].str[1:]] for name in SAMPLER.names or ()))
@@ -36,7 +36,7 @@ _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias
 class Row(msgspec.Struct, frozen=True, gc=False):
     """A row of the step's result: what follows token `token` of the step, which is at `position` of `sequence`.
 
-    `target` >= 0: a prompt token's logprob.
+    `target` >= 0: a prompt token's logprob, or hidden row.
     """
 
     sequence: Sequence
@@ -103,7 +103,10 @@ class Builder:
         s, ints, given = row.sequence, batch.ints, row.target >= 0
         p = s.params
         ints[self._out_rows + i] = row.token
-        ints[self._want + i] = WANT_IDS if p.logprobs is None and not given else WANT_IDS | WANT_LOGPROBS
+        if p.embed:
+            ints[self._want + i] = WANT_IDS | WANT_HIDDEN
+        else:
+            ints[self._want + i] = WANT_IDS if p.logprobs is None and not given else WANT_IDS | WANT_LOGPROBS
         begin = self._sampler + i * _INTS
         if s.record is None:
             s.record = _record(s)

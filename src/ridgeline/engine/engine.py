@@ -19,6 +19,7 @@ from ridgeline.engine.policies import POLICIES
 from ridgeline.engine.prefix import PrefixCache
 from ridgeline.engine.records import (
     CANCELLED,
+    EMBEDDED,
     EOS,
     EXPIRED,
     FAILED,
@@ -34,6 +35,7 @@ from ridgeline.engine.records import (
 )
 from ridgeline.engine.scheduler import Chunk, Limits, Scheduler
 from ridgeline.engine.sequence import Copy, Sequence, Text, sequences
+from ridgeline.ops.spec import Array
 from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 if TYPE_CHECKING:
@@ -218,6 +220,10 @@ class Engine:
             s = row.sequence
             if s.finish is not None:
                 continue
+            if s.embedding is not None:
+                assert result.hidden is not None
+                deltas += self._embed(s, row, result.hidden[i])
+                continue
             wants = row.target >= 0 or s.params.logprobs is not None
             token = _scored(result, i, s) if wants else Token(ids[i])
             if row.target >= 0:
@@ -291,6 +297,18 @@ class Engine:
             text += s.text.flush()
             self._end(s, finish)
         return Delta(s.id, s.choice, (token,), text, finish, prompt, cached)
+
+    def _embed(self, s: Sequence, row: Row, hidden: Array) -> list[Delta]:
+        """Take a row of an embedding; the last one ends it."""
+        assert s.embedding is not None
+        if not s.embedding.every or row.position == s.scored + 1:  # else it was preempted, and has had this one before
+            s.embedding.add(hidden)
+            s.scored = row.position
+        if row.target >= 0:
+            return []
+        s.sources.pop(0)
+        self._end(s, EMBEDDED)
+        return [Delta(s.id, s.choice, (), "", EMBEDDED, None, s.cached or 0, s.embedding.vector)]
 
     def _end(self, s: Sequence, finish: str) -> None:
         assert s.finish is None, f"request {s.id} choice {s.choice} ends twice"

@@ -17,7 +17,15 @@ MAX_STOP_IDS = 256
 MAX_STOP_CHARACTERS = 4096
 MAX_BAD_WORDS = 512
 MAX_BAD_WORD_TOKENS = 8192  # of all bad words together
+POOLINGS = ("mean", "last")  # of a prompt's hidden states into one vector
 MAX_ROW_BIAS = MAX_BIAS + MAX_STOP_IDS + MAX_BAD_WORDS  # tokens that one request may bias or ban, beside EOS
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must be: `value` is JSON text, a pattern, a JSON list of choices or Lark text, as `kind` says."""
+
+    kind: str  # "json_schema" | "json_object" | "regex" | "choice" | "lark"
+    value: str
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -41,6 +49,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     forced are tokens that each choice begins with, whatever else is asked: they count as generated, are shown, and have
     the model's logprobs. An end token among them ends the choice, if min_tokens lets it.
     watermark marks what is sampled (engine/watermark.py), from where as many tokens precede as its lists hang on.
+    embed asks for no answer but a vector: the hidden states behind the model's last norm, of all of the prompt ("mean")
+    or of its last token ("last"). It goes with max_tokens 1 and nothing else.
     """
 
     max_tokens: int | None = None
@@ -73,6 +83,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: bool = False
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
+    embed: str = ""
 
     @property
     def width(self) -> int:
@@ -99,7 +111,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 _DEFAULTS = SamplingParams()
 _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
-    "seeds", "stop", "bad_words", "forced", "watermark", "prompt_logprobs", "processed_logprobs",
+    "seeds", "stop", "bad_words", "forced", "watermark", "prompt_logprobs", "processed_logprobs", "grammar",
 )  # fmt: skip
 
 
@@ -182,11 +194,25 @@ def _check_choices(p: SamplingParams) -> None:
         raise InvalidRequest(
             f"early_stopping must be true, false or 'never', is {p.early_stopping!r}", "early_stopping"
         )
+    if p.embed:
+        _check_embed(p)
     if p.beams:
         _check_beams(p)
     elif p.length_penalty != 1 or p.early_stopping is not False:
         name = "early_stopping" if p.length_penalty == 1 else "length_penalty"
         raise InvalidRequest(f"{name} is for beam search; set beams, or leave it out", name)
+
+
+def embedding(pooling: str) -> SamplingParams:
+    """Parameters of a request for a vector."""
+    return SamplingParams(embed=pooling, max_tokens=1, temperature=0)
+
+
+def _check_embed(p: SamplingParams) -> None:
+    if p.embed not in POOLINGS:
+        raise InvalidRequest(f"embed must be one of {', '.join(POOLINGS)}, is {p.embed[:40]!r}", "embed")
+    if msgspec.structs.replace(p, seed=None) != embedding(p.embed):
+        raise InvalidRequest("embed goes with max_tokens 1, temperature 0 and no other setting", "embed")
 
 
 def _check_beams(p: SamplingParams) -> None:

@@ -13,6 +13,7 @@ PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of
 
 EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "cancelled", "failed"
 FINISHED = (EOS, STOP, LENGTH)  # ends of an answer that is all there
+EMBEDDED = "embedded"  # of a prompt that was asked for its vector, which came
 EXPIRED = "deadline"
 NO_MEMORY = "no_memory"  # the system had none left for pages that were promised
 UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was
@@ -86,7 +87,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """What one choice gained in a step. `text` may lag behind the tokens (partial characters, possible stops).
 
     `prompt` comes once, before the first token, if prompt logprobs were asked for. `cached` comes with a choice's first
-    token: how many prompt tokens the prefix cache had. `finish` is set exactly once.
+    token: how many prompt tokens the prefix cache had. `finish` is set exactly once. `vector` comes with the end of an
+    embedding: float32, little-endian [hidden].
     """
 
     id: int
@@ -96,6 +98,7 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     finish: str | None = None
     prompt: tuple[Token, ...] | None = None
     cached: int = 0
+    vector: bytes = b""
 
 
 class Counters(msgspec.Struct, array_like=True, gc=False):

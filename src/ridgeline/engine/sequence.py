@@ -7,6 +7,7 @@ from collections.abc import Sequence as Seq
 from typing import Protocol
 
 from ridgeline.engine.bans import Bans
+from ridgeline.engine.embed import Embedding
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Job, Rank
 from ridgeline.engine.prefix import Node, PrefixCache, first_visible
@@ -68,8 +69,11 @@ class Sequence:
         self.followers: list[Sequence] = []  # other choices, which wait for this one to read their common prompt
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
-        self.wants_prompt = self.params.prompt_logprobs and choice == 0
-        self.scored = 0  # prompt tokens whose logprobs are known: no step need compute their rows again
+        self.embedding = Embedding(self.params.embed) if self.params.embed else None
+        self.wants_prompt = choice == 0 and (
+            self.params.prompt_logprobs or (self.embedding is not None and self.embedding.every)
+        )
+        self.scored = 0  # prompt tokens whose logprobs, or hidden rows, are known: no step computes their rows again
         self.bans = Bans(self.params, eos) if self.params.bans else None
         self.looks_back = self.params.looks_back
         self.history: dict[int, list[int]] | None = None

@@ -6,29 +6,37 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
+
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
-from ridgeline.engine.records import Delta, Token
+from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
+from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
-from ridgeline.server.schema import ChatRequest, Message, decode_openai
+from ridgeline.server.schema import ChatRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
+from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
+from ridgeline.server.tools import ToolUse, grammar_of, special_id, tool_use
+from ridgeline.text.dialogue import Dialogue
+from ridgeline.text.reasoning import is_open
 from ridgeline.text.tokenizer import Tokenizer
 
-_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chat request, understood: one job."""
+    """A chat request, understood: one job, and how its answers are heard."""
 
     head: Head
     request: ChatRequest
     job: Job
+    hearing: Hearing
+    short_ids: bool
     headers: dict[str, str]
 
     @property
@@ -38,6 +46,10 @@ class Plan:
     @property
     def params(self) -> SamplingParams:
         return self.job.params
+
+    def speech(self, choice: int) -> Speech:
+        """For the text of a choice."""
+        return Speech(self.hearing, f"{self.head.id}-{choice}", self.short_ids)
 
 
 async def chat(service: Service, call: Call) -> Reply | Events:
@@ -50,33 +62,72 @@ async def chat(service: Service, call: Call) -> Reply | Events:
 
 def understand(service: Service, body: bytes, id: str = "") -> Plan:
     """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
-    request, headers = decode_openai(body, ChatRequest)
+    request, headers = decode_openai(body, ChatRequest, service.config.strict)
     service.check_model(request.model)
-    params = sampling(request, service, max_tokens=_max_tokens(request), logprobs=_logprobs(request))
-    text = templated(service, request)
-    prompt = service.tokenizer.encode(text, add_special=False)
-    return Plan(Head.new("chatcmpl", service, id), request, Job(prompt, params), service.warned(headers, text))
+    more: dict[str, Any] = {"max_tokens": _max_tokens(request), "logprobs": _logprobs(request)}
+    dialogue, use = service.dialogue_of(request.chat_template), tool_use(request)
+    text = templated(request, dialogue, use)
+    hearing = _hearing(dialogue, use, text)
+    if use is not None:
+        more["grammar"] = grammar_of(use, dialogue, service.tokenizer, text)
+    params = sampling(request, service, **more)
+    if params.skip_special_tokens and any(
+        special_id(service.tokenizer, mark) is not None for mark in _marks(hearing, dialogue)
+    ):
+        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    job = Job(service.tokenizer.encode(text, add_special=False), params)
+    head = Head.new("chatcmpl", service, id)
+    return Plan(head, request, job, hearing, dialogue.short_ids, service.warned(headers, text))
 
 
-def templated(service: Service, request: ChatRequest) -> str:
+def templated(request: ChatRequest, dialogue: Dialogue, use: ToolUse | None) -> str:
     """The conversation as the model reads it."""
-    extra = request.chat_template_kwargs or {}
-    if reserved := _RESERVED & extra.keys():
-        raise InvalidRequest(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}", "chat_template_kwargs")
     if not request.messages:
         raise InvalidRequest("messages is empty; give at least one", "messages")
-    return service.template.render(
-        [_message(i, m) for i, m in enumerate(request.messages)],
+    return dialogue.render(
+        [plain(i, m) for i, m in enumerate(request.messages)],
+        use.shown if use is not None else [],
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
-        **extra,
+        **_template_arguments(request, dialogue),
     )
+
+
+def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str) -> Hearing:
+    marks = dialogue.marks
+    inside = marks is not None and is_open(marks, prompt)
+    if use is None:
+        return Hearing(marks, inside)
+    return Hearing(marks, inside, dialogue.convention.syntax, use.schemas)
+
+
+def _marks(hearing: Hearing, dialogue: Dialogue) -> list[str]:
+    """What of the answer must be seen to understand it."""
+    marks = [] if hearing.marks is None else [hearing.marks.opens, hearing.marks.closes]
+    return marks + ([] if hearing.syntax is None else dialogue.convention.marks)
+
+
+def _template_arguments(request: ChatRequest, dialogue: Dialogue) -> dict[str, Any]:
+    """Variables for the template. Of `reasoning_effort`, "none" is what most templates call `enable_thinking`."""
+    extra = dict(request.chat_template_kwargs or {})
+    if reserved := _RESERVED & extra.keys():
+        raise InvalidRequest(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}", "chat_template_kwargs")
+    effort, source = request.reasoning_effort, dialogue.template.source
+    if effort is not None and "reasoning_effort" in source:
+        extra.setdefault("reasoning_effort", effort)
+    if effort == "none" and "enable_thinking" in source:
+        extra.setdefault("enable_thinking", False)
+    return extra
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
     """The whole answer, of the one job's choices. All candidates count as usage, as with OpenAI."""
     chosen = [_choice(service.tokenizer, plan, i, c) for i, c in enumerate(best(done[0], shown(plan.request)))]
-    count = usage(len(plan.job.prompt), sum(len(c.tokens) for c in done[0]), done[0][0].cached)
+    thoughts = [ThoughtCount(plan.hearing, service.tokenizer) for _ in done[0]]
+    for thought, choice in zip(thoughts, done[0], strict=True):
+        thought.add(choice.tokens)
+    generated, thought_tokens = sum(len(c.tokens) for c in done[0]), sum(t.tokens for t in thoughts)
+    count = usage(len(plan.job.prompt), generated, done[0][0].cached, thought_tokens)
     return plan.head.wrap("chat.completion", chosen, usage=count)
 
 
@@ -98,43 +149,20 @@ def _logprobs(request: ChatRequest) -> int | None:
     return (top or 0) if request.logprobs else None
 
 
-def _message(index: int, m: Message) -> dict[str, Any]:
-    """A message as templates see it."""
-    where = f"messages[{index}]"
-    if m.role in ("tool", "function") or m.tool_calls or m.function_call is not None:
-        raise InvalidRequest(f"{where}: tool calls are not built yet in this server; leave them out", "messages")
-    if m.role not in _ROLES:
-        known = ", ".join(_ROLES)
-        raise InvalidRequest(f"{where}: unknown role {m.role[:40]!r}; known are {known}", "messages")
-    shown = {"role": _ROLES[m.role], "content": _content(where, m)}
-    optional = {"name": m.name, "reasoning_content": m.reasoning_content}
-    return shown | {key: value for key, value in optional.items() if value is not None}
-
-
-def _content(where: str, m: Message) -> str:
-    if isinstance(m.content, str):
-        return m.content
-    if m.content is None:
-        if m.role != "assistant":
-            raise InvalidRequest(f"{where}: content is missing", "messages")
-        return m.refusal or ""
-    for part in m.content:
-        if part.type not in ("text", "refusal"):
-            what = "images are" if part.type == "image_url" else f"{part.type[:40]!r} parts are"
-            raise InvalidRequest(f"{where}: {what} not supported by this model; send text parts", "messages")
-        if part.type == "text" and part.text is None:
-            raise InvalidRequest(f"{where}: a text part has no text", "messages")
-    return "".join(part.text or "" for part in m.content)
-
-
 def _choice(tokenizer: Tokenizer, plan: Plan, index: int, c: Choice) -> dict[str, Any]:
     tokens = spoken(c.tokens, c.finish, plan.params.stop_token_ids)
+    speech = plan.speech(index)
+    said = message(speech.push(c.text, last=True))
     return {
         "index": index,
-        "message": {"role": "assistant", "content": c.text, "refusal": None},
+        "message": said,
         "logprobs": _logprob_items(tokenizer, tokens) if plan.request.logprobs else None,
-        "finish_reason": FINISH[c.finish],
+        "finish_reason": _finish(c.finish, speech),
     }
+
+
+def _finish(finish: str, speech: Speech) -> str:
+    return "tool_calls" if speech.called and finish != LENGTH else FINISH[finish]
 
 
 def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
@@ -154,8 +182,16 @@ async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[byt
     def line(choice: dict[str, Any]) -> bytes:
         return sse.data(plan.head.wrap("chat.completion.chunk", [choice], **pending))
 
-    yield b"".join(line(_piece(i, {"role": "assistant", "content": ""})) for i in range(plan.params.n))
+    def tally() -> dict[str, Any]:
+        return usage(len(plan.job.prompt), generated, cached, sum(t.tokens for t in thoughts))
+
+    choices = range(plan.params.n)
+    yield b"".join(line(_piece(i, {"role": "assistant", "content": ""})) for i in choices)
     generated = cached = 0
+    speeches, thoughts = (
+        [plan.speech(i) for i in choices],
+        [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices],
+    )
     async for event in deltas(call.stream):
         if event is None:
             yield sse.KEEP_ALIVE
@@ -163,14 +199,13 @@ async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[byt
         delta = event.delta
         generated += len(delta.tokens)
         cached = max(cached, delta.cached)
-        if (content := _content_piece(service.tokenizer, plan.params, delta)) is not None:
-            yield line(content)
+        thoughts[delta.choice].add(delta.tokens)
+        for piece in _pieces(service.tokenizer, plan, speeches[delta.choice], delta):
+            yield line(piece)
         if delta.finish is not None:
-            yield line(_piece(delta.choice, {}) | {"finish_reason": FINISH[delta.finish]})
+            yield line(_piece(delta.choice, {}) | {"finish_reason": _finish(delta.finish, speeches[delta.choice])})
     if plan.request.include_usage:
-        yield sse.data(
-            plan.head.wrap("chat.completion.chunk", [], usage=usage(len(plan.job.prompt), generated, cached))
-        )
+        yield sse.data(plan.head.wrap("chat.completion.chunk", [], usage=tally()))
     yield sse.DONE
 
 
@@ -178,10 +213,14 @@ def _piece(index: int, delta: dict[str, Any]) -> dict[str, Any]:
     return {"index": index, "delta": delta, "logprobs": None, "finish_reason": None}
 
 
-def _content_piece(tokenizer: Tokenizer, params: SamplingParams, delta: Delta) -> dict[str, Any] | None:
-    """The content chunk of a delta; None where it has nothing to show."""
-    tokens = spoken(delta.tokens, delta.finish, params.stop_token_ids) if params.logprobs is not None else []
-    if not delta.text and not tokens:
-        return None
-    piece = _piece(delta.choice, {"content": delta.text})
-    return piece | {"logprobs": _logprob_items(tokenizer, tokens)} if tokens else piece
+def _pieces(tokenizer: Tokenizer, plan: Plan, speech: Speech, delta: Delta) -> list[dict[str, Any]]:
+    """The chunks of what a delta says, the first of them with the logprobs of its tokens."""
+    scored = plan.params.logprobs is not None and plan.request.logprobs
+    tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids) if scored else []
+    said = speech.push(delta.text, last=delta.finish is not None)
+    if tokens and not said:
+        said = [{"content": ""}]
+    found = [_piece(delta.choice, one) for one in said]
+    if tokens:
+        found[0]["logprobs"] = _logprob_items(tokenizer, tokens)
+    return found

@@ -57,7 +57,7 @@ async def completions(service: Service, call: Call) -> Reply | Events:
 
 def understand(service: Service, body: bytes, id: str = "") -> Plan:
     """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
-    request, headers = decode_openai(body, CompletionRequest)
+    request, headers = decode_openai(body, CompletionRequest, service.config.strict)
     service.check_model(request.model)
     params, dropped = _params(request, service)
     given = _split(request.prompt)

@@ -76,7 +76,7 @@ def terms(service: Service, request: OpenAIRequest, headers: Mapping[str, str]) 
     return terms_of(service, headers, request.priority, request.cache_salt)
 
 
-def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
+def usage(prompt: int, completion: int, cached: int, reasoning: int = 0) -> dict[str, Any]:
     """Token counts; `cached` prompt tokens are those that the prefix cache had. Details without a source are zero."""
     return {
         "prompt_tokens": prompt,
@@ -84,7 +84,7 @@ def usage(prompt: int, completion: int, cached: int) -> dict[str, Any]:
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
         "completion_tokens_details": {
-            "reasoning_tokens": 0,
+            "reasoning_tokens": reasoning,
             "accepted_prediction_tokens": 0,
             "rejected_prediction_tokens": 0,
         },

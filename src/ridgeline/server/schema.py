@@ -32,12 +32,26 @@ class ContentPart(msgspec.Struct):
     text: str | None = None
 
 
+class CalledFunction(msgspec.Struct):
+    name: str
+    arguments: str | dict[str, Any] | None = None
+
+
+class ToolCall(msgspec.Struct):
+    id: str | None = None
+    type: str = "function"
+    index: int | None = None  # of a delta, which some clients send back as it came
+    function: CalledFunction | None = None
+
+
 class Message(msgspec.Struct):
     role: str
     content: str | list[ContentPart] | None = None
     name: str | None = None
     reasoning_content: str | None = None
-    tool_calls: list[Any] | None = None
+    reasoning: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
     function_call: Any = None
     refusal: str | None = None
 
@@ -78,9 +92,10 @@ class OpenAIRequest(msgspec.Struct):
     watermark: bool | WatermarkScheme | None = None
     priority: int | None = None  # as in vLLM: lower goes first
     cache_salt: str | None = None  # as in vLLM: who gives another one shares no prefix
-    user: str | None = None  # these three name an end user to the server's owner, and change nothing here
+    user: str | None = None  # these name an end user to the server's owner, and change nothing here
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    metadata: dict[str, Any] | None = None  # the owner's own notes
 
     @property
     def include_usage(self) -> bool:
@@ -94,7 +109,12 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     top_logprobs: int | None = None
     add_generation_prompt: bool | None = None
     continue_final_message: bool | None = None
+    chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    reasoning_effort: str | None = None
 
 
 class CompletionRequest(OpenAIRequest, kw_only=True):
@@ -139,7 +159,7 @@ class DetectRequest(msgspec.Struct):
 
 # Neutral values mean the same as leaving the field out: such a request is served.
 _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "tools": ([],),
+    "tools": ([],),  # in completions
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
@@ -174,16 +194,23 @@ _NESTED: Mapping[str, type[msgspec.Struct]] = {
 }
 
 
-def decode_openai(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
-    """The request and the headers that say what of it is ignored. InvalidRequest names the field at fault."""
+def decode_openai(body: bytes, kind: type[T], strict: bool = False) -> tuple[T, dict[str, str]]:
+    """The request and the headers that say what of it is ignored, which `strict` refuses.
+
+    InvalidRequest names the field at fault.
+    """
     raw = decode_object(body)
-    _refuse_unbuilt(raw, _OPENAI_NOT_BUILT)
-    return _convert(raw, kind), _warning(raw, kind, set(_OPENAI_NOT_BUILT))
+    table = {name: neutral for name, neutral in _OPENAI_NOT_BUILT.items() if name not in kind.__struct_fields__}
+    _refuse_unbuilt(raw, table)
+    request, headers = _convert(raw, kind), _warning(raw, kind, set(table))
+    if strict and headers:
+        raise InvalidRequest(f"{headers[WARNING_HEADER]}; this server is strict: leave them out")
+    return request, headers
 
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     """The same for bodies of which nothing is unbuilt."""
-    raw = _object(body)
+    raw = decode_object(body)
     return _convert(raw, kind), _warning(raw, kind, set())
 
 

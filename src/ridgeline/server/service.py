@@ -14,6 +14,7 @@ from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token, most_t
 from ridgeline.errors import ConfigError, InvalidRequest, ModelNotFound
 from ridgeline.server.hub import Event, Stream
 from ridgeline.server.schema import WARNING_HEADER
+from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.hub import ResolvedModel
@@ -48,6 +49,23 @@ class Service:
     def template(self) -> ChatTemplate:
         """The chat template, compiled. TemplateError where there is none."""
         return require_template(self.tokenizer)
+
+    @cached_property
+    def dialogue(self) -> Dialogue:
+        """The chat template, and what it makes of tools and thoughts."""
+        return Dialogue.of(self.template)
+
+    def dialogue_of(self, source: str | None) -> Dialogue:
+        """That of a request's own chat template, or else the model's. InvalidRequest where that is not allowed."""
+        if source is None:
+            return self.dialogue
+        if not self.config.trust_request_chat_template:
+            raise InvalidRequest(
+                "this server renders no template of a request; leave chat_template out, or start it with "
+                "--trust-request-chat-template",
+                "chat_template",
+            )
+        return Dialogue.of(ChatTemplate(source, self.tokenizer.bos_token, self.tokenizer.eos_token))
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
 from ridgeline.server.schema import ChatRequest, decode_openai, decode_tgi
 from ridgeline.server.service import Service
+from ridgeline.server.tools import tool_use
 
 
 async def tokenize(service: Service, call: Call) -> Reply:
@@ -34,9 +35,9 @@ async def chat_tokenize(service: Service, call: Call) -> Reply:
     """POST /chat_tokenize: the body of a chat."""
 
     def work() -> Reply:
-        request, headers = decode_openai(call.body, ChatRequest)
+        request, headers = decode_openai(call.body, ChatRequest, service.config.strict)
         service.check_model(request.model)
-        text = templated(service, request)
+        text = templated(request, service.dialogue_of(request.chat_template), tool_use(request))
         body = {"tokenize_response": _tokens(service, text, add_special=False), "templated_text": text}
         return Reply(body, headers=service.warned(headers, text))
 

@@ -1,0 +1,142 @@
+"""Grammars of answers that call tools, in Lark as llguidance reads it.
+
+A call is spelled as its convention writes it, its arguments follow the tool's schema, and JSON has the blanks that
+models are trained on, no others. It must not know requests, nor what obeys a grammar.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import msgspec
+
+from ridgeline.text.conventions import Convention
+from ridgeline.text.reasoning import Marks
+
+Spell = Callable[[str], str]  # a mark as a grammar has it: quoted text, or the special token that it is
+Schemas = Mapping[str, Mapping[str, Any]]  # of tools' arguments, by name
+
+_ANY = "/(.|\\n)*/"
+_COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_KINDS = {"string": "string", "integer": "INTEGER", "number": "NUMBER", "boolean": "/true|false/", "object": "object"}
+_FENCED = r"""
+value: object | list | string | NUMBER | /true|false|null/
+object: "{" (KEY ":" value ("," KEY ":" value)*)? "}"
+list: "[" (value ("," value)*)? "]"
+KEY: /[A-Za-z_][A-Za-z0-9_.-]{0,63}/
+NUMBER: INTEGER /(\.[0-9]{1,17})?([eE][+-]?[0-9]{1,2})?/
+INTEGER: /-?(0|[1-9][0-9]{0,17})/
+"""
+
+
+def quoted(text: str) -> str:
+    """A string as grammars have it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+class Thought(msgspec.Struct, frozen=True):
+    """A thought that may come before an answer; `inside`: the prompt has opened it."""
+
+    marks: Marks
+    inside: bool
+
+
+def forcing(convention: Convention, tools: Schemas, spell: Spell, several: bool, thought: Thought | None = None) -> str:
+    """Answers that are a call, or `several`, and nothing else but a thought before it."""
+    return "\n".join([
+        f"start: {_thought(thought)}call{_further(convention, several)}",
+        *_thoughts(thought, spell),
+        *_rules(convention, tools, spell),
+    ])  # fmt: skip
+
+
+def allowing(
+    convention: Convention, tools: Schemas, spell: Spell, several: bool, thought: Thought | None = None
+) -> str:
+    """The same, or answers of any text, which may end with calls: those that begin are complete."""
+    calls = f"body{_further(convention, several)}"
+    opens, rules = convention.fence[0], []
+    if not opens:
+        start, rules = f"call{_further(convention, several)} | PLAIN", ["PLAIN: /([^{\\s](.|\\n)*)?/"]
+    elif spell(opens).startswith("<"):
+        start, rules = f"TEXT | TEXT {spell(opens)} {calls}", [f"TEXT: {_ANY}"]
+    else:
+        start, rules = f"TEXT | before {calls}", [f"TEXT: {_ANY}", f"before[lazy]: {_ANY} {spell(opens)}"]
+    rules += [*_thoughts(thought, spell), *_rules(convention, tools, spell)]
+    return "\n".join([f"start: {_thought(thought)}({start})", *rules])
+
+
+def _further(convention: Convention, several: bool) -> str:
+    return f" ({quoted(convention.several)} call)*" if several and convention.several else ""
+
+
+def _thought(thought: Thought | None) -> str:
+    if thought is None:
+        return ""
+    return "thought " if thought.inside else "thought? "
+
+
+def _thoughts(thought: Thought | None, spell: Spell) -> list[str]:
+    """What `thought` is: text through the mark behind it, and blanks."""
+    if thought is None:
+        return []
+    opens = "" if thought.inside else f"{spell(thought.marks.opens)} "
+    closes = spell(thought.marks.closes)
+    if closes.startswith("<"):
+        return [f"thought: {opens}{_ANY} {closes} BLANKS", "BLANKS: /\\s{0,4}/"]
+    return [f"thought: {opens}thinking BLANKS", f"thinking[lazy]: {_ANY} {closes}", "BLANKS: /\\s{0,4}/"]
+
+
+def _rules(c: Convention, tools: Schemas, spell: Spell) -> list[str]:
+    """What `call` and `body` are: a call with the mark before it, and without."""
+    opens, closes = (f" {spell(mark)}" if mark else "" for mark in c.fence)
+    bodies = " | ".join(f"body_{i}" for i in range(len(tools)))
+    rules = [f"call:{opens} body", f"body: {bodies}"]
+    for i, (name, schema) in enumerate(tools.items()):
+        after = f" {quoted(c.after)}" if c.after else ""
+        between = f" {spell(c.between)}" if c.between else ""
+        rules.append(f"body_{i}: {quoted(c.before + name)}{between} arguments_{i}{after}{closes}")
+        shape = _fenced(schema, spell(c.quote)) if c.quote else f"%json {json.dumps(_closed(schema))}"
+        rules.append(f"arguments_{i}: {shape}")
+    if c.quote:
+        mark = spell(c.quote)
+        text = "/[^<]*/" if mark.startswith('"') else _ANY
+        rules += [f"string: {mark} STRING {mark}", f"STRING: {text}", _FENCED.strip()]
+    return rules
+
+
+def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
+    """A tool's schema: an object's, without members that are not listed unless it says that there may be others."""
+    shown = {"type": "object", **schema, "x-guidance": _COMPACT}
+    if "properties" in shown:
+        shown.setdefault("additionalProperties", False)
+    return shown
+
+
+def _fenced(schema: Any, quote: str) -> str:
+    """A schema's values in Gemma's spelling; what it says beyond types, members and choices is not looked at."""
+    if not isinstance(schema, Mapping):
+        return "value"
+    choices = schema.get("enum")
+    if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices):
+        return "(" + " | ".join(f"{quote} {quoted(c)} {quote}" for c in choices) + ")"
+    members = schema.get("properties")
+    if isinstance(members, Mapping):
+        return _members(members, schema.get("required") or (), quote)
+    if schema.get("type") == "array":
+        item = _fenced(schema.get("items"), quote)
+        return f'("[" ({item} ("," {item})*)? "]")'
+    return _KINDS.get(str(schema.get("type", "")), "value")
+
+
+def _members(members: Mapping[str, Any], required: Any, quote: str) -> str:
+    """Required members, then any of the others in their order."""
+    spelled = {name: f"{quoted(name + ':')} {_fenced(shape, quote)}" for name, shape in members.items()}
+    must = [text for name, text in spelled.items() if name in required]
+    may = [text for name, text in spelled.items() if name not in required]
+    if must:
+        return " ".join(['("{"', ' "," '.join(must), *(f'("," {text})?' for text in may), '"}")'])
+    starts = [" ".join([first, *(f'("," {text})?' for text in may[i + 1 :])]) for i, first in enumerate(may)]
+    return '("{" (' + " | ".join(starts) + ')? "}")' if starts else '"{}"'
