@@ -16,6 +16,7 @@ KV_FORMATS = ("bf16", "int8", "f32")
 ADMISSIONS = ("overcommit", "strict")
 PREFIX_SHARING = ("tenant", "all")
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
+LOG_FORMATS = ("none", "text", "json")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
     "threads": (0, 1024),
@@ -141,12 +142,37 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class AccessConfig:
+    """Who may use the server.
+
+    api_keys: a file of keys (`ridgeline keys`); api_key: one more, which may do all. open: listen beyond this machine
+    without keys. allowed_hosts: what the Host header may say; without keys always this machine. cors_allow_origin:
+    origins whose pages may ask; "*" in either: any. tls_cert and tls_key: files in PEM.
+    """
+
+    api_keys: str = ""
+    api_key: str = ""
+    open: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_allow_origin: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.tls_key and not self.tls_cert:
+            raise ConfigError("a tls_key needs its certificate; give tls_cert with it")
+        for origin in self.cors_allow_origin:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ConfigError(f"cors_allow_origin is such as https://example.org, without a path, not {origin!r}")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Where the server listens and what it allows per request.
 
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
-    0 = any time.
+    0 = any time. drain_timeout: seconds that running answers have when the server is told to end.
     """
 
     engine: EngineConfig
@@ -161,11 +187,17 @@ class ServerConfig:
     max_wait: float = 0.0
     max_time: float = 0.0
     aliases: tuple[str, ...] = field(default=())
+    access: AccessConfig = AccessConfig()
+    drain_timeout: float = 60.0
+    log_format: str = "none"
+    otlp_endpoint: str = ""
+    otlp_service_name: str = "ridgeline"
 
     def __post_init__(self) -> None:
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
-        for name in ("max_pause", "max_wait", "max_time"):
+        _one_of("log_format", self.log_format, LOG_FORMATS)
+        for name in ("max_pause", "max_wait", "max_time", "drain_timeout"):
             seconds = getattr(self, name)
             if not 0 <= seconds <= MAX_SECONDS or (name == "max_pause" and not seconds):
                 raise ConfigError(f"{name} must be 0 (any time) to {MAX_SECONDS:g} seconds, is {seconds:g}")

@@ -15,6 +15,7 @@ _COMMANDS = {  # name: module and function
     "run": "run",
     "chat": "chat",
     "serve": "serve",
+    "keys": "keys",
     "batch": "batch",
     "pull": "pull",
     "models": "models",

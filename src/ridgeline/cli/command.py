@@ -64,10 +64,11 @@ def parse(name: str, handler: Handler, words: Sequence[str]) -> dict[str, Any]:
 
 def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
     kind, declared = get_args(parameter.annotation)
-    if isinstance(declared, Argument):
-        parser.add_argument(parameter.name, metavar=declared.metavar, help=_plain(declared.help))
-        return
     required = parameter.default is inspect.Parameter.empty
+    if isinstance(declared, Argument):
+        more = {} if required else {"nargs": "?", "default": parameter.default}
+        parser.add_argument(parameter.name, metavar=declared.metavar, help=_plain(declared.help), **more)
+        return
     flag, default = declared.flag or "--" + parameter.name.replace("_", "-"), None if required else parameter.default
     if kind is bool:
         parser.add_argument(flag, dest=parameter.name, action="store_true", help=_plain(declared.help))

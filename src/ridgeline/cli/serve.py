@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Annotated
+from typing import Annotated, Any
 
 from ridgeline.cli.command import Option
+from ridgeline.cli.operate import ACCESS, WATCHING
 from ridgeline.cli.options import ENGINE, parse_bytes, takes
-from ridgeline.config import EngineConfig, ServerConfig
+from ridgeline.config import AccessConfig, EngineConfig, ServerConfig
 
 
-@takes(config=ENGINE)
+@takes(engine=ENGINE, access=ACCESS, watching=WATCHING)
 def serve(
-    config: EngineConfig,
+    engine: EngineConfig,
+    access: AccessConfig,
+    watching: dict[str, Any],
     port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
     host: Annotated[str, Option("Address to listen on.")] = ServerConfig.host,
     max_requests: Annotated[int, Option("Sequences that run at once.")] = EngineConfig.max_requests,
@@ -45,13 +48,13 @@ def serve(
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 
-    fetch(config.model)
+    fetch(engine.model)
     engine = replace(
-        config, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
+        engine, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
         admission=admission, prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file,
         prefix_cache_size=prefix_cache_size,
     )  # fmt: skip
     limits = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
     }  # fmt: skip
-    app.serve(ServerConfig(engine, host, port, **limits))
+    app.serve(ServerConfig(engine, host, port, access=access, **limits, **watching))
