@@ -8,6 +8,8 @@ from typing import Annotated, Any
 from ridgeline.cli.command import Option
 from ridgeline.cli.operate import ACCESS, WATCHING
 from ridgeline.cli.options import ENGINE, parse_bytes, takes
+from ridgeline.cli.output import tell
+from ridgeline.cli.settings import CONFIG
 from ridgeline.config import AccessConfig, EngineConfig, ServerConfig
 
 
@@ -16,6 +18,8 @@ def serve(
     engine: EngineConfig,
     access: AccessConfig,
     watching: dict[str, Any],
+    config: Annotated[str, CONFIG] = "",
+    check: Annotated[bool, Option("Say whether the settings are good, and end.", flag="--check")] = False,
     port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
     host: Annotated[str, Option("Address to listen on.")] = ServerConfig.host,
     max_requests: Annotated[int, Option("Sequences that run at once.")] = EngineConfig.max_requests,
@@ -48,7 +52,6 @@ def serve(
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 
-    fetch(engine.model)
     engine = replace(
         engine, max_requests=max_requests, queue=queue, step_tokens=step_tokens, step_ms=step_ms, policy=policy,
         admission=admission, prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file,
@@ -57,4 +60,9 @@ def serve(
     limits = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
     }  # fmt: skip
-    app.serve(ServerConfig(engine, host, port, access=access, **limits, **watching))
+    settings = ServerConfig(engine, host, port, access=access, **limits, **watching)
+    if check:
+        app.check(settings)
+        return tell("the settings are good")
+    fetch(engine.model)
+    app.serve(settings)

@@ -40,6 +40,7 @@ from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
+from ridgeline.server.keys import KeyRing
 from ridgeline.server.observe import observers
 from ridgeline.server.record import REQUEST_ID
 from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
@@ -147,7 +148,7 @@ async def _unforeseen(request: Request, fault: Exception) -> Response:
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
-    check_openness(config)
+    check(config)
     listener = listen(config)
     try:
         name, tokenizer = _open_tokenizer(config, progress)
@@ -177,6 +178,13 @@ def _uvicorn(app: Starlette, access: AccessConfig) -> uvicorn.Config:
     except OSError as wrong:  # of ssl too
         raise ConfigError(f"TLS with {Path(access.tls_cert).name!r} cannot be used: {wrong}") from None
     return config
+
+
+def check(config: ServerConfig) -> None:
+    """ConfigError for what can be known to be wrong before a model is loaded."""
+    check_openness(config)
+    KeyRing(config.access.api_keys)
+    _uvicorn(Starlette(), config.access)
 
 
 def check_openness(config: ServerConfig) -> None:
