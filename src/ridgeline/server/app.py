@@ -42,6 +42,7 @@ from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
 from ridgeline.server.keys import KeyRing
 from ridgeline.server.observe import observers
+from ridgeline.server.patience import ignore_lost_peers, patient
 from ridgeline.server.record import REQUEST_ID
 from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
 from ridgeline.server.service import Service, public_name
@@ -155,12 +156,13 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
         client = ProcessClient(config.engine)
         try:
             app = create_app(client, tokenizer, config, name)
-            server = uvicorn.Server(_uvicorn(app, config.access))
+            server = uvicorn.Server(uvicorn_config(app, config))
             stop_gently(server, app.state.hub, config.drain_timeout)
             listener.listen()
             for note in client.info.notes:
                 print(f"ridgeline: {note}", file=sys.stderr, flush=True)
             print(f"ridgeline serves {name} at {_url(listener, bool(config.access.tls_cert))}", flush=True)
+            ignore_lost_peers()
             server.run(sockets=[listener])
         finally:
             client.close()
@@ -168,23 +170,26 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
         listener.close()
 
 
-def _uvicorn(app: Starlette, access: AccessConfig) -> uvicorn.Config:
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=FLUSH_S,
-        ssl_certfile=access.tls_cert or None, ssl_keyfile=access.tls_key or None,
+def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+    """How uvicorn serves an app. ConfigError for TLS that cannot be used."""
+    access = config.access
+    settings = uvicorn.Config(
+        app, http=patient(config.max_pause), log_level="warning", access_log=False, lifespan="on",
+        timeout_graceful_shutdown=FLUSH_S, ssl_certfile=access.tls_cert or None,
+        ssl_keyfile=access.tls_key or None,
     )  # fmt: skip
     try:
-        config.load()
+        settings.load()
     except OSError as wrong:  # of ssl too
         raise ConfigError(f"TLS with {Path(access.tls_cert).name!r} cannot be used: {wrong}") from None
-    return config
+    return settings
 
 
 def check(config: ServerConfig) -> None:
     """ConfigError for what can be known to be wrong before a model is loaded."""
     check_openness(config)
     KeyRing(config.access.api_keys)
-    _uvicorn(Starlette(), config.access)
+    uvicorn_config(Starlette(), config)
 
 
 def check_openness(config: ServerConfig) -> None:
