@@ -32,7 +32,9 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python tests/fuzz/run.py all --count $(FUZZ)
 
 # Random traffic with crashes, each answer against the request alone: MINUTES of it, or the one scenario of a SEED or TRACE.
+# First a crowd of clients, ten times what a server can take, for five minutes.
 soak: $(VENV)/.dev
+	$(if $(SEED)$(TRACE),,PYTHONPATH=tests $(BIN)/python -m soak.overload --minutes 5)
 	PYTHONPATH=tests $(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED)) $(if $(TRACE),--trace $(TRACE))
 
 bench: $(VENV)/.built

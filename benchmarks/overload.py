@@ -122,7 +122,8 @@ class Crowd:
         try:
             body = json.dumps(self.body()).encode()
             head = (
-                f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n\r\n"
+                "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
+                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
             )
             writer.write(head.encode() + body)
             status, headers = await _head(reader)

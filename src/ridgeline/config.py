@@ -17,6 +17,7 @@ ADMISSIONS = ("overcommit", "strict")
 PREFIX_SHARING = ("tenant", "all")
 WATERMARKS = ("lefthash", "minhash", "selfhash")  # as ops/green.py counts them
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
+LOG_FORMATS = ("none", "text", "json")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
     "threads": (0, 1024),
@@ -150,6 +151,31 @@ class EngineConfig:
 
 
 @dataclass(frozen=True)
+class AccessConfig:
+    """Who may use the server.
+
+    api_keys: a file of keys (`ridgeline keys`); api_key: one more, which may do all. open: listen beyond this machine
+    without keys. allowed_hosts: what the Host header may say; without keys always this machine. cors_allow_origin:
+    origins whose pages may ask; "*" in either: any. tls_cert and tls_key: files in PEM.
+    """
+
+    api_keys: str = ""
+    api_key: str = ""
+    open: bool = False
+    allowed_hosts: tuple[str, ...] = ()
+    cors_allow_origin: tuple[str, ...] = ()
+    tls_cert: str = ""
+    tls_key: str = ""
+
+    def __post_init__(self) -> None:
+        if self.tls_key and not self.tls_cert:
+            raise ConfigError("a tls_key needs its certificate; give tls_cert with it")
+        for origin in self.cors_allow_origin:
+            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
+                raise ConfigError(f"cors_allow_origin is such as https://example.org, without a path, not {origin!r}")
+
+
+@dataclass(frozen=True)
 class ServerConfig:
     """Where the server listens and what it allows per request; limits that TGI has too are called what it calls them.
 
@@ -159,9 +185,9 @@ class ServerConfig:
     `/vertex` and `/health`; "" = only there.
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
-    0 = any time. watermark_gamma of all tokens are green where an answer is marked, and gain watermark_delta. strict:
-    OpenAI's routes refuse fields that they would ignore. trust_request_chat_template: a chat request may bring a
-    template of its own.
+    0 = any time. drain_timeout: seconds that running answers have when the server is told to end. watermark_gamma of
+    all tokens are green where an answer is marked, and gain watermark_delta. strict: OpenAI's routes refuse fields that
+    they would ignore. trust_request_chat_template: a chat request may bring a template of its own.
     """
 
     engine: EngineConfig
@@ -186,6 +212,11 @@ class ServerConfig:
     watermark_delta: float = 2.0
     strict: bool = False
     trust_request_chat_template: bool = False
+    access: AccessConfig = AccessConfig()
+    drain_timeout: float = 60.0
+    log_format: str = "none"
+    otlp_endpoint: str = ""
+    otlp_service_name: str = "ridgeline"
 
     def __post_init__(self) -> None:
         _one_of("watermark_scheme", self.watermark_scheme, WATERMARKS)
@@ -195,6 +226,7 @@ class ServerConfig:
             raise ConfigError(f"watermark_delta must be above 0 and at most 100, is {self.watermark_delta:g}")
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
+        _one_of("log_format", self.log_format, LOG_FORMATS)
         for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
             if not least <= value <= most:
@@ -202,7 +234,7 @@ class ServerConfig:
         for name in ("predict_route", "health_route"):
             if not re.fullmatch(r"(/[\w.~%-]+)*", route := getattr(self, name), re.ASCII):
                 raise ConfigError(f"{name} must be a path such as /predict, is {route!r}")
-        for name in ("max_pause", "max_wait", "max_time"):
+        for name in ("max_pause", "max_wait", "max_time", "drain_timeout"):
             seconds = getattr(self, name)
             if not 0 <= seconds <= MAX_SECONDS or (name == "max_pause" and not seconds):
                 raise ConfigError(f"{name} must be 0 (any time) to {MAX_SECONDS:g} seconds, is {seconds:g}")

@@ -59,7 +59,7 @@ def test_version(cli):
 
 
 @pytest.mark.parametrize(
-    "command", ["run", "chat", "serve", "batch", "pull", "models", "roofline", "bench", "hardware", "eval"]
+    "command", ["run", "chat", "serve", "keys", "batch", "pull", "models", "roofline", "bench", "hardware", "eval"]
 )
 def test_every_command_has_help(cli, command):
     done = cli(command, "--help")

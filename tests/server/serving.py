@@ -85,6 +85,8 @@ class FakeClient:
         self.gate.set()
         self.crash_at, self.explode, self.pace = -1, False, 0.0
         self.problem: str | None = None
+        self.restarts = 0
+        self.read = (0, 0)  # of every prompt
         self.submitted: list[Submit] = []
         self.cancelled: list[int] = []
         self.reasons: dict[int, str] = {}  # of cancellations
@@ -170,6 +172,9 @@ class FakeClient:
 
     def why(self, id: int) -> list[str]:
         return [f"choice 0 is number {id} of the fake"] if any(s.id == id for s in self.submitted) else []
+
+    def progress(self, id: int) -> tuple[int, int]:
+        return self.read
 
     def retry_after(self) -> float:
         return self._ledger.retry_after()
@@ -265,13 +270,14 @@ class Server:
         leave: Callable[[Answer], bool] | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
         client: str = "127.0.0.1",
+        content_type: str = "application/json",
     ) -> Answer:
         """A request to the running app. The client disconnects once `leave(answer so far)` holds."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
             "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
-            "headers": [(b"content-type", b"application/json"), *headers], "server": ("test", 80),
+            "headers": [(b"content-type", content_type.encode()), *headers], "server": ("test", 80),
             "client": (client, 1),
         }  # fmt: skip
         answer, given = Answer(), False

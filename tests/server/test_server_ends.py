@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 from serving import Server, until
 
-from ridgeline.server.app import GRACE_S, stop_gently
+from ridgeline.server.app import stop_gently
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hello"}]
@@ -114,7 +114,8 @@ def test_a_body_that_never_comes_is_no_request():
             async def send(message):
                 raise AssertionError("nobody is there")
 
-            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": [], "query_string": b""}
+            kind = [(b"content-type", b"application/json")]
+            scope = {"type": "http", "method": "POST", "path": CHAT, "headers": kind, "query_string": b""}
             await server.app(scope | {"root_path": "", "server": None, "scheme": "http"}, receive, send)
 
     asyncio.run(leave())
@@ -180,12 +181,13 @@ def test_a_signal_inside_the_handler_of_another_is_the_second():
     server = SimpleNamespace(should_exit=False)
     graces = []
 
-    def end_soon(seconds):
+    def drain(seconds, then):
         if not graces:  # the first handler is still running
             graces.append(None)
             server.handle_exit(2, None)
         graces.append(seconds)
+        then()
 
-    stop_gently(server, SimpleNamespace(end_soon=end_soon))
+    stop_gently(server, SimpleNamespace(drain=drain), 90)
     server.handle_exit(15, None)
-    assert graces == [None, 0, GRACE_S] and server.should_exit
+    assert graces == [None, 0, 90] and server.should_exit

@@ -20,6 +20,7 @@ import pytest
 
 pytestmark = pytest.mark.model
 
+JSON = {"content-type": "application/json"}
 SERVE = """
 import sys, msgspec
 from ridgeline.config import EngineConfig, ServerConfig
@@ -35,7 +36,7 @@ def connect(url: str) -> http.client.HTTPConnection:
 
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, Any]:
     connection = connect(url)
-    connection.request("GET" if body is None else "POST", path, body and json.dumps(body))
+    connection.request("GET" if body is None else "POST", path, body and json.dumps(body), JSON)
     response = connection.getresponse()
     data = response.read()
     return response.status, json.loads(data) if data else None
@@ -44,7 +45,7 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, A
 def streamed_text(url: str, body: dict[str, Any], begun: threading.Semaphore | None = None) -> str:
     """The joined text of a streamed completion; `begun` is released at the third token."""
     connection = connect(url)
-    connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}))
+    connection.request("POST", "/v1/completions", json.dumps({**body, "stream": True}), JSON)
     text, events, done = "", 0, False
     for line in connection.getresponse():
         if line.startswith(b"data: [DONE]"):
@@ -88,7 +89,7 @@ def test_killing_the_engine_under_eight_streams_changes_no_text(live):
 def test_a_client_that_leaves_frees_the_engine(live):
     connection = connect(live.url)
     body = {"prompt": "Count: one, two,", "max_tokens": 450, "ignore_eos": True, "stream": True}
-    connection.request("POST", "/v1/completions", json.dumps(body))
+    connection.request("POST", "/v1/completions", json.dumps(body), JSON)
     response = connection.getresponse()
     response.readline()
     assert not live.client.idle
@@ -127,7 +128,7 @@ def test_echo_logprobs_agree_with_those_of_generation(live):
 def test_a_refused_body_is_answered_and_the_connection_recovers(live):
     for body in (b'{"prompt": "' + b"x" * 3_000_000 + b'"}', b"{", b'{"prompt": "\xff"}'):
         connection = connect(live.url)
-        connection.request("POST", "/v1/completions", body)
+        connection.request("POST", "/v1/completions", body, JSON)
         response = connection.getresponse()
         assert response.status == (413 if len(body) > 2_000_000 else 400)
         assert json.loads(response.read())["error"]["message"]

@@ -123,7 +123,7 @@ def connect(port: int, body: dict) -> http.client.HTTPConnection:
     connection.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 << 10)
     connection.sock.settimeout(60)
     connection.sock.connect(("127.0.0.1", port))
-    connection.request("POST", "/v1/completions", json.dumps(body))
+    connection.request("POST", "/v1/completions", json.dumps(body), {"content-type": "application/json"})
     return connection
 
 

@@ -9,12 +9,15 @@ from importlib import import_module
 from ridgeline import __version__
 from ridgeline.cli.command import Exit, Handler, parse
 from ridgeline.cli.output import say, tell
+from ridgeline.cli.settings import given
 
 _ABOUT = "Fast, honest LLM inference and serving: what it does, how fast it could be, what the speed-up cost."
-_COMMANDS = {  # name: module and function
+_COMMANDS = {  # name: module, and function where that is called otherwise
     "run": "run",
     "chat": "chat",
     "serve": "serve",
+    "keys": "keys",
+    "config": "check.config",
     "batch": "batch",
     "pull": "pull",
     "models": "models",
@@ -38,12 +41,12 @@ def run(words: Sequence[str]) -> None:
         say(f"ridgeline: no command {first!r}; there are {', '.join(_COMMANDS)}")
         raise Exit(_USAGE_ERROR)
     handler = _handler(first)
-    handler(**parse(first, handler, words[1:]))
+    handler(**parse(first, handler, words[1:], given(handler, words[1:])))
 
 
 def _handler(command: str) -> Handler:
-    name = _COMMANDS[command]
-    found: Handler = getattr(import_module(f"ridgeline.cli.{name}"), name)
+    module, _, name = _COMMANDS[command].partition(".")
+    found: Handler = getattr(import_module(f"ridgeline.cli.{module}"), name or module)
     return found
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import inspect
 import types
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Union, get_args, get_origin
 
@@ -47,8 +47,12 @@ class Argument(msgspec.Struct, frozen=True):
     metavar: str
 
 
-def parse(name: str, handler: Handler, words: Sequence[str]) -> dict[str, Any]:
-    """The handler's keyword arguments. Usage errors and --help end the process as argparse does: status 2 and 0."""
+def parse(name: str, handler: Handler, words: Sequence[str], given: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The handler's keyword arguments; those that `words` leave open are as `given`, or else its own defaults.
+
+    Usage errors and --help end the process as argparse does: status 2 and 0.
+    """
+    given = given or {}
     parameters = inspect.signature(handler, eval_str=True).parameters.values()
     places = [d.metavar for p in parameters if isinstance(d := get_args(p.annotation)[1], Argument)]
     parser = argparse.ArgumentParser(
@@ -59,21 +63,23 @@ def parse(name: str, handler: Handler, words: Sequence[str]) -> dict[str, Any]:
         allow_abbrev=False,
     )
     for parameter in parameters:
-        _add(parser, parameter)
-    return vars(parser.parse_args(words))
+        _add(parser, parameter.replace(default=None) if parameter.name in given else parameter)
+    values = vars(parser.parse_args(words))
+    return values | {name: value for name, value in given.items() if values[name] is None or values[name] is False}
 
 
 def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
     kind, declared = get_args(parameter.annotation)
-    if isinstance(declared, Argument):
-        parser.add_argument(parameter.name, metavar=declared.metavar, help=_plain(declared.help))
-        return
     required = parameter.default is inspect.Parameter.empty
+    if isinstance(declared, Argument):
+        more = {} if required else {"nargs": "?", "default": parameter.default}
+        parser.add_argument(parameter.name, metavar=declared.metavar, help=_plain(declared.help), **more)
+        return
     flag, default = declared.flag or "--" + parameter.name.replace("_", "-"), None if required else parameter.default
     if kind is bool:
         parser.add_argument(flag, dest=parameter.name, action="store_true", help=_plain(declared.help))
         return
-    item, repeats = _item(kind)
+    one, repeats = item(kind)
     shown = declared.default if declared.default is not None else "none" if default in (None, "") else str(default)
     parser.add_argument(
         *filter(None, (flag, declared.alias)),
@@ -81,30 +87,32 @@ def _add(parser: argparse.ArgumentParser, parameter: inspect.Parameter) -> None:
         required=required,
         default=default,
         action="append" if repeats else "store",
-        type=_reader(declared, item),
-        metavar=declared.metavar or item.__name__.upper(),
+        type=reader(declared, one),
+        metavar=declared.metavar or one.__name__.upper(),
         help=_plain(declared.help if required else f"{declared.help} [default: {shown}]"),
     )
 
 
-def _item(kind: Any) -> tuple[type, bool]:
+def item(kind: Any) -> tuple[type, bool]:
     """The type of one value, and whether the option may be repeated: of int, int | None, list[str] | None."""
     if get_origin(kind) in (Union, types.UnionType):
         kind = next(k for k in get_args(kind) if k is not types.NoneType)
     return (get_args(kind)[0], True) if get_origin(kind) is list else (kind, False)
 
 
-def _reader(option: Option, item: type) -> Callable[[str], Any]:
+def reader(option: Option, one: type) -> Callable[[str], Any]:
+    """From the text of one value; argparse.ArgumentTypeError or ValueError where it is none."""
+
     def read(text: str) -> Any:
         try:
-            value = option.parser(text) if option.parser else item(text)
+            value = option.parser(text) if option.parser else one(text)
         except BadParameter as wrong:
             raise argparse.ArgumentTypeError(str(wrong)) from None
         if option.minimum is not None and value < option.minimum:
             raise argparse.ArgumentTypeError(f"{value} is below {option.minimum}")
         return value
 
-    read.__name__ = item.__name__  # argparse's word for what it could not read
+    read.__name__ = one.__name__  # argparse's word for what it could not read
     return read
 
 

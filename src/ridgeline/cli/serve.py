@@ -7,32 +7,22 @@ from typing import Annotated, Any
 
 from ridgeline.cli.command import Option
 from ridgeline.cli.limits import LIMITS, SERVED
-from ridgeline.cli.options import Group, parse_bytes, takes
-from ridgeline.config import WATERMARKS, EngineConfig, ServerConfig
-
-WATERMARK = Group(
-    {
-        "watermark_scheme": (
-            Annotated[str, Option(f"Where no other is asked for: {', '.join(WATERMARKS)}.")],
-            ServerConfig.watermark_scheme,
-        ),
-        "watermark_gamma": (
-            Annotated[float, Option("Part of all tokens that is green in marked answers.")],
-            ServerConfig.watermark_gamma,
-        ),
-        "watermark_delta": (
-            Annotated[float, Option("What their logits gain.")],
-            ServerConfig.watermark_delta,
-        ),
-    },
-    dict,
-)
+from ridgeline.cli.operate import ACCESS, WATCHING, WATERMARK
+from ridgeline.cli.options import parse_bytes, takes
+from ridgeline.cli.output import tell
+from ridgeline.cli.settings import CONFIG
+from ridgeline.config import AccessConfig, EngineConfig, ServerConfig
 
 
-@takes(config=SERVED, limits=LIMITS, watermark=WATERMARK)
+@takes(engine=SERVED, limits=LIMITS, access=ACCESS, watching=WATCHING, watermark=WATERMARK)
 def serve(
-    config: EngineConfig,
+    engine: EngineConfig,
     limits: tuple[dict[str, Any], dict[str, Any]],
+    access: AccessConfig,
+    watching: dict[str, Any],
+    watermark: dict[str, Any],
+    config: Annotated[str, CONFIG] = "",
+    check: Annotated[bool, Option("Say whether the settings are good, and end.", flag="--check")] = False,
     port: Annotated[int, Option("Port; 0 takes a free one.")] = ServerConfig.port,
     hostname: Annotated[str, Option("Address to listen on.")] = ServerConfig.hostname,
     step_tokens: Annotated[int, Option("Most tokens in one step.")] = EngineConfig.step_tokens,
@@ -62,20 +52,22 @@ def serve(
     trust_request_chat_template: Annotated[
         bool, Option("Let chat requests bring their own template.", flag="--trust-request-chat-template")
     ] = False,
-    *,
-    watermark: dict[str, Any],
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
     from ridgeline.cli.session import fetch
     from ridgeline.server import app
 
-    fetch(config.model)
     engine = replace(
-        config, **limits[0], step_tokens=step_tokens, step_ms=step_ms, policy=policy, admission=admission,
+        engine, **limits[0], step_tokens=step_tokens, step_ms=step_ms, policy=policy, admission=admission,
         prefix_sharing=prefix_sharing, prefix_cache_file=prefix_cache_file, prefix_cache_size=prefix_cache_size,
     )  # fmt: skip
     more = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
         "strict": strict, "trust_request_chat_template": trust_request_chat_template,
     }  # fmt: skip
-    app.serve(ServerConfig(engine, hostname, port, **limits[1], **more, **watermark))
+    settings = ServerConfig(engine, hostname, port, access=access, **limits[1], **more, **watching, **watermark)
+    if check:
+        app.check(settings)
+        return tell("the settings are good")
+    fetch(engine.model)
+    app.serve(settings)

@@ -53,6 +53,7 @@ class EngineClient(Protocol):
     """
 
     info: EngineInfo
+    restarts: int  # of the engine
 
     @property
     def last(self) -> StepDelta:
@@ -60,6 +61,9 @@ class EngineClient(Protocol):
 
     def why(self, id: int) -> list[str]:
         """What was decided for a request and why, in words; as far back as is remembered."""
+
+    def progress(self, id: int) -> tuple[int, int]:
+        """Tokens of a prompt that was not read in one step: how many have been, and all of them; else (0, 0)."""
 
     def retry_after(self) -> float:
         """Seconds until what is queued now has had its turn, at the pace of the last ends."""
@@ -102,6 +106,7 @@ class Live:
     paused: bool = False
     deaths: int = 0
     accepted: float = 0.0  # when
+    read: tuple[int, int] = (0, 0)  # tokens of its prompt, if that takes some steps
 
     def replay(self, now: float) -> Submit:
         """The same request, continued after what was already delivered."""
@@ -185,8 +190,15 @@ class Ledger:
         """Keep what a step says of the engine, and deliver its deltas."""
         self.last = step
         self.journal.add(step.notes)
+        for id, read, known in step.reading:
+            if (live := self._live.get(id)) is not None:
+                live.read = read, known
         for delta in step.deltas:
             self.deliver(delta)
+
+    def progress(self, id: int) -> tuple[int, int]:
+        live = self._live.get(id)
+        return live.read if live is not None else (0, 0)
 
     def deliver(self, delta: Delta) -> None:
         """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
@@ -281,7 +293,7 @@ class LocalClient:
     """The engine in the calling thread: `pump` runs one step. For offline use and tests."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.info = engine, engine.info
+        self.engine, self.info, self.restarts = engine, engine.info, 0
         self._ledger = Ledger(engine.info, engine.clock)
         self._pumping = threading.Lock()  # callers in several threads take turns
 
@@ -291,6 +303,9 @@ class LocalClient:
 
     def why(self, id: int) -> list[str]:
         return self._ledger.journal.why(id)
+
+    def progress(self, id: int) -> tuple[int, int]:
+        return self._ledger.progress(id)
 
     def retry_after(self) -> float:
         return self._ledger.retry_after()

@@ -87,6 +87,7 @@ class Engine:
         self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
         self._ends: list[Delta] = []  # ends that no step commits: cancellations
+        self._reading: list[tuple[int, int, int]] = []  # what the step says of prompts
         self._refused = 0  # steps in a row that found no memory
         self.step_number = 0
         self._committed = 0.0  # when the last step was
@@ -182,6 +183,7 @@ class Engine:
             self.cancel(self.scheduler.anchor.id, NO_MEMORY)
             self._refused = 0
         deltas: list[Delta] = []
+        self._reading.clear()
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())
         if self._ends:
@@ -189,7 +191,7 @@ class Engine:
         pool, s = self.pool, self.scheduler
         return StepDelta(
             self.step_number, tuple(deltas), len(s.running), len(s.waiting), pool.used, pool.cached, len(s.paused),
-            s.counters, s.journal.take(), pool.withheld,
+            s.counters, s.journal.take(), pool.withheld, tuple(self._reading),
         )  # fmt: skip
 
     def _submit(self, chunks: list[Chunk]) -> None:
@@ -240,6 +242,8 @@ class Engine:
                 deltas.append(self._accept(s, token))
         for c in flight.chunks:
             s = c.sequence
+            if not c.samples:
+                self._reading.append((s.id, c.start + c.count, len(s.tokens)))
             if s.finish is None:
                 s.publish(self.cache)
                 if self._windows:

@@ -124,6 +124,7 @@ class ProcessClient:
         self._lock = threading.Lock()  # held briefly: ledger and child change together, and closing is final
         self._hearing = threading.Lock()  # one thread at a time reads what the child says
         self._problem: str | None = None
+        self.restarts = 0
         self._fruitless = 0  # restarts since something was delivered
         self._silent = self._longest = 0.0  # seconds waited for the child's next word, and the most that was worth it
         self._restart_at: float | None = None  # when there is no child
@@ -147,6 +148,9 @@ class ProcessClient:
 
     def why(self, id: int) -> list[str]:
         return self._ledger.journal.why(id)
+
+    def progress(self, id: int) -> tuple[int, int]:
+        return self._ledger.progress(id)
 
     def retry_after(self) -> float:
         return self._ledger.retry_after()
@@ -281,6 +285,7 @@ class ProcessClient:
             with self._lock:
                 if self._problem is None:
                     self._child, self._restart_at, self._silent = Child(self._settled), None, 0.0
+                    self.restarts += 1
         except errors.EngineFailed as wrong:
             self._lost(str(wrong))
 

@@ -135,6 +135,7 @@ class StepDelta(msgspec.Struct, frozen=True, tag="step", gc=False):
     counters: Counters = msgspec.field(default_factory=Counters)
     notes: tuple[Note, ...] = ()
     pages_withheld: int = 0  # for which the system has no memory
+    reading: tuple[tuple[int, int, int], ...] = ()  # prompts not read in one step: request, tokens read, all of them
 
 
 class GroupInfo(msgspec.Struct, frozen=True):

@@ -33,9 +33,10 @@ class Sequence:
 
     # With more than 30 attributes CPython gives each its own hash table, and a step reads most of them of all.
     __slots__ = (
-        "bans", "cached", "choice", "computed", "finish", "followers", "freed", "groups", "history", "id", "job",
-        "limit", "looks_back", "lost", "match", "most_pages", "node", "params", "prompt_len", "rank", "record",
-        "root", "scored", "seed", "shared", "shares", "sources", "tables", "text", "tokens", "waits", "wants_prompt",
+        "bans", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "history", "id",
+        "job", "limit", "looks_back", "lost", "match", "most_pages", "node", "params", "prompt_len", "rank",
+        "record", "root", "scored", "seed", "shared", "shares", "sources", "tables", "text", "tokens", "waits",
+        "wants_prompt",
     )  # fmt: skip
 
     def __init__(

@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from itertools import count
+from pathlib import Path
 from types import FrameType
 from urllib.parse import quote
 
@@ -19,30 +20,39 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from ridgeline.config import ServerConfig
+from ridgeline.config import AccessConfig, ServerConfig
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.server import debug, openai, tgi
+from ridgeline.server.access import Access, is_loopback
 from ridgeline.server.chat import chat
 from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
-from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
+from ridgeline.server.errors import NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy, shape_of
+from ridgeline.server.exposition import CONTENT_TYPE
+from ridgeline.server.front import Front
 from ridgeline.server.http import Call, Endpoint, Events
 from ridgeline.server.hub import Hub
-from ridgeline.server.schema import REASON_HEADER
+from ridgeline.server.keys import KeyRing
+from ridgeline.server.observe import observers
+from ridgeline.server.patience import ignore_lost_peers, patient
+from ridgeline.server.record import REQUEST_ID
+from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
 from ridgeline.server.service import Service, public_name
 from ridgeline.server.tokens import chat_tokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 
-GRACE_S = 10  # how long a shutdown lets running answers go on
+FLUSH_S = 10  # how long a shutdown lets what was said last go out
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
 
 
@@ -50,6 +60,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
     """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
     hub = Hub(client, config.max_undelivered, config.max_pause)
     service = Service(client.info, tokenizer, config, model_name)
+    keyed = bool(config.access.api_keys or config.access.api_key)
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -60,13 +71,22 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
             hub.stop()
 
     app = Starlette(
-        routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub)],
+        routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
+        middleware=[*_cors(config.access), Middleware(Front, Access(config.access, hub), observers(config, hub))],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
     app.router.redirect_slashes = False
     app.state.hub = hub
     return app
+
+
+def _cors(access: AccessConfig) -> list[Middleware]:
+    if not access.cors_allow_origin:
+        return []
+    shown = [REQUEST_ID, WARNING_HEADER, "retry-after"]
+    allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
+    return [Middleware(CORSMiddleware, allow_origins=list(access.cors_allow_origin), **allowed)]
 
 
 def _posts(service: Service, hub: Hub) -> list[Route]:
@@ -80,7 +100,7 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
         handlers[route] = vertex
     limit, strict = service.config.payload_limit, service.config.tgi_strict
     return [
-        Route(path, Endpoint(hub, partial(handler, service), _shape(path, strict), limit), methods=["POST"])
+        Route(path, Endpoint(hub, partial(handler, service), shape_of(path, strict), limit), methods=["POST"])
         for path, handler in handlers.items()
     ]
 
@@ -92,6 +112,9 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
             return Response()
         reply = TGIErrors().reply(Unhealthy("unhealthy"))  # TGI's own words; ours say why
         return _response(replace(reply, headers={**reply.headers, REASON_HEADER: quote(problem, safe=" ,.:;()'")}))
+
+    async def metrics(request: Request) -> Response:
+        return Response(hub.metrics.text(hub.client, hub.problem is None), headers={"content-type": CONTENT_TYPE})
 
     async def info(request: Request) -> Response:
         return _response(tgi.info(service))
@@ -106,16 +129,12 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
             return _response(OpenAIErrors().reply(error))
 
     paths = {
-        "/": health, "/health": health, "/ping": health, "/info": info,
+        "/": health, "/health": health, "/ping": health, "/info": info, "/metrics": metrics,
         "/v1/models": models, "/v1/models/{id:path}": model,
     }  # fmt: skip
     if route := service.config.health_route:
         paths[route] = health
     return [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
-
-
-def _shape(path: str, strict: bool = False) -> ErrorShape:
-    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors(strict)
 
 
 def _response(reply: Reply) -> Response:
@@ -127,39 +146,71 @@ async def _no_route(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HTTPException)
     what = f"{request.method} {request.url.path[:200]}"
     message = f"there is no route {what}" if fault.status_code == 404 else f"{what}: {fault.detail}"
-    reply = _shape(request.url.path).reply(NoRoute(message, fault.status_code))
+    reply = shape_of(request.url.path).reply(NoRoute(message, fault.status_code))
     response = _response(reply)
     response.headers.update(fault.headers or {})
     return response
 
 
 async def _unforeseen(request: Request, fault: Exception) -> Response:
-    return _response(_shape(request.url.path).reply(NoRoute("the server failed on this request", 500)))
+    return _response(shape_of(request.url.path).reply(NoRoute("the server failed on this request", 500)))
 
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
+    check(config)
     listener = listen(config)
     try:
         name, tokenizer = _open_tokenizer(config, progress)
         client = ProcessClient(config.engine)
         try:
             app = create_app(client, tokenizer, config, name)
-            server = uvicorn.Server(
-                uvicorn.Config(
-                    app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=2 * GRACE_S
-                )
-            )
-            stop_gently(server, app.state.hub)
+            server = uvicorn.Server(uvicorn_config(app, config))
+            stop_gently(server, app.state.hub, config.drain_timeout)
             listener.listen()
             for note in client.info.notes:
                 print(f"ridgeline: {note}", file=sys.stderr, flush=True)
-            print(f"ridgeline serves {name} at {_url(listener)}", flush=True)
+            print(f"ridgeline serves {name} at {_url(listener, bool(config.access.tls_cert))}", flush=True)
+            ignore_lost_peers()
             server.run(sockets=[listener])
         finally:
             client.close()
     finally:
         listener.close()
+
+
+def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
+    """How uvicorn serves an app. ConfigError for TLS that cannot be used."""
+    access = config.access
+    settings = uvicorn.Config(
+        app, http=patient(config.max_pause), log_level="warning", access_log=False, lifespan="on",
+        timeout_graceful_shutdown=FLUSH_S, ssl_certfile=access.tls_cert or None,
+        ssl_keyfile=access.tls_key or None,
+    )  # fmt: skip
+    try:
+        settings.load()
+    except OSError as wrong:  # of ssl too
+        raise ConfigError(f"TLS with {Path(access.tls_cert).name!r} cannot be used: {wrong}") from None
+    return settings
+
+
+def check(config: ServerConfig) -> None:
+    """ConfigError for what can be known to be wrong before a model is loaded."""
+    check_openness(config)
+    KeyRing(config.access.api_keys)
+    uvicorn_config(Starlette(), config)
+
+
+def check_openness(config: ServerConfig) -> None:
+    """Say or refuse what would let anybody in."""
+    access = config.access
+    if access.api_keys or access.api_key or is_loopback(config.hostname):
+        return
+    if not access.open:
+        raise ConfigError(
+            f"without API keys the server is for this machine alone, not {config.hostname}; give --api-keys, or --open"
+        )
+    print(f"ridgeline: warning: without API keys everybody who reaches {config.hostname} is served", file=sys.stderr)
 
 
 def listen(config: ServerConfig) -> socket.socket:
@@ -181,9 +232,9 @@ def listen(config: ServerConfig) -> socket.socket:
         raise ConfigError(f"cannot listen on {where}: {error}; choose another --port or --hostname") from None
 
 
-def _url(listener: socket.socket) -> str:
+def _url(listener: socket.socket, tls: bool) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"http{'s' * tls}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
 def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
@@ -192,13 +243,16 @@ def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[st
     return public_name(found), tokenizer_of(found)
 
 
-def stop_gently(server: uvicorn.Server, hub: Hub) -> None:
-    """The first SIGINT or SIGTERM gives running answers GRACE_S; a second one ends them at once. Streams are told."""
+def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:
+    """The first SIGINT or SIGTERM gives running answers so many seconds, while new ones are refused; a second one ends
+    them at once. Streams are told."""
 
     signals = count()  # atomic: a signal may arrive while the handler of another runs
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        hub.end_soon(0 if next(signals) else GRACE_S)
+    def exit() -> None:
         server.should_exit = True
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        hub.drain(0 if next(signals) else seconds, exit)
 
     server.handle_exit = stop  # type: ignore[method-assign]

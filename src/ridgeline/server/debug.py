@@ -1,11 +1,10 @@
 """GET /debug/requests/{id} and /debug/engine: what the engine decided for a request, and what it is doing.
 
-For whoever runs the server: only loopback addresses are answered.
+For whoever runs the server: a key of scope admin, or without keys only loopback addresses, are answered.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -15,12 +14,13 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from ridgeline.errors import RidgelineError
+from ridgeline.server.access import is_loopback
 from ridgeline.server.errors import NoRoute, Reply, TGIErrors
 from ridgeline.server.hub import Hub
 
 
-def routes(hub: Hub) -> list[Route]:
-    """Both routes, over the hub's client."""
+def routes(hub: Hub, local_only: bool) -> list[Route]:
+    """Both routes, over the hub's client; `local_only`: for clients on the same machine."""
 
     async def request(asked: Request) -> Reply:
         return about_request(hub, asked.path_params["id"])
@@ -29,8 +29,8 @@ def routes(hub: Hub) -> list[Route]:
         return about_engine(hub)
 
     return [
-        Route("/debug/requests/{id}", _local(request), methods=["GET"]),
-        Route("/debug/engine", _local(engine), methods=["GET"]),
+        Route("/debug/requests/{id}", _answered(request, local_only), methods=["GET"]),
+        Route("/debug/engine", _answered(engine, local_only), methods=["GET"]),
     ]
 
 
@@ -61,10 +61,12 @@ def about_engine(hub: Hub) -> Reply:
     })  # fmt: skip
 
 
-def _local(handler: Callable[[Request], Awaitable[Reply]]) -> Callable[[Request], Awaitable[Response]]:
+def _answered(
+    handler: Callable[[Request], Awaitable[Reply]], local_only: bool
+) -> Callable[[Request], Awaitable[Response]]:
     async def answer(asked: Request) -> Response:
         try:
-            if asked.client is None or not _loopback(asked.client.host):
+            if local_only and (asked.client is None or not is_loopback(asked.client.host)):
                 raise NoRoute("this route is for clients on the server's own machine", 403)
             reply = await handler(asked)
         except RidgelineError as error:
@@ -73,10 +75,3 @@ def _local(handler: Callable[[Request], Awaitable[Reply]]) -> Callable[[Request]
         return Response(body, reply.status, dict(reply.headers), media_type="application/json")
 
     return answer
-
-
-def _loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

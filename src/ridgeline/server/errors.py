@@ -21,11 +21,23 @@ class BodyTooLarge(RidgelineError):
     kind = "payload_too_large"
 
 
+class BodyTooSlow(RidgelineError):
+    """The client did not send all of its request in time."""
+
+    status = 408
+    kind = "slow_request"
+
+
 class Unhealthy(RidgelineError):
-    """The engine cannot serve: it died for good or is shut down."""
+    """The engine cannot serve: it died for good, or is shutting down."""
 
     status = 503
     kind = "healthcheck"
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        """`retry_after` seconds, where somebody else may serve by then."""
+        super().__init__(message)
+        self.retry_after = retry_after
 
 
 class Incomplete(RidgelineError):
@@ -52,6 +64,27 @@ class NoRoute(RidgelineError):
     def __init__(self, message: str, status: int = 404) -> None:
         super().__init__(message)
         self.status = status
+
+
+class Unauthorized(RidgelineError):
+    """No API key was given, or none of ours."""
+
+    status = 401
+    kind = "invalid_api_key"
+
+
+class Forbidden(RidgelineError):
+    """Known or not, whoever asks may not have this."""
+
+    status = 403
+    kind = "forbidden"
+
+
+class NotJSON(RidgelineError):
+    """A body that does not say that it is JSON."""
+
+    status = 415
+    kind = "unsupported_media_type"
 
 
 @dataclass(frozen=True)
@@ -110,9 +143,17 @@ class TGIErrors:
         return {"error": str(error), "error_type": error.kind}
 
 
+def shape_of(path: str, strict: bool = False) -> ErrorShape:
+    """How errors of this route are spelt; `strict` as TGI does it."""
+    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors(strict)
+
+
 def _headers(error: RidgelineError) -> dict[str, str]:
-    if isinstance(error, (Overloaded, DeadlinePassed)) and error.retry_after is not None:
-        return {"retry-after": str(math.ceil(error.retry_after))}
+    if isinstance(error, Unauthorized):
+        return {"www-authenticate": "Bearer"}
+    if isinstance(error, (Overloaded, DeadlinePassed, Unhealthy)) and error.retry_after is not None:
+        more = {"connection": "close"} if isinstance(error, Unhealthy) else {}  # the next one may reach another server
+        return {"retry-after": str(math.ceil(error.retry_after)), **more}
     if isinstance(error, Unhealthy):
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx otherwise
     return {}

@@ -9,11 +9,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
-import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import msgspec
@@ -21,8 +18,10 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ridgeline.errors import RidgelineError
 from ridgeline.server import sse
-from ridgeline.server.errors import BodyTooLarge, ErrorShape, Incomplete, Reply
+from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Reply
 from ridgeline.server.hub import Hub, Stream
+from ridgeline.server.keys import Key
+from ridgeline.server.record import Record, headers_of, record_of
 
 DRAIN_BYTES = 64 << 20  # read and dropped of a body over the limit, so that the refusal is not lost in a reset
 
@@ -32,13 +31,14 @@ log = logging.getLogger(__name__)
 @dataclass(frozen=True)
 class Call:
     """A request as handlers see it: its whole body and headers (names in lower case), when it began
-    (perf_counter), what it is called, and its stream of deltas."""
+    (perf_counter), what it is called, its stream of deltas, and its API key, if it has one with a name."""
 
     body: bytes
     headers: Mapping[str, str]
     begin: float
     id: str
     stream: Stream
+    key: Key | None = None
 
 
 @dataclass(frozen=True)
@@ -63,41 +63,49 @@ class Endpoint:
         self._hub, self._handler, self._errors, self._limit = hub, handler, errors, payload_limit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        begin = time.perf_counter()
-        id = uuid.uuid4().hex
-        identity = {"x-request-id": id}
-        headers = {k.decode("latin-1").lower(): v.decode("latin-1") for k, v in scope["headers"]}
+        record = record_of(scope)
         try:
-            body = await read_body(scope, receive, self._limit)
-            call = partial(Call, body, headers, begin, id)
-            await while_connected(receive, self._answer(call, send, identity))
+            body = await self._body(scope, receive)
+            await while_connected(receive, self._answer(body, headers_of(scope), record, send))
         except ClientGone:
-            return
+            record.error = "dropped"
         except RidgelineError as error:
-            await send_reply(send, self._errors.reply(error), identity)
+            record.error = error.kind
+            await send_reply(send, self._errors.reply(error))
         except Exception:
             log.exception("%s %s failed", scope["method"], scope["path"])
-            await send_reply(send, self._errors.reply(_unforeseen()), identity)
+            record.error = Incomplete.kind
+            await send_reply(send, self._errors.reply(_unforeseen()))
 
-    async def _answer(self, call: Callable[[Stream], Call], send: Send, identity: Mapping[str, str]) -> None:
-        async with self._hub.stream(identity["x-request-id"]) as stream:
-            answer = await self._handler(call(stream))
+    async def _body(self, scope: Scope, receive: Receive) -> bytes:
+        patience = self._hub.max_pause
+        try:
+            return await asyncio.wait_for(read_body(scope, receive, self._limit), patience)
+        except asyncio.TimeoutError:
+            raise BodyTooSlow(f"the body was not complete after {patience:g} seconds") from None
+
+    async def _answer(self, body: bytes, headers: Mapping[str, str], record: Record, send: Send) -> None:
+        async with self._hub.stream(record) as stream:
+            answer = await self._handler(Call(body, headers, record.begin, record.id, stream, record.key))
             if isinstance(answer, Reply):
-                await send_reply(send, answer, identity)
+                await send_reply(send, answer)
             else:
                 await stream.begun()  # until then no status has gone out
-                await self._send_events(send, answer, identity)
+                await self._send_events(send, answer, stream)
 
-    async def _send_events(self, send: Send, answer: Events, headers: Mapping[str, str]) -> None:
-        await send(_start(200, {**sse.HEADERS, **answer.headers, **headers}))
+    async def _send_events(self, send: Send, answer: Events, stream: Stream) -> None:
+        await send(_start(200, {**sse.HEADERS, **answer.headers}))
         async with contextlib.aclosing(answer.lines) as lines:
             try:
                 async for line in lines:
-                    await send({"type": "http.response.body", "body": line, "more_body": True})
+                    shown = stream.sign_of_life() if line is sse.KEEP_ALIVE else line
+                    await send({"type": "http.response.body", "body": shown, "more_body": True})
             except RidgelineError as error:
+                stream.record.error = error.kind
                 await send({"type": "http.response.body", "body": self._errors.in_stream(error), "more_body": True})
             except Exception:
                 log.exception("a stream failed")
+                stream.record.error = Incomplete.kind
                 last = self._errors.in_stream(_unforeseen())
                 await send({"type": "http.response.body", "body": last, "more_body": True})
         await send({"type": "http.response.body", "body": b""})
@@ -148,11 +156,11 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-async def send_reply(send: Send, reply: Reply, headers: Mapping[str, str] | None = None) -> None:
+async def send_reply(send: Send, reply: Reply) -> None:
     """Send a whole answer."""
     plain = isinstance(reply.body, str)
     body = b"" if reply.body is None else reply.body.encode() if plain else msgspec.json.encode(reply.body)
-    sized = {"content-length": str(len(body)), **reply.headers, **(headers or {})}
+    sized = {"content-length": str(len(body)), **reply.headers}
     if body:
         sized["content-type"] = "text/plain; charset=utf-8" if plain else "application/json"
     await send(_start(reply.status, sized))

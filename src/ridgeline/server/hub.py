@@ -11,6 +11,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,12 +24,18 @@ from ridgeline.engine.client import EngineClient
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, NO_MEMORY, NO_TERMS, UNDELIVERED, Delta, Terms
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
+from ridgeline.server import sse
 from ridgeline.server.errors import Unhealthy
+from ridgeline.server.metrics import Metrics
+from ridgeline.server.record import Record
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
+PROGRESS_S = 1.0  # between signs of a prompt that is being read
 THREADS = 4
 _REMEMBERED = 4096  # HTTP requests
+_ENDING = "the server is shutting down"
+_RETRY_S = 1.0  # by then another one may serve at this address
 _BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
     CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
     FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
@@ -68,8 +75,10 @@ class Hub:
         client: EngineClient,
         max_undelivered: int = ServerConfig.max_undelivered,
         max_pause: float = ServerConfig.max_pause,
+        metrics: Metrics | None = None,
     ) -> None:
         self.client, self.max_undelivered, self.max_pause = client, max_undelivered, max_pause
+        self.metrics = metrics or Metrics(client.info)
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ridgeline-parse")
         self._thread = threading.Thread(target=self._pump, name="ridgeline-pump", daemon=True)
         self._stopping = threading.Event()
@@ -78,6 +87,7 @@ class Hub:
         self._asked: OrderedDict[str, list[int]] = OrderedDict()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
+        self._then: Callable[[], object] | None = None  # when all streams have ended: no new ones are let in
 
     def start(self) -> None:
         """Begin pumping into the running event loop."""
@@ -91,24 +101,40 @@ class Hub:
             self._thread.join()
         self._threads.shutdown()
 
-    def end_soon(self, seconds: float) -> None:
-        """Let running answers go on so long, then end each with an error. For signal handlers."""
-        loop = self._loop
-        if loop is not None:
-            loop.call_soon_threadsafe(loop.call_later, seconds, self._fail_all, "the server is shutting down")
+    def drain(self, seconds: float, then: Callable[[], object]) -> None:
+        """Let running answers go on so long, then end each with an error; new ones are refused. Calls `then` as soon
+        as there are none. For signal handlers."""
+        if self._loop is None:
+            then()
+        else:
+            self._loop.call_soon_threadsafe(self._drain, seconds, then)
+
+    def _drain(self, seconds: float, then: Callable[[], object]) -> None:
+        self._then = then
+        if self._streams:
+            self.later(seconds, self._cut)
+        else:
+            then()
+
+    def _cut(self) -> None:
+        self._fail_all(_ENDING)
+        if self._then is not None:
+            self._then()
 
     @property
     def problem(self) -> str | None:
         """Why requests are not served now, or None: some wait until they are."""
-        return self._problem or self.client.unhealthy()
+        return self._problem or (_ENDING if self._then is not None else self.client.unhealthy())
 
-    def stream(self, id: str = "") -> Stream:
-        """A stream for one HTTP request, to be used in `async with`."""
-        return Stream(self, id)
+    def stream(self, record: Record | None = None) -> Stream:
+        """A stream for one HTTP request, to be used in `async with`. Unhealthy where the server is shutting down."""
+        if self._then is not None:
+            raise Unhealthy(f"{_ENDING}; ask again", _RETRY_S)
+        return Stream(self, record or Record())
 
     def asked(self, id: str) -> list[int]:
         """The client's ids of what an HTTP request submitted, of the last thousands; an id may have a prefix."""
-        return list(self._asked.get(id.rpartition("-")[2], ()))
+        return list(self._asked.get(id) or self._asked.get(id.partition("-")[2]) or ())
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams."""
@@ -138,6 +164,8 @@ class Hub:
 
     def discard(self, stream: Stream) -> None:
         self._streams.discard(stream)
+        if self._then is not None and not self._streams:
+            self._then()
 
     def _collect(self, stream: Stream, number: int, delta: Delta) -> None:
         self._pumped.append((stream, Event(number, delta)))
@@ -162,8 +190,10 @@ class Hub:
             self._stopping.set()
 
     def _spread(self, batch: list[tuple[Stream, Event]]) -> None:
+        now = time.perf_counter()
+        self.metrics.stepped(self.client.last, now)
         for stream, event in batch:
-            stream.push(event)
+            stream.push(event, now)
 
     def _fail_all(self, why: str) -> None:
         for stream in list(self._streams):
@@ -173,8 +203,8 @@ class Hub:
 class Stream:
     """The deltas of one HTTP request's jobs, in order. `submit` may run in a thread; the rest is the event loop's."""
 
-    def __init__(self, hub: Hub, id: str) -> None:
-        self._hub, self.id = hub, id
+    def __init__(self, hub: Hub, record: Record) -> None:
+        self._hub, self.record, self.id = hub, record, record.id
         self.ids: list[int] = []
         self._left = 0  # choices that have not ended
         self._limited = self._begun = False  # whether its time is limited; whether it has had a token
@@ -210,6 +240,7 @@ class Stream:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
         self._limited = terms.wait_s > 0 or terms.total_s > 0
         self._left = sum(job.params.n for job in jobs)
+        self._tell(jobs)
         for number, job in enumerate(jobs):
             if self._closed:
                 return
@@ -221,6 +252,12 @@ class Stream:
                     self._hub.client.pause(id)
             if closed:
                 self._hub.cancel([id])
+
+    def _tell(self, jobs: Sequence[Job]) -> None:
+        record = self.record
+        record.submitted, record.choices = time.perf_counter(), self._left
+        record.prompt = sum(len(job.prompt) for job in jobs)
+        record.most = max((job.params.max_tokens or 0 for job in jobs), default=0)
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
@@ -239,7 +276,7 @@ class Stream:
     async def begun(self) -> None:
         """Wait for a sign of the answer, if its time is limited. DeadlinePassed where that was up before."""
         if self._limited:
-            await self._wait()
+            await self._wait(KEEP_ALIVE_S)
             if self._events and self._events[0].delta.finish == EXPIRED:
                 raise self._broken(EXPIRED)
 
@@ -248,28 +285,48 @@ class Stream:
             return DeadlinePassed("the request's time was up before its first token", self._hub.client.retry_after())
         return _BROKEN[finish]()
 
-    async def _wait(self) -> None:
-        """Until there are events or a failure, but not longer than a connection may be silent."""
+    async def _wait(self, seconds: float) -> None:
+        """Until there are events or a failure, but not longer than that."""
         if not self._events and self._failure is None:
             self._wake.clear()
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), KEEP_ALIVE_S)
+                await asyncio.wait_for(self._wake.wait(), seconds)
+
+    async def _sign(self) -> None:
+        """Until there is something to say: of a prompt that is being read, or that the connection is alive."""
+        if self._begun or self._events:
+            return await self._wait(KEEP_ALIVE_S)
+        end, told = time.monotonic() + KEEP_ALIVE_S, self._progress()
+        while not self._begun and not self._events and self._failure is None and time.monotonic() < end:
+            await self._wait(min(PROGRESS_S, KEEP_ALIVE_S))
+            if self._progress() != told:
+                return
+        await self._wait(max(end - time.monotonic(), 0.0))
+
+    def _progress(self) -> tuple[int, int]:
+        return self._hub.client.progress(self.ids[-1]) if self.ids else (0, 0)
+
+    def sign_of_life(self) -> bytes:
+        """A comment for a stream that has nothing else to say."""
+        done, total = (0, 0) if self._begun else self._progress()
+        return sse.prefill(done, total) if total else sse.KEEP_ALIVE
 
     async def _next(self) -> list[Event]:
         self._taken = 0
         if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
             self._resume()
-        await self._wait()
+        await self._sign()
         if not self._events and self._failure is not None:
             raise self._failure
         events, self._events = self._events, []
         self._taken, self._waiting = self._waiting, 0
         return events
 
-    def push(self, event: Event) -> None:
+    def push(self, event: Event, now: float) -> None:
         """A delta arrived. Where too many wait for their reader the requests are paused, and given up in the end."""
         if self._failure is not None or self._closed:
             return
+        self._count(event.delta, now)
         self._events.append(event)
         self._begun |= bool(event.delta.tokens)
         self._waiting += _size(event.delta)
@@ -277,6 +334,15 @@ class Stream:
         self._wake.set()
         if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
             self._pause()
+
+    def _count(self, delta: Delta, now: float) -> None:
+        record = self.record
+        if delta.tokens and record.tokens(len(delta.tokens), now):
+            self._hub.metrics.gap(record.gap)
+        if delta.choice == 0:  # the others share its prompt
+            record.cached += delta.cached
+        if delta.finish is not None:
+            record.finish = delta.finish
 
     def _pause(self) -> None:
         with self._lock:

@@ -1,4 +1,4 @@
-"""Server-sent events: the bytes of a data line, of a keep-alive comment and of OpenAI's end mark."""
+"""Server-sent events: the bytes of a data line, of comments that keep a connection alive and of OpenAI's end mark."""
 
 from __future__ import annotations
 
@@ -11,6 +11,11 @@ KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
 _ENCODER = msgspec.json.Encoder()
+
+
+def prefill(done: int, total: int) -> bytes:
+    """A comment: so many of the prompt's tokens have been read."""
+    return b": prefill %d/%d\n\n" % (done, total)
 
 
 def data(event: Any) -> bytes:

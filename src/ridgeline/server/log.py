@@ -1,0 +1,52 @@
+"""The log of requests: one line each, as JSON or for people. Nothing of prompts or answers is in it."""
+
+from __future__ import annotations
+
+import contextlib
+from datetime import datetime, timezone
+from typing import Any, TextIO
+
+import msgspec
+
+from ridgeline.server.record import Record
+
+LEFT = "client left"
+
+
+class Log:
+    """Writes a line of each request that ends."""
+
+    def __init__(self, format: str, file: TextIO) -> None:
+        self._line, self._file = (_json if format == "json" else _text), file
+
+    def __call__(self, record: Record) -> None:
+        with contextlib.suppress(OSError):  # nobody reads the log: requests go on
+            self._file.write(self._line(described(record)) + "\n")
+            self._file.flush()
+
+
+def described(record: Record) -> dict[str, Any]:
+    """What a line says. Times are seconds."""
+    began = datetime.fromtimestamp(record.wall / 1e9, timezone.utc).isoformat(timespec="milliseconds")
+    said: dict[str, Any] = {
+        "time": began, "id": record.id, "key": record.name, "method": record.method, "path": record.path[:200],
+        "status": record.status or LEFT, "seconds": round(record.end - record.begin, 6),
+    }  # fmt: skip
+    if record.submitted:
+        said |= {
+            "prompt_tokens": record.prompt, "cached_tokens": record.cached, "generated_tokens": record.generated,
+            "choices": record.choices, "finish": record.finish,
+            "first_token": round(record.first - record.begin, 6) if record.first else None,
+        }  # fmt: skip
+    return said | ({"error": record.error} if record.error else {})
+
+
+def _json(said: dict[str, Any]) -> str:
+    return msgspec.json.encode({"event": "request", **said}).decode()
+
+
+def _text(said: dict[str, Any]) -> str:
+    time, method, path, status = (said.pop(name) for name in ("time", "method", "path", "status"))
+    rest = " ".join(f"{name}={value}" for name, value in said.items() if value not in (None, ""))
+    shown = "".join(c if c.isprintable() and c != " " else "?" for c in path)
+    return f"{time} {method} {shown} {status} {rest}"

@@ -1,0 +1,87 @@
+"""Record: what is known of one HTTP request, for quotas, metrics, logs and traces.
+
+Filled in as the request goes, read once at its end. Holds numbers and names only: nothing of prompts or answers.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from starlette.types import Scope
+
+from ridgeline.server.keys import Key
+
+REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
+_KEY = "ridgeline.record"  # in an ASGI scope
+_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # it goes into headers, logs and the ids of objects
+
+
+def _free(tokens: int) -> None:
+    """What tokens cost whom no quota binds."""
+
+
+@dataclass(slots=True, eq=False)
+class Record:
+    """Times are perf_counter's, but for `wall`: nanoseconds since the epoch at the beginning. 0 = not yet."""
+
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    method: str = ""
+    path: str = ""
+    traceparent: str = ""
+    key: Key | None = None
+    spend: Callable[[int], None] = _free  # tells the key's quota of tokens
+    begin: float = field(default_factory=time.perf_counter)
+    wall: int = field(default_factory=time.time_ns)
+    submitted: float = 0.0
+    first: float = 0.0  # token
+    last: float = 0.0
+    end: float = 0.0
+    gap: float = 0.0  # between the last two steps that brought tokens
+    prompt: int = 0  # tokens; also the next two
+    cached: int = 0
+    generated: int = 0
+    most: int = 0  # new tokens that were asked for, 0: no limit
+    choices: int = 0
+    finish: str = ""  # of the choice that ended last
+    status: int = 0
+    error: str = ""  # kind of the error that it ended with
+    warned: bool = False
+
+    @property
+    def name(self) -> str:
+        """Of its key; "" for none."""
+        return self.key.name if self.key is not None else ""
+
+    def tokens(self, count: int, now: float) -> bool:
+        """Tokens arrived. Whether others had come before, `gap` seconds ago."""
+        later = self.first > 0.0
+        if not later:
+            self.first = now
+            self.spend(self.prompt)
+        elif now > self.last:
+            self.gap = now - self.last
+        self.last = now
+        self.generated += count
+        self.spend(count)
+        return later
+
+
+def record_of(scope: Scope) -> Record:
+    """The record of a request, made at the first call. It is called what the client calls it, if that is a name."""
+    found: Record | None = scope.get(_KEY)
+    if found is None:
+        headers = headers_of(scope)
+        given = headers.get(REQUEST_ID, "")
+        named = {"id": given} if _ID.fullmatch(given) else {}
+        method, path, trace = scope["method"], scope["path"], headers.get(TRACEPARENT, "")
+        found = scope[_KEY] = Record(method=method, path=path, traceparent=trace, **named)
+    return found
+
+
+def headers_of(scope: Scope) -> Mapping[str, str]:
+    """Names in lower case."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}

@@ -1,0 +1,128 @@
+"""/metrics: in Prometheus's own format, ours and TGI's names, what is counted, and the board that is shipped."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from pathlib import Path
+
+import pytest
+from serving import Server, until
+
+BOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
+CHAT = "/v1/chat/completions"
+USER = {"messages": [{"role": "user", "content": "hello"}]}
+TGI = {
+    "counter": "request_count request_success request_failure batch_inference_count batch_inference_success "
+    "batch_inference_failure batch_concat",
+    "gauge": "queue_size batch_current_size batch_current_max_tokens batch_max_total_tokens",
+    "histogram": "request_duration request_validation_duration request_queue_duration request_inference_duration "
+    "request_mean_time_per_token_duration request_generated_tokens request_input_length request_max_new_tokens "
+    "request_skipped_tokens batch_next_size batch_inference_duration batch_forward_duration batch_decode_duration "
+    "batch_filter_duration batch_concat_duration",
+}
+SAMPLE = re.compile(r'([a-zA-Z_:][a-zA-Z0-9_:]*)(?:\{((?:[a-z_]+="(?:[^"\\]|\\.)*",?)*)\})? (\S+)')
+
+
+def read(body: bytes) -> tuple[dict[str, float], dict[str, str]]:
+    """Samples by name and labels as they are written, and types by family."""
+    samples, types = {}, {}
+    for line in body.decode().splitlines():
+        if line.startswith("# TYPE "):
+            _, _, name, kind = line.split()
+            assert name not in types, f"{name} comes twice"
+            types[name] = kind
+        elif not line.startswith("# HELP "):
+            found = SAMPLE.fullmatch(line)
+            assert found, line
+            name = found[1] + (f"{{{found[2]}}}" if found[2] else "")
+            assert name not in samples
+            samples[name] = float(found[3])
+    return samples, types
+
+
+def after(server: Server, *asked, leave=None) -> tuple[dict[str, float], dict[str, str]]:
+    async def look():
+        async with server.running():
+            for path, body in asked:
+                await server.ask("POST", path, body, leave=leave)
+            await until(lambda: server.client.idle)
+            answer = await server.ask("GET", "/metrics")
+            assert answer.headers["content-type"].startswith("text/plain; version=0.0.4")
+            return read(answer.body)
+
+    return asyncio.run(look())
+
+
+def test_tgis_names_and_types():
+    samples, types = after(Server.new())
+    for kind, names in TGI.items():
+        for name in names.split():
+            assert types[f"tgi_{name}"] == kind
+    bounds = [float(s.split('"')[1]) for s in samples if s.startswith("tgi_request_duration_bucket")]
+    assert len(bounds) == 36 and bounds[0] == pytest.approx(1.5e-4) and bounds[1] / bounds[0] == pytest.approx(1.5)
+    lengths = [float(s.split('"')[1]) for s in samples if s.startswith("tgi_request_generated_tokens_bucket")]
+    assert len(lengths) == 101 and lengths[:2] == [2, 4] and lengths[-2] == 200
+    words = {s.split('"')[1] for s in samples if s.startswith("tgi_request_failure")}
+    assert words == {"validation", "overloaded", "template", "generation", "incomplete", "dropped"}
+
+
+def test_what_the_usual_client_reads_is_the_same():
+    parser = pytest.importorskip("prometheus_client.parser", reason="prometheus-client is not installed")
+    server = Server.new()
+    after(server, (CHAT, USER))
+    text = server.app.state.hub.metrics.text(server.client, True)
+    found = {(s.name, tuple(sorted(s.labels.items()))): s.value
+             for family in parser.text_string_to_metric_families(text.decode()) for s in family.samples}  # fmt: skip
+    samples, _ = read(text)
+    assert len(found) == len(samples)
+    assert found["ridgeline_generated_tokens_total", (("key", ""),)] == 16
+
+
+def test_requests_are_counted():
+    samples, _ = after(Server.new(), (CHAT, USER), (CHAT, USER | {"stream": True}), ("/generate", {"inputs": "a"}))
+    assert samples["tgi_request_count"] == samples["tgi_request_success"] == 3
+    assert samples['ridgeline_requests_total{key="",status="200"}'] == 3
+    assert samples['ridgeline_generated_tokens_total{key=""}'] == 48
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == 2 * len("<user>hello</user><assistant>") + 1
+    assert samples["ridgeline_time_to_first_token_seconds_count"] == 3
+    assert samples["ridgeline_inter_token_seconds_count"] == 45
+    assert samples["tgi_request_generated_tokens_sum"] == 48 and samples["tgi_request_duration_count"] == 3
+    assert samples["ridgeline_healthy"] == 1 and samples['ridgeline_kv_pages{state="free"}'] == 10_000
+
+
+@pytest.mark.parametrize(
+    ("set_up", "body", "word"),
+    [
+        ({}, {"inputs": ""}, "validation"),
+        ({}, {"inputs": "x" * 300}, "validation"),
+        ({"crash_at": 3}, {"inputs": "x"}, "generation"),
+        ({"problem": "dead"}, {"inputs": "x"}, "incomplete"),
+    ],
+)
+def test_failures_have_tgis_words(set_up, body, word):
+    server = Server.new()
+    for name, value in set_up.items():
+        setattr(server.client, name, value)
+    samples, _ = after(server, ("/generate", body))
+    assert samples[f'tgi_request_failure{{err="{word}"}}'] == 1 == samples["tgi_request_count"]
+    assert samples["tgi_request_success"] == 0
+
+
+def test_who_leaves_is_dropped():
+    server = Server.new()
+    server.client.pace = 0.002
+    samples, _ = after(server, (CHAT, USER | {"stream": True}), leave=lambda a: b"data" in a.body)
+    assert samples['tgi_request_failure{err="dropped"}'] == 1
+
+
+def test_the_board_shows_what_there_is():
+    _, types = after(Server.new(), (CHAT, USER))
+    board = json.loads(BOARD.read_text())
+    queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
+    named = set(re.findall(r"\b(?:ridgeline|tgi)_[a-z_]+", " ".join(queries)))
+    assert len(queries) > 10 and named
+    for name in named:
+        family = re.sub(r"_(bucket|sum|count)$", "", name)
+        assert name in types or types.get(family) == "histogram", name
