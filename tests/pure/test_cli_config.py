@@ -68,7 +68,7 @@ def test_zero_on_the_command_line_wins_too(served, model, tmp_path):
         ("port 3", ["TOML"]),
         ("policy = 'lucky'", ["policy", "fcfs"]),
         ("max-pause = -1", ["max_pause"]),
-        ("host = '0.0.0.0'", ["--api-keys"]),
+        ("hostname = '0.0.0.0'", ["--api-keys"]),
         ("api-keys = 'none.json'", ["ridgeline keys add"]),
         ("tls-key = 'x'", ["tls_cert"]),
         ("tls-cert = 'none.pem'", ["TLS"]),
