@@ -57,8 +57,9 @@ def texts(llm: LLM, scheme: str | None, count: int, tokens: int, marks: Figures)
     return found
 
 
-def perplexity(found: list[list[Token]]) -> float:
-    scores = [t.logprob for text in found for t in text]
+def perplexity(found: list[list[Token]], tokens: int) -> float:
+    """Over the first so many tokens of each."""
+    scores = [t.logprob for text in found for t in text[:tokens]]
     return math.exp(-sum(scores) / len(scores))
 
 
@@ -66,9 +67,10 @@ def found(llm: LLM, args: argparse.Namespace) -> Figures:
     """Marked texts of each scheme, and plain ones."""
     marks = {"gamma": args.gamma, "delta": args.delta}
     tried = [Watermark(name, **marks) for name in WATERMARKS]
-    plain = texts(llm, None, args.plain, args.tokens, {})
+    plain = texts(llm, None, args.plain, args.plain_tokens, {})
     seen = [detect([t.id for t in c], tried) for c in plain]
-    base = perplexity(plain)
+    compared = min(args.tokens, args.plain_tokens)
+    base = perplexity(plain[: args.marked], compared)
     alone = {w.scheme: sum(detect([t.id for t in c], [w]).z > 4 for c in plain) for w in tried}
     figures: Figures = {
         "plain": {"texts": len(plain), "flagged": sum(f.marked for f in seen), "z_over_4": alone, "perplexity": base}
@@ -77,7 +79,7 @@ def found(llm: LLM, args: argparse.Namespace) -> Figures:
         kept = texts(llm, w.scheme, args.marked, args.tokens, marks)
         z = sorted(detect([t.id for t in c], [w]).z for c in kept)
         flagged = sum(detect([t.id for t in c], tried).marked for c in kept)
-        own = perplexity(kept)
+        own = perplexity(kept, compared)
         figures[w.scheme] = {
             "texts": len(kept), "z_over_4": sum(x > 4 for x in z) / len(z), "flagged": flagged / len(kept),
             "z_median": statistics.median(z), "z_5_percent": z[len(z) // 20],
@@ -117,8 +119,9 @@ def main() -> None:
     parser.add_argument("--work", choices=("found", "speed"), default="found")
     parser.add_argument("--set", action="append", default=[], type=setting, metavar="NAME=VALUE", dest="settings")
     parser.add_argument("--tokens", type=int, default=200)
-    parser.add_argument("--marked", type=int, default=200, help="texts of each scheme")
+    parser.add_argument("--marked", type=int, default=100, help="texts of each scheme")
     parser.add_argument("--plain", type=int, default=1000, help="texts without a watermark")
+    parser.add_argument("--plain-tokens", type=int, default=64, help="tokens of these")
     parser.add_argument("--gamma", type=float, default=0.5)
     parser.add_argument("--delta", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=20)

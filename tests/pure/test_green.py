@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,6 +176,16 @@ def test_plain_ids_have_p_values_spread_as_chance_spreads_them(scheme):
     for level in (0.5, 0.2, 0.05, 0.01):
         assert (ps <= level).mean() <= level + 3.5 * math.sqrt(level * (1 - level) / len(ps))
     assert (ps <= 0.5).mean() > 0.3
+
+
+def test_prose_is_not_marked():
+    """Real text, byte by byte, which repeats itself much: of a thousand pieces none, whatever the key."""
+    text = np.frombuffer((Path(__file__).parents[1] / "data" / "prose.txt").read_bytes(), np.uint8)
+    ps = []
+    for k in range(1000):
+        at = 37 * k % (len(text) - 400)
+        ps.append(detect(text[at : at + 400].tolist(), [Watermark(scheme, key=k) for scheme in WATERMARKS]).p_corrected)
+    assert min(ps) > MARKED and np.mean(np.array(ps) < 0.05) < 0.08
 
 
 @settings(max_examples=60, deadline=None)

@@ -85,7 +85,12 @@ struct Typicality {  // ascending by distance from the expected logit, then by i
 
 int64_t count_above(const float* x, int64_t n, float floor) {
   int64_t count = 0;
-  for (int64_t i = 0; i < n; i++) count += x[i] > floor;
+  for (int64_t p = 0; p < n; p += PIECE) {
+    const int64_t end = std::min(n, p + PIECE);
+    int32_t part = 0;  // as wide as what is compared, for the vectoriser
+    for (int64_t i = p; i < end; i++) part += x[i] > floor;
+    count += part;
+  }
   return count;
 }
 
@@ -113,8 +118,12 @@ template <class Order>
 class Ranking {
  public:
   Ranking(Order order, int64_t n, float floor, int32_t* ids) : order_(order), ids_(ids) {
-    for (int64_t i = 0; i < n; i++)
-      if (order.x[i] > floor) ids_[count_++] = (int32_t)i;
+    for (int64_t p = 0; p < n; p += STRETCH) {
+      const int64_t end = std::min(n, p + STRETCH);
+      if (count_above(order.x + p, end - p, floor) == 0) continue;  // most have none
+      for (int64_t i = p; i < end; i++)
+        if (order.x[i] > floor) ids_[count_++] = (int32_t)i;
+    }
   }
 
   int64_t size() const { return count_; }
@@ -131,6 +140,7 @@ class Ranking {
   }
 
  private:
+  static constexpr int64_t STRETCH = 64;
   Order order_;
   int32_t* ids_;
   int64_t count_ = 0, sorted_ = 0;
@@ -194,8 +204,9 @@ uint64_t own_seed(uint64_t key, const uint64_t (&past)[3], int64_t id) {
   return least;
 }
 
-// Adds to the green tokens among the likeliest, or to all. `ids` has room for n.
-void mark(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+// Adds to the green tokens among the likeliest, or to all. `pieces` are of the logits before they were
+// processed: near enough to find the likeliest from their top. `ids` has room for n.
+void mark(const Kernels& kernels, const Piece* pieces, float* x, int64_t n, const Sampler& s, int32_t* ids) {
   static const int64_t WIDTHS[] = {1, 4, 3};
   const int64_t width = WIDTHS[s.green_scheme];
   const uint64_t key = green_key(s);
@@ -208,8 +219,9 @@ void mark(const Kernels& kernels, float* x, int64_t n, const Sampler& s, int32_t
   const bool own = s.green_scheme == SELF_HASH;
   if (!own && s.green_top <= 0) return kernels.favour_green(x, n, least, s.green_below, s.green_delta);
   const int64_t top = s.green_top > 0 ? std::min<int64_t>(s.green_top, n) : n;
-  const float likeliest = x[kernels.argmax(x, n)];
-  Ranking<Order> ranking({x}, n, floor_of_top_k(x, n, likeliest, top), ids);
+  float most = NONE;
+  for (int64_t p = 0; p < pieces_of(n); p++) most = std::max(most, pieces[p].top);
+  Ranking<Order> ranking({x}, n, floor_of_top_k(x, n, most, top), ids);
   const int64_t count = std::min(top, ranking.size());
   if (count > 0) ranking.at(count - 1);
   for (int64_t i = 0; i < count; i++) {
@@ -284,7 +296,7 @@ Sampled sample(const Kernels& kernels, const float* logits, const Piece* pieces,
   if (!plain) {
     memcpy(at.x, logits, (size_t)n * sizeof(float));
     process(at.x, n, s, lists);
-    if (s.green_below > 0) mark(kernels, at.x, n, s, at.ids);
+    if (s.green_below > 0) mark(kernels, pieces, at.x, n, s, at.ids);
     if (s.target < 0) id = pick(kernels, at, n, s);
   }
   const bool processed = s.flags & PROCESSED && !plain;
