@@ -20,8 +20,8 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match, Route
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
@@ -32,6 +32,7 @@ from ridgeline.server import debug, openai, tgi
 from ridgeline.server.chat import chat
 from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
+from ridgeline.server.document import document, page
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
 from ridgeline.server.http import Call, Endpoint, Events
 from ridgeline.server.hub import Hub
@@ -94,6 +95,12 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
     async def info(request: Request) -> Response:
         return _response(tgi.info(service))
 
+    async def openapi(request: Request) -> Response:
+        return _response(Reply(document(service)))
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(page(service))
+
     async def models(request: Request) -> Response:
         return _response(openai.list_models(service))
 
@@ -106,6 +113,7 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
     paths = {
         "/": health, "/health": health, "/ping": health, "/info": info,
         "/v1/models": models, "/v1/models/{id:path}": model,
+        "/openapi.json": openapi, "/api-doc/openapi.json": openapi, "/docs": docs,
     }  # fmt: skip
     if route := service.config.health_route:
         paths[route] = health
@@ -128,6 +136,9 @@ async def _no_route(request: Request, fault: Exception) -> Response:
     reply = _shape(request.url.path).reply(NoRoute(message, fault.status_code))
     response = _response(reply)
     response.headers.update(fault.headers or {})
+    if fault.status_code == 405:  # Starlette names the methods of the first route of this path alone
+        here = [x for x in request.app.routes if x.matches(request.scope)[0] is not Match.NONE]
+        response.headers["allow"] = ", ".join(sorted({method for x in here for method in x.methods}))
     return response
 
 

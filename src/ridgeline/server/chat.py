@@ -18,7 +18,7 @@ from ridgeline.server.schema import ChatRequest, Message, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 from ridgeline.text.tokenizer import Tokenizer
 
-_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
@@ -103,10 +103,10 @@ def _message(index: int, m: Message) -> dict[str, Any]:
     where = f"messages[{index}]"
     if m.role in ("tool", "function") or m.tool_calls or m.function_call is not None:
         raise InvalidRequest(f"{where}: tool calls are not built yet in this server; leave them out", "messages")
-    if m.role not in _ROLES:
-        known = ", ".join(_ROLES)
+    if m.role not in ROLES:
+        known = ", ".join(ROLES)
         raise InvalidRequest(f"{where}: unknown role {m.role[:40]!r}; known are {known}", "messages")
-    shown = {"role": _ROLES[m.role], "content": _content(where, m)}
+    shown = {"role": ROLES[m.role], "content": _content(where, m)}
     optional = {"name": m.name, "reasoning_content": m.reasoning_content}
     return shown | {key: value for key, value in optional.items() if value is not None}
 

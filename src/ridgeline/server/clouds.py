@@ -19,7 +19,7 @@ from ridgeline.server.completions import completions
 from ridgeline.server.errors import OpenAIErrors, Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
-from ridgeline.server.schema import decode_object, decode_tgi
+from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi
 from ridgeline.server.service import Choice, Service, collect
 from ridgeline.server.terms import terms_of
 
@@ -93,7 +93,7 @@ def _instance(service: Service, raw: Any) -> _Instance:
     if "inputs" not in raw:
         chatted = understand_chat(service, body)
         return _Instance(chatted.job, "", chatted.headers)
-    request, headers = decode_tgi(body)
+    request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:
         request.parameters = msgspec.structs.replace(p, do_sample=True)
     plan = tgi.understand(service, request, False, headers)

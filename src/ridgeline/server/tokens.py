@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ridgeline.errors import InvalidRequest
 from ridgeline.server.chat import templated
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
-from ridgeline.server.schema import ChatRequest, decode_openai, decode_tgi
+from ridgeline.server.schema import ChatRequest, TokenizeRequest, decode_openai, decode_tgi
 from ridgeline.server.service import Service
 
 
@@ -20,10 +19,9 @@ async def tokenize(service: Service, call: Call) -> Reply:
     """POST /tokenize: the body of /generate, of which `truncate` counts."""
 
     def work() -> Reply:
-        request, headers = decode_tgi(call.body)
+        request, headers = decode_tgi(call.body, TokenizeRequest)
         keep = request.parameters.truncate if request.parameters else None
-        if keep is not None and keep < 1:
-            raise InvalidRequest(f"truncate must be at least 1, is {keep}", "truncate")
+        service.check_truncation(keep)
         listed = _tokens(service, request.inputs, add_special=True)
         return Reply(listed[-keep:] if keep else listed, headers=service.warned(headers, request.inputs))
 
