@@ -13,15 +13,12 @@ import os
 import re
 import shutil
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import uvicorn
-from serving import MODEL, Server, engine_config
+from serving import MODEL, Server, engine_config, listening
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.process import ProcessClient
@@ -33,22 +30,10 @@ COMMAND = os.environ.get("SCHEMATHESIS") or shutil.which("schemathesis")
 pytestmark = pytest.mark.skipif(not COMMAND, reason="schemathesis is not installed (pip install schemathesis)")
 
 
-def listening(app) -> Iterator[str]:
-    """The URL of an app on a free port of its own."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="on"))
-    thread = threading.Thread(target=server.run, daemon=True)
-    thread.start()
-    while not server.started:
-        assert thread.is_alive(), "the server did not start"
-        time.sleep(0.01)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join(20)
-
-
 @pytest.fixture
 def fake() -> Iterator[str]:
-    yield from listening(Server.new().app)
+    with listening(Server.new().app) as url:
+        yield url
 
 
 @pytest.fixture
@@ -56,7 +41,8 @@ def real(model_file) -> Iterator[str]:
     config = replace(engine_config(), context=128)
     client = ProcessClient(config)
     tokenizer = from_gguf(open_checkpoint(model_file.path).metadata)
-    yield from listening(create_app(client, tokenizer, ServerConfig(config), MODEL))
+    with listening(create_app(client, tokenizer, ServerConfig(config), MODEL)) as url:
+        yield url
     client.close()
 
 
@@ -72,7 +58,7 @@ def run(url: str, folder: Path, *options: str) -> int:
 
 
 def test_a_few_requests_over_the_fake(fake, tmp_path):
-    assert run(fake, tmp_path, "--phases", "fuzzing", "--max-examples", "3", "--seed", "1") >= 50
+    assert run(fake, tmp_path, "--phases", "fuzzing", "--max-examples", "5", "--seed", "1") >= 50
 
 
 @pytest.mark.slow

@@ -33,6 +33,17 @@ def narrow(service: Service, components: dict[str, Schema]) -> None:
                 continue
             for branch in _branches(properties[field]):
                 branch |= {key: bound[key] for key in _KEYWORDS.get(branch.get("type", ""), ()) if key in bound}
+    content = {"content": {"type": ["string", "array"]}}
+    components["Message"] |= _one_of("role", ("assistant", {}), ("", content))
+    components["ContentPart"] |= _one_of("type", ("text", {"text": {"type": "string"}}), ("refusal", {}))
+
+
+def _one_of(field: str, *cases: tuple[str, dict[str, Schema]]) -> Schema:
+    """What else a struct must have, by the value of a field; "" is any other."""
+    return {"anyOf": [
+        {"properties": {**({field: {"const": value}} if value else {}), **more}, "required": list(more)}
+        for value, more in cases
+    ]}  # fmt: skip
 
 
 def _branches(schema: Schema) -> Iterator[Schema]:

@@ -118,7 +118,7 @@ def _operation(o: Operation, told: dict[Any, Any]) -> dict[str, Any]:
     error = {_JSON: {"schema": told[r.OpenAIError if o.openai else r.TGIError]}}
     good: dict[str, Any] = {_JSON: {"schema": _any(told, o.reply)}} if o.reply else {}
     if o.event:
-        good[_SSE] = {"itemSchema": _event(_any(told, o.event))}
+        good[_SSE] = {"itemSchema": _event(_any(told, o.event), ends=o.event != (r.StreamReply,))}
     if o.path == "/docs":
         good = {"text/html": {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {"200": {"description": o.says, **({"content": good} if good else {})}}
@@ -136,9 +136,10 @@ def _any(told: dict[Any, Any], kinds: tuple[Any, ...]) -> Any:
     return told[kinds[0]] if len(kinds) == 1 else {"anyOf": [told[kind] for kind in kinds]}
 
 
-def _event(data: Any) -> dict[str, Any]:
+def _event(data: Any, ends: bool) -> dict[str, Any]:
     """A line of a stream; OpenAI's end with one that is no JSON."""
-    shown = {"type": "string", "contentMediaType": _JSON, "contentSchema": data}
+    shown: dict[str, Any] = {"type": "string", "contentMediaType": _JSON, "contentSchema": data}
+    shown = {"anyOf": [{"const": "[DONE]"}, shown]} if ends else shown
     return {"type": "object", "required": ["data"], "properties": {"data": shown}}
 
 
