@@ -38,7 +38,7 @@ from ridgeline.server.http import Call, Endpoint, Events
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service, public_name
-from ridgeline.server.tokens import chat_tokenize, tokenize
+from ridgeline.server.tgi_tokens import chat_tokenize, tokenize
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 

@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from typing import Any
 
 from ridgeline.engine.params import MAX_BIAS, MAX_STOP_IDS, MAX_TOP_LOGPROBS
-from ridgeline.server.chat import ROLES
 from ridgeline.server.service import Service
 
 _KEYWORDS = {
@@ -73,7 +72,7 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
     return {
         "GenerateRequest": {"inputs": {"minLength": 1}},
         "Truncation": {"truncate": _range(1, service.max_input_tokens)},
-        "Message": {"role": {"enum": list(ROLES)}},
+        "Message": {"role": {"enum": ["assistant", "developer", "system", "user"]}},
         "Parameters": {
             "best_of": _range(1, config.max_best_of), "temperature": _above(0, 100),
             "repetition_penalty": _above(0, 100), "frequency_penalty": _range(-2, 2), "top_k": _range(1, 1 << 30),

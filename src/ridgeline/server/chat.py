@@ -18,16 +18,17 @@ from ridgeline.server.schema import ChatRequest, Message, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 from ridgeline.text.tokenizer import Tokenizer
 
-ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
+_ROLES = {"developer": "system", "system": "system", "user": "user", "assistant": "assistant"}
 _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chat request, understood: one job."""
+    """A chat request, understood: one job, which continues `text`."""
 
     head: Head
     request: ChatRequest
+    text: str
     job: Job
     headers: dict[str, str]
 
@@ -53,24 +54,19 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     request, headers = decode_openai(body, ChatRequest)
     service.check_model(request.model)
     params = sampling(request, service, max_tokens=_max_tokens(request), logprobs=_logprobs(request))
-    text = templated(service, request)
-    prompt = service.tokenizer.encode(text, add_special=False)
-    return Plan(Head.new("chatcmpl", service, id), request, Job(prompt, params), service.warned(headers, text))
-
-
-def templated(service: Service, request: ChatRequest) -> str:
-    """The conversation as the model reads it."""
     extra = request.chat_template_kwargs or {}
     if reserved := _RESERVED & extra.keys():
         raise InvalidRequest(f"chat_template_kwargs may not set {', '.join(sorted(reserved))}", "chat_template_kwargs")
     if not request.messages:
         raise InvalidRequest("messages is empty; give at least one", "messages")
-    return service.template.render(
+    text = service.template.render(
         [_message(i, m) for i, m in enumerate(request.messages)],
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         **extra,
     )
+    prompt = service.tokenizer.encode(text, add_special=False)
+    return Plan(Head.new("chatcmpl", service, id), request, text, Job(prompt, params), service.warned(headers, text))
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
@@ -103,10 +99,10 @@ def _message(index: int, m: Message) -> dict[str, Any]:
     where = f"messages[{index}]"
     if m.role in ("tool", "function") or m.tool_calls or m.function_call is not None:
         raise InvalidRequest(f"{where}: tool calls are not built yet in this server; leave them out", "messages")
-    if m.role not in ROLES:
-        known = ", ".join(ROLES)
+    if m.role not in _ROLES:
+        known = ", ".join(_ROLES)
         raise InvalidRequest(f"{where}: unknown role {m.role[:40]!r}; known are {known}", "messages")
-    shown = {"role": ROLES[m.role], "content": _content(where, m)}
+    shown = {"role": _ROLES[m.role], "content": _content(where, m)}
     optional = {"name": m.name, "reasoning_content": m.reasoning_content}
     return shown | {key: value for key, value in optional.items() if value is not None}
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from ridgeline.server.chat import templated
+from ridgeline.server.chat import understand
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
-from ridgeline.server.schema import ChatRequest, TokenizeRequest, decode_openai, decode_tgi
+from ridgeline.server.schema import TokenizeRequest, decode_tgi
 from ridgeline.server.service import Service
 
 
@@ -32,11 +32,9 @@ async def chat_tokenize(service: Service, call: Call) -> Reply:
     """POST /chat_tokenize: the body of a chat."""
 
     def work() -> Reply:
-        request, headers = decode_openai(call.body, ChatRequest)
-        service.check_model(request.model)
-        text = templated(service, request)
-        body = {"tokenize_response": _tokens(service, text, add_special=False), "templated_text": text}
-        return Reply(body, headers=service.warned(headers, text))
+        plan = understand(service, call.body)
+        body = {"tokenize_response": _tokens(service, plan.text, add_special=False), "templated_text": plan.text}
+        return Reply(body, headers=plan.headers)
 
     return await call.stream.run(work)
 
