@@ -38,6 +38,7 @@ from ridgeline.server.http import Call, Endpoint, Events
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service, public_name
+from ridgeline.server.strict import StrictErrors, strictly
 from ridgeline.server.tgi_tokens import chat_tokenize, tokenize
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -78,6 +79,8 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
     if route := service.config.predict_route:
         handlers[route] = vertex
     limit, strict = service.config.payload_limit, service.config.tgi_strict
+    if strict:
+        handlers |= {path: strictly(handlers[path]) for path in ("/v1/chat/completions", "/v1/completions")}
     return [
         Route(path, Endpoint(hub, partial(handler, service), _shape(path, strict), limit), methods=["POST"])
         for path, handler in handlers.items()
@@ -121,7 +124,9 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
 
 
 def _shape(path: str, strict: bool = False) -> ErrorShape:
-    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors(strict)
+    if path.startswith("/v1/"):
+        return StrictErrors() if strict else OpenAIErrors()
+    return TGIErrors(strict)
 
 
 def _response(reply: Reply) -> Response:
