@@ -72,6 +72,7 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
     return {
         "GenerateRequest": {"inputs": {"minLength": 1}},
         "Truncation": {"truncate": _range(1, service.max_input_tokens)},
+        "ChatTokenizeRequest": {"messages": {"minItems": 1}, "model": common["model"]},
         "Message": {"role": {"enum": ["assistant", "developer", "system", "user"]}},
         "Parameters": {
             "best_of": _range(1, config.max_best_of), "temperature": _above(0, 100),

@@ -39,6 +39,16 @@ class VertexRequest(msgspec.Struct):
     instances: list[Any]
 
 
+class ChatTokenizeRequest(msgspec.Struct):
+    """Of a chat's body, what makes its text."""
+
+    messages: list[s.Message]
+    model: str | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+
 class Operation(msgspec.Struct, frozen=True):
     """A method of a route: `says` in a line; what its body, its reply and an event of its stream may be."""
 
@@ -86,7 +96,8 @@ OPERATIONS = (
     Operation("POST", "/generate_stream", "Continue a text, token by token", (), _TEXT, (r.StreamReply,)),
     Operation("POST", "/", "Either, as `stream` says", (list[r.GenerateReply],), _TEXT, (r.StreamReply,)),
     Operation("POST", "/tokenize", "The tokens of a text", (list[r.SimpleToken],), (s.TokenizeRequest,)),
-    Operation("POST", "/chat_tokenize", "The tokens of a chat", (r.ChatTokenizeReply,), _CHAT),
+    Operation("POST", "/chat_tokenize", "The tokens of a chat", (r.ChatTokenizeReply,), (ChatTokenizeRequest,),
+              statuses=(404,)),
     Operation("POST", "/invocations", "SageMaker's: any of three bodies",
               (list[r.GenerateReply], r.ChatCompletion, r.Completion), _TEXT + _CHAT + _COMPLETION,
               (r.StreamReply, r.ChatChunk, r.Completion)),
