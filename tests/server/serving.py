@@ -11,13 +11,14 @@ import importlib.util
 import json
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
 import tokenizers
+import uvicorn
 from starlette.applications import Starlette
 from tokenizers import decoders, models, pre_tokenizers
 
@@ -310,6 +311,22 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
             return
         await asyncio.sleep(0.002)
     raise AssertionError("it did not happen in time")
+
+
+@contextmanager
+def listening(app: Starlette) -> Iterator[str]:
+    """The URL of an app on a free port of its own, in a thread."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, lifespan="on"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive(), "the server did not start"
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
 
 
 def engine_config() -> EngineConfig:

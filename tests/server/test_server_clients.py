@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from serving import Server, listening
+
+from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 
 pytestmark = [pytest.mark.model, pytest.mark.parity]
 
@@ -148,6 +151,57 @@ def test_text_generation_errors_are_typed(inference):
 
     with pytest.raises(ValidationError, match="top_p"):
         inference.text_generation("x", top_p=3.0)
+
+
+def failing(error):
+    def submit(*_):
+        raise error
+
+    return submit
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("error", "raised"),
+    [
+        (Overloaded("full"), "OverloadedError"),
+        (EngineFailed("it broke"), "GenerationError"),
+        (InvalidRequest("too long"), "ValidationError"),
+        (KeyError("a bug"), "IncompleteGenerationError"),
+    ],
+)
+def test_text_generation_knows_our_errors(error, raised, stream):
+    package = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (make test-all)")
+    from huggingface_hub import errors
+
+    server = Server.new()
+    server.client.submit = failing(error)
+    with listening(server.app) as url, pytest.raises(getattr(errors, raised)):
+        list(package.InferenceClient(url).text_generation("x", stream=stream))
+
+
+def test_text_generation_knows_an_error_inside_a_stream():
+    package = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (make test-all)")
+    from huggingface_hub.errors import GenerationError
+
+    server, seen = Server.new(), []
+    server.client.crash_at = 3
+    raises = pytest.raises(GenerationError, match="engine failed")
+    with listening(server.app) as url, package.InferenceClient(url) as client, raises:
+        for text in client.text_generation("x", stream=True):
+            seen.append(text)
+    assert seen == ["H", "i", " "]
+
+
+def test_what_tgi_tells_in_plain_text_its_client_only_passes_on():
+    """Why malformed bodies are JSON here, unless --tgi-strict."""
+    package = pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed (make test-all)")
+    from huggingface_hub.errors import HfHubHTTPError, ValidationError
+
+    for strict, raised in ((False, ValidationError), (True, HfHubHTTPError)):
+        with listening(Server.new(tgi_strict=strict).app) as url, pytest.raises(raised) as told:
+            package.InferenceClient(url).text_generation("x", max_new_tokens="many")
+        assert type(told.value) is raised or strict
 
 
 def test_chat_through_inference_client(inference):

@@ -97,6 +97,15 @@ def test_vertex_refuses_by_name(body, said):
     assert answer.status == 422 and said in answer.json["error"] and not server.client.submitted
 
 
+def test_vertex_keeps_the_terms_of_chats():
+    server = Server.new()
+    chat = {"messages": USER, "cache_salt": "pepper"}
+    assert server.post("/vertex", {"instances": [chat, chat]}).status == 200
+    assert [s.terms.salt for s in server.client.submitted] == ["pepper", "pepper"]
+    apart = Server.new().post("/vertex", {"instances": [chat, {"inputs": "x"}]})
+    assert apart.status == 422 and "cache_salt" in apart.json["error"]
+
+
 def test_vertex_routes_are_where_vertex_wants_them():
     given = {"predict_route": "/ai/predict", "health_route": "/ai/health"}
     answer = Server.new(**given).post("/ai/predict", {"instances": [{"inputs": "xyz"}]})

@@ -23,8 +23,8 @@ from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
-from starlette.responses import Response
-from starlette.routing import Route
+from starlette.responses import HTMLResponse, Response
+from starlette.routing import Match, Route
 
 from ridgeline.config import AccessConfig, ServerConfig
 from ridgeline.engine.client import EngineClient
@@ -36,7 +36,8 @@ from ridgeline.server.access import Access, is_loopback
 from ridgeline.server.chat import chat
 from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
-from ridgeline.server.errors import NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy, shape_of
+from ridgeline.server.document import document, page
+from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy, shape_of
 from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
 from ridgeline.server.http import Call, Endpoint, Events
@@ -47,7 +48,8 @@ from ridgeline.server.patience import ignore_lost_peers, patient
 from ridgeline.server.record import REQUEST_ID
 from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
 from ridgeline.server.service import Service, public_name
-from ridgeline.server.tokens import chat_tokenize, tokenize
+from ridgeline.server.strict import StrictErrors, strictly
+from ridgeline.server.tgi_tokens import chat_tokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -99,8 +101,10 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
     if route := service.config.predict_route:
         handlers[route] = vertex
     limit, strict = service.config.payload_limit, service.config.tgi_strict
+    if strict:
+        handlers |= {path: strictly(handlers[path]) for path in ("/v1/chat/completions", "/v1/completions")}
     return [
-        Route(path, Endpoint(hub, partial(handler, service), shape_of(path, strict), limit), methods=["POST"])
+        Route(path, Endpoint(hub, partial(handler, service), _shape(path, strict), limit), methods=["POST"])
         for path, handler in handlers.items()
     ]
 
@@ -119,6 +123,12 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
     async def info(request: Request) -> Response:
         return _response(tgi.info(service))
 
+    async def openapi(request: Request) -> Response:
+        return _response(Reply(document(service)))
+
+    async def docs(request: Request) -> Response:
+        return HTMLResponse(page(service))
+
     async def models(request: Request) -> Response:
         return _response(openai.list_models(service))
 
@@ -131,10 +141,17 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
     paths = {
         "/": health, "/health": health, "/ping": health, "/info": info, "/metrics": metrics,
         "/v1/models": models, "/v1/models/{id:path}": model,
+        "/openapi.json": openapi, "/api-doc/openapi.json": openapi, "/docs": docs,
     }  # fmt: skip
     if route := service.config.health_route:
         paths[route] = health
     return [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
+
+
+def _shape(path: str, strict: bool) -> ErrorShape:
+    """How errors of this route are spelt; `strict`: as TGI does it."""
+    shape = shape_of(path, strict)
+    return StrictErrors() if strict and isinstance(shape, OpenAIErrors) else shape
 
 
 def _response(reply: Reply) -> Response:
@@ -149,6 +166,9 @@ async def _no_route(request: Request, fault: Exception) -> Response:
     reply = shape_of(request.url.path).reply(NoRoute(message, fault.status_code))
     response = _response(reply)
     response.headers.update(fault.headers or {})
+    if fault.status_code == 405:  # Starlette names the methods of the first route of this path alone
+        here = [x for x in request.app.routes if x.matches(request.scope)[0] is not Match.NONE]
+        response.headers["allow"] = ", ".join(sorted({method for x in here for method in x.methods}))
     return response
 
 

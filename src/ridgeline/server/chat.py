@@ -30,10 +30,11 @@ _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_fin
 
 @dataclass(frozen=True)
 class Plan:
-    """A chat request, understood: one job, and how its answers are heard."""
+    """A chat request, understood: one job, which continues `text`, and how its answers are heard."""
 
     head: Head
     request: ChatRequest
+    text: str
     job: Job
     hearing: Hearing
     short_ids: bool
@@ -64,9 +65,17 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
     request, headers = decode_openai(body, ChatRequest, service.config.strict)
     service.check_model(request.model)
+    if not request.messages:
+        raise InvalidRequest("messages is empty; give at least one", "messages")
     more: dict[str, Any] = {"max_tokens": _max_tokens(request), "logprobs": _logprobs(request)}
     dialogue, use = service.dialogue_of(request.chat_template), tool_use(request)
-    text = templated(request, dialogue, use)
+    text = dialogue.render(
+        [plain(i, m) for i, m in enumerate(request.messages)],
+        use.shown if use is not None else [],
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=bool(request.continue_final_message),
+        **_template_arguments(request, dialogue),
+    )
     hearing = _hearing(dialogue, use, text)
     if use is not None:
         more["grammar"] = grammar_of(use, dialogue, service.tokenizer, text)
@@ -77,20 +86,7 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
         params = msgspec.structs.replace(params, skip_special_tokens=False)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)
-    return Plan(head, request, job, hearing, dialogue.short_ids, service.warned(headers, text))
-
-
-def templated(request: ChatRequest, dialogue: Dialogue, use: ToolUse | None) -> str:
-    """The conversation as the model reads it."""
-    if not request.messages:
-        raise InvalidRequest("messages is empty; give at least one", "messages")
-    return dialogue.render(
-        [plain(i, m) for i, m in enumerate(request.messages)],
-        use.shown if use is not None else [],
-        add_generation_prompt=request.add_generation_prompt,
-        continue_final_message=bool(request.continue_final_message),
-        **_template_arguments(request, dialogue),
-    )
+    return Plan(head, request, text, job, hearing, dialogue.short_ids, service.warned(headers, text))
 
 
 def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str) -> Hearing:

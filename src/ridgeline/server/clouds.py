@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from ridgeline.engine.records import Terms
 from ridgeline.errors import InvalidRequest, RidgelineError
 from ridgeline.server import tgi
 from ridgeline.server.chat import chat
@@ -19,7 +20,8 @@ from ridgeline.server.completions import completions
 from ridgeline.server.errors import OpenAIErrors, Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
-from ridgeline.server.schema import decode_object, decode_tgi
+from ridgeline.server.openai import terms
+from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi
 from ridgeline.server.service import Choice, Service, collect
 from ridgeline.server.terms import terms_of
 
@@ -51,6 +53,7 @@ class _Instance:
     job: Job
     prefix: str
     headers: dict[str, str]
+    terms: Terms
 
     def text(self, candidates: list[Choice]) -> str:
         return self.prefix + candidates[tgi.ranked(candidates)[0]].text
@@ -60,8 +63,8 @@ async def vertex(service: Service, call: Call) -> Reply:
     """POST /vertex: a text per instance. As with TGI, tokens are sampled unless an instance says otherwise."""
 
     def submit() -> list[_Instance]:
-        found = _instances(service, call.body)
-        call.stream.submit([x.job for x in found], terms_of(service, call.headers))
+        found = _instances(service, call)
+        call.stream.submit([x.job for x in found], found[0].terms)
         return found
 
     found = await call.stream.run(submit)
@@ -70,21 +73,23 @@ async def vertex(service: Service, call: Call) -> Reply:
     return Reply({"predictions": texts}, headers={name: said for x in found for name, said in x.headers.items()})
 
 
-def _instances(service: Service, body: bytes) -> list[_Instance]:
-    given = decode_object(body).get("instances")
+def _instances(service: Service, call: Call) -> list[_Instance]:
+    given = decode_object(call.body).get("instances")
     if not isinstance(given, list) or not given:
         raise InvalidRequest("instances must be a list that is not empty", "instances")
     service.check_batch(len(given), "instances")
     found = []
     for i, raw in enumerate(given):
         try:
-            found.append(_instance(service, raw))
+            found.append(_instance(service, call, raw))
         except InvalidRequest as wrong:
             raise InvalidRequest(f"instances[{i}]: {wrong}", wrong.param) from None
+    if any(x.terms != found[0].terms for x in found):
+        raise InvalidRequest("instances differ in priority or cache_salt; send them apart", "instances")
     return found
 
 
-def _instance(service: Service, raw: Any) -> _Instance:
+def _instance(service: Service, call: Call, raw: Any) -> _Instance:
     if not isinstance(raw, dict) or not raw.keys() & {"inputs", "messages"}:
         raise InvalidRequest("an instance must be an object with inputs or messages", "instances")
     if raw.get("stream"):
@@ -92,9 +97,9 @@ def _instance(service: Service, raw: Any) -> _Instance:
     body = msgspec.json.encode(raw)
     if "inputs" not in raw:
         chatted = understand_chat(service, body)
-        return _Instance(chatted.job, "", chatted.headers)
-    request, headers = decode_tgi(body)
+        return _Instance(chatted.job, "", chatted.headers, terms(service, chatted.request, call.headers))
+    request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:
         request.parameters = msgspec.structs.replace(p, do_sample=True)
     plan = tgi.understand(service, request, False, headers)
-    return _Instance(plan.job, plan.prefix, plan.headers)
+    return _Instance(plan.job, plan.prefix, plan.headers, terms_of(service, call.headers))

@@ -145,6 +145,17 @@ class Parameters(msgspec.Struct):
     watermark: bool | None = None
 
 
+class Truncation(msgspec.Struct):
+    """What of `parameters` counts where nothing is generated."""
+
+    truncate: int | None = None
+
+
+class TokenizeRequest(msgspec.Struct):
+    inputs: str
+    parameters: Truncation | None = None
+
+
 class GenerateRequest(msgspec.Struct):
     inputs: str
     parameters: Parameters | None = None
@@ -214,14 +225,14 @@ def decode(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     return _convert(raw, kind), _warning(raw, kind, set())
 
 
-def decode_tgi(body: bytes) -> tuple[GenerateRequest, dict[str, str]]:
+def decode_tgi(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     """The same for TGI's body, whose unbuilt fields are in `parameters`."""
     raw = decode_object(body)
     parameters = raw.get("parameters")
     if isinstance(parameters, dict):
         _refuse_unbuilt(parameters, _TGI_NOT_BUILT)
-    known = {f"parameters.{name}" for name in _TGI_NOT_BUILT}
-    return _convert(raw, GenerateRequest), _warning(raw, GenerateRequest, known)
+    known = {"stream", *(f"parameters.{name}" for name in _TGI_NOT_BUILT)}
+    return _convert(raw, kind), _warning(raw, kind, known)
 
 
 def decode_object(body: bytes) -> dict[str, Any]:
@@ -242,11 +253,24 @@ def decode_object(body: bytes) -> dict[str, Any]:
 def _convert(raw: dict[str, Any], kind: type[T]) -> T:
     try:
         return msgspec.convert(raw, kind)
-    except (msgspec.ValidationError, RecursionError) as error:
+    except (msgspec.ValidationError, RecursionError) as wrong:
+        error = wrong
+    try:
+        return msgspec.convert(_whole(raw), kind)
+    except (msgspec.ValidationError, RecursionError):
         text = str(error).replace("`", "'")
         found = re.search(r"\$\.(\w+)", text) or re.search(r"required field '(\w+)'", text)
         message = re.sub(r" - at '\$\.?(.*)'$", r" at \1", text).removesuffix(" at ")
         raise Malformed(f"the request is malformed: {message}", found[1] if found else None, plain=422) from None
+
+
+def _whole(value: Any) -> Any:
+    """JSON has one kind of number: 7.0 is the integer 7."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, dict):
+        return {name: _whole(inner) for name, inner in value.items()}
+    return [_whole(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _refuse_unbuilt(raw: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]) -> None:
@@ -261,7 +285,7 @@ def _warning(raw: Mapping[str, Any], kind: type[msgspec.Struct], known: set[str]
     if not ignored:
         return {}
     # Names come from the client: only visible ASCII may enter a header.
-    shown = [re.sub(r"[^\x21-\x7e]", "?", name)[:64] for name in ignored[:_MAX_NAMES]]
+    shown = [re.sub(r"[^\x21-\x7e]", "?", name)[:64] or '""' for name in ignored[:_MAX_NAMES]]
     more = f" and {len(ignored) - _MAX_NAMES} more" if len(ignored) > _MAX_NAMES else ""
     return {WARNING_HEADER: f"ignored fields: {', '.join(shown)}{more}"}
 

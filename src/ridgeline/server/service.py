@@ -98,6 +98,11 @@ class Service:
         if tokens > self.max_input_tokens:
             raise InvalidRequest(f"{name} has {tokens} tokens; at most {self.max_input_tokens} are allowed", name)
 
+    def check_truncation(self, keep: int | None) -> None:
+        """The same for how much of a prompt is kept."""
+        if keep is not None and not 1 <= keep <= self.max_input_tokens:
+            raise InvalidRequest(f"truncate must be 1 to {self.max_input_tokens}, is {keep}", "truncate")
+
     def check_batch(self, size: int, name: str) -> None:
         """The same for too many prompts in one request."""
         if size > (most := self.config.max_client_batch_size):

@@ -91,7 +91,7 @@ def info(service: Service) -> Reply:
 
 def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
     """`stream` None is POST /, where the body says it."""
-    request, headers = decode_tgi(call.body)
+    request, headers = decode_tgi(call.body, GenerateRequest)
     if stream is None and service.config.tgi_strict:
         p = request.parameters or Parameters(do_sample=True)
         request.parameters = msgspec.structs.replace(p, return_full_text=_or(p.return_full_text, True))
@@ -126,14 +126,13 @@ def _check(p: Parameters, service: Service, stream: bool) -> None:
         if value is not None and (value <= 0 or (high is not None and value >= high)):
             rule = "above 0" if high is None else "above 0 and below 1"
             raise InvalidRequest(f"{name} must be {rule}, is {value}", name)
-    for name in ("top_k", "max_new_tokens", "truncate"):
+    for name in ("top_k", "max_new_tokens"):
         value = getattr(p, name)
         if value is not None and value < 1:
             raise InvalidRequest(f"{name} must be at least 1, is {value}", name)
     if p.seed is not None and not 0 <= p.seed <= _U64:
         raise InvalidRequest(f"seed must be 0 to {_U64}, is {p.seed}", "seed")
-    if p.truncate is not None and p.truncate > service.max_input_tokens:
-        raise InvalidRequest(f"truncate must be at most {service.max_input_tokens}, is {p.truncate}", "truncate")
+    service.check_truncation(p.truncate)
     top, most = p.top_n_tokens or 0, service.config.max_top_n_tokens
     if not 0 <= top <= most:
         raise InvalidRequest(f"top_n_tokens must be 0 to {most}, is {top}", "top_n_tokens")

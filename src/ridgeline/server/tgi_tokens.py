@@ -8,23 +8,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ridgeline.errors import InvalidRequest
-from ridgeline.server.chat import templated
+from ridgeline.server.chat import understand
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
-from ridgeline.server.schema import ChatRequest, decode_openai, decode_tgi
+from ridgeline.server.schema import TokenizeRequest, decode_tgi
 from ridgeline.server.service import Service
-from ridgeline.server.tools import tool_use
 
 
 async def tokenize(service: Service, call: Call) -> Reply:
     """POST /tokenize: the body of /generate, of which `truncate` counts."""
 
     def work() -> Reply:
-        request, headers = decode_tgi(call.body)
+        request, headers = decode_tgi(call.body, TokenizeRequest)
         keep = request.parameters.truncate if request.parameters else None
-        if keep is not None and keep < 1:
-            raise InvalidRequest(f"truncate must be at least 1, is {keep}", "truncate")
+        service.check_truncation(keep)
         listed = _tokens(service, request.inputs, add_special=True)
         return Reply(listed[-keep:] if keep else listed, headers=service.warned(headers, request.inputs))
 
@@ -35,11 +32,9 @@ async def chat_tokenize(service: Service, call: Call) -> Reply:
     """POST /chat_tokenize: the body of a chat."""
 
     def work() -> Reply:
-        request, headers = decode_openai(call.body, ChatRequest, service.config.strict)
-        service.check_model(request.model)
-        text = templated(request, service.dialogue_of(request.chat_template), tool_use(request))
-        body = {"tokenize_response": _tokens(service, text, add_special=False), "templated_text": text}
-        return Reply(body, headers=service.warned(headers, text))
+        plan = understand(service, call.body)
+        body = {"tokenize_response": _tokens(service, plan.text, add_special=False), "templated_text": plan.text}
+        return Reply(body, headers=plan.headers)
 
     return await call.stream.run(work)
 

@@ -1,0 +1,177 @@
+"""OpenAI's routes as TGI has them, for `--tgi-strict`: around the usual handlers, bodies and replies are changed.
+
+Fields that TGI leaves aside are left aside here; finish reasons are TGI's words; every delta says its role; ids are
+empty; errors are TGI's. Must not know engines.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from dataclasses import replace
+from typing import Any, cast
+
+import msgspec
+
+from ridgeline import __version__
+from ridgeline.engine.records import EOS
+from ridgeline.errors import InvalidRequest, RidgelineError
+from ridgeline.server import sse
+from ridgeline.server.errors import Malformed, Reply, TGIErrors
+from ridgeline.server.http import Call, Events
+from ridgeline.server.hub import Event, Stream
+from ridgeline.server.schema import decode_object
+from ridgeline.server.service import Service
+
+Handler = Callable[[Service, Call], Awaitable[Reply | Events]]
+_IGNORED = ("n", "best_of", "logit_bias")
+_IGNORED_OF_TEXTS = (*_IGNORED, "logprobs", "echo", "stream_options")
+_COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
+
+
+class SuffixGiven(InvalidRequest):
+    """TGI's own word for it."""
+
+    kind = "suffix not supported"
+
+
+class BatchExceeded(InvalidRequest):
+    """TGI's own word for it."""
+
+    kind = "batch size exceeded"
+
+
+class StrictErrors:
+    """TGI's errors, and its own kind inside a stream, which says 422 whatever happened."""
+
+    def reply(self, error: RidgelineError) -> Reply:
+        return TGIErrors(strict=True).reply(error)
+
+    def in_stream(self, error: RidgelineError) -> bytes:
+        return sse.data({"error": {"message": str(error), "http_status_code": 422}}) + sse.DONE
+
+
+def strictly(handler: Handler) -> Handler:
+    """The handler of chats or of completions, as TGI's."""
+
+    async def strict(service: Service, call: Call) -> Reply | Events:
+        asked = _asked(service, decode_object(call.body))
+        ends = _Ends(call.stream)
+        answer = await handler(service, replace(call, body=msgspec.json.encode(asked), stream=cast(Stream, ends)))
+        if isinstance(answer, Events):
+            return replace(answer, lines=_lines(answer.lines, ends))
+        return replace(answer, body=_whole(answer.body, ends))
+
+    return strict
+
+
+class _Ends:
+    """A stream that remembers how each choice ended. Handlers ask for one choice of each prompt."""
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+        self.found: dict[int, str] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        async for batch in self._stream.batches():
+            self.found |= {e.job: e.delta.finish for e in batch if e.delta.finish is not None}
+            yield batch
+
+    def reason(self, index: int, eos: str = "stop") -> str:
+        finish = self.found.get(index, EOS)
+        return eos if finish == EOS else finish
+
+
+def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
+    """The body without what TGI leaves aside; errors where TGI's types are narrower."""
+    chat = "messages" in raw
+    for name, kind in (("stop", list), ("logit_bias", list)):
+        if raw.get(name) is not None and not isinstance(raw[name], kind):
+            raise Malformed(f"the request is malformed: {name} must be a list", name, plain=422)
+    if not chat:
+        _check_texts(service, raw)
+    most = service.config.max_top_n_tokens
+    if chat and isinstance(top := raw.get("top_logprobs"), int) and top > most:
+        raise InvalidRequest(f"top_logprobs must be 0 to {most}, is {top}", "top_logprobs")
+    asked = {name: value for name, value in raw.items() if name not in (_IGNORED if chat else _IGNORED_OF_TEXTS)}
+    if chat and isinstance(penalty := asked.pop("presence_penalty", None), (int, float)):
+        asked["repetition_penalty"] = penalty + 2
+    if not chat and asked.get("stream"):
+        asked["stream_options"] = {"include_usage": True}
+    return asked
+
+
+def _check_texts(service: Service, raw: dict[str, Any]) -> None:
+    if raw.get("suffix") is not None:
+        raise SuffixGiven("suffix is not supported; leave it out", "suffix")
+    prompt = raw.get("prompt")
+    if not isinstance(prompt, list):
+        return
+    if not all(isinstance(p, str) for p in prompt):
+        raise Malformed("the request is malformed: prompt must be a string or a list of strings", "prompt", plain=422)
+    if len(prompt) > (most := service.config.max_client_batch_size):
+        raise BatchExceeded(f"prompt holds {len(prompt)} texts; at most {most} are allowed", "prompt")
+
+
+def _whole(body: dict[str, Any], ends: _Ends) -> dict[str, Any]:
+    return _head(body) | {"choices": [_choice(c, ends) for c in body["choices"]], "usage": _usage(body["usage"])}
+
+
+def _head(body: dict[str, Any]) -> dict[str, Any]:
+    return body | {"id": "", "system_fingerprint": f"{__version__}-native"}
+
+
+def _usage(counts: dict[str, Any]) -> dict[str, Any]:
+    return {name: counts[name] for name in _COUNTS}
+
+
+def _choice(choice: dict[str, Any], ends: _Ends) -> dict[str, Any]:
+    """A choice of a whole answer, or of a chat's stream."""
+    made = dict(choice)
+    if choice["finish_reason"] in ("stop", "length"):
+        made["finish_reason"] = ends.reason(choice["index"])
+    if "message" in choice:
+        made["message"] = {name: value for name, value in choice["message"].items() if name != "refusal"}
+    if "delta" in choice:
+        made["delta"] = {"role": "assistant", "content": "", **choice["delta"]}
+    if choice["logprobs"] is not None:
+        made["logprobs"] = {"content": [_bare(item) for item in choice["logprobs"]["content"]]}
+    return made
+
+
+def _bare(item: dict[str, Any]) -> dict[str, Any]:
+    top = {"top_logprobs": [_bare(x) for x in item["top_logprobs"]]} if "top_logprobs" in item else {}
+    return {"token": item["token"], "logprob": item["logprob"], **top}
+
+
+async def _lines(lines: AsyncGenerator[bytes, None], ends: _Ends) -> AsyncGenerator[bytes, None]:
+    """The events, each changed; of completions, the last ones wait for the counts."""
+    last: list[dict[str, Any]] = []
+    try:
+        async for block in lines:
+            for line in block.split(b"\n\n")[:-1]:
+                if not line.startswith(b"data: {"):
+                    yield line + b"\n\n"
+                elif (event := _event(msgspec.json.decode(line[6:]), ends, last)) is not None:
+                    yield event
+    finally:
+        await lines.aclose()
+
+
+def _event(event: dict[str, Any], ends: _Ends, last: list[dict[str, Any]]) -> bytes | None:
+    head = _head({name: value for name, value in event.items() if name != "usage"})
+    choices, counts = event["choices"], event.get("usage")
+    if event["object"] == "text_completion":
+        if not choices:
+            return b"".join(sse.data(head | {"choices": [c], "usage": _usage(counts)}) for c in last)
+        (choice,) = choices
+        if choice["finish_reason"] is not None:
+            last.append(choice | {"finish_reason": ends.reason(choice["index"], "eos_token")})
+            return None
+        return sse.data(head | {"choices": [choice | {"finish_reason": ""}]})
+    made = [_choice(c, ends) for c in choices]
+    if any(c["delta"] == {"role": "assistant", "content": ""} for c in choices):
+        return None  # TGI begins with the first token
+    return sse.data(head | {"choices": made, **({"usage": _usage(counts)} if counts else {})})
