@@ -16,6 +16,7 @@ KV_FORMATS = ("bf16", "int8", "f32")
 ADMISSIONS = ("overcommit", "strict")
 PREFIX_SHARING = ("tenant", "all")
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
+POOLINGS = ("last", "mean")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
     "threads": (0, 1024),
@@ -147,7 +148,8 @@ class ServerConfig:
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
     0 = any time. strict: OpenAI's routes refuse fields that they would ignore. trust_request_chat_template: a chat
-    request may bring a template of its own.
+    request may bring a template of its own. pooling: what an embedding is made of, the hidden states of all tokens
+    ("mean") or of the last one.
     """
 
     engine: EngineConfig
@@ -164,8 +166,10 @@ class ServerConfig:
     aliases: tuple[str, ...] = field(default=())
     strict: bool = False
     trust_request_chat_template: bool = False
+    pooling: str = "last"
 
     def __post_init__(self) -> None:
+        _one_of("pooling", self.pooling, POOLINGS)
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
         for name in ("max_pause", "max_wait", "max_time"):

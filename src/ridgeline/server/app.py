@@ -31,6 +31,7 @@ from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.server import debug, openai, tgi
 from ridgeline.server.chat import chat
 from ridgeline.server.completions import completions
+from ridgeline.server.embeddings import detokenize, embeddings
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
@@ -69,6 +70,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
 def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
+        "/v1/embeddings": embeddings, "/detokenize": detokenize,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
     }  # fmt: skip
     limit = service.config.max_body_bytes
@@ -106,7 +108,7 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
 
 
 def _shape(path: str) -> ErrorShape:
-    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors()
+    return OpenAIErrors() if path.startswith("/v1/") or path == "/detokenize" else TGIErrors()
 
 
 def _response(reply: Reply) -> Response:
