@@ -1,4 +1,4 @@
-"""POST /v1/embeddings over an engine that makes vectors of its fake hidden states, and /detokenize."""
+"""POST /v1/embeddings over an engine that makes vectors of its fake hidden states."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import struct
 
 import numpy as np
 import pytest
-from serving import EOS_TEXT, Server, byte_tokenizer
+from serving import Server, byte_tokenizer
 
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import EMBEDDED, Delta
@@ -106,10 +106,3 @@ def test_bad_requests_are_400_and_named(fields, param):
 def test_unknown_models_and_fields():
     assert embed("a", model="other").status == 404
     assert embed("a", odd=1).headers["x-ridgeline-warning"] == "ignored fields: odd"
-
-
-def test_detokenize_gives_text_with_special_tokens():
-    reply = Server.new().post("/detokenize", {"tokens": [*ids_of("hé"), 256]})
-    assert reply.json == {"prompt": "hé" + EOS_TEXT}
-    reply = Server.new().post("/detokenize", {"tokens": [257]})
-    assert reply.status == 400 and reply.json["error"]["param"] == "tokens"

@@ -31,12 +31,13 @@ from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.server import debug, openai, tgi
 from ridgeline.server.chat import chat
 from ridgeline.server.completions import completions
-from ridgeline.server.embeddings import detokenize, embeddings
+from ridgeline.server.embeddings import embeddings
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy
 from ridgeline.server.http import Endpoint
 from ridgeline.server.hub import Hub
 from ridgeline.server.schema import REASON_HEADER
 from ridgeline.server.service import Service, public_name
+from ridgeline.server.tokens import detokenize, tokenize
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 
@@ -70,7 +71,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
 def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
-        "/v1/embeddings": embeddings, "/detokenize": detokenize,
+        "/v1/embeddings": embeddings, "/tokenize": tokenize, "/detokenize": detokenize,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
     }  # fmt: skip
     limit = service.config.max_body_bytes
@@ -108,7 +109,7 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
 
 
 def _shape(path: str) -> ErrorShape:
-    return OpenAIErrors() if path.startswith("/v1/") or path == "/detokenize" else TGIErrors()
+    return OpenAIErrors() if path.startswith("/v1/") or path in ("/tokenize", "/detokenize") else TGIErrors()
 
 
 def _response(reply: Reply) -> Response:

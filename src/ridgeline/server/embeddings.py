@@ -1,4 +1,4 @@
-"""POST /v1/embeddings and /detokenize: texts or token ids to vectors of unit length, and token ids back to text.
+"""POST /v1/embeddings: texts or token ids to vectors of unit length.
 
 How many inputs a request has is bounded by its body: they go to the engine as many at once as it runs.
 """
@@ -35,11 +35,6 @@ class EmbeddingRequest(msgspec.Struct):
     user: str | None = None
     priority: int | None = None
     cache_salt: str | None = None
-
-
-class DetokenizeRequest(msgspec.Struct):
-    tokens: list[int]
-    model: str | None = None
 
 
 @dataclass(frozen=True)
@@ -114,14 +109,3 @@ def _shown(vector: bytes, request: EmbeddingRequest) -> str | list[float]:
     if request.encoding_format == "base64":
         return base64.b64encode(unit.tobytes()).decode()
     return [float(x) for x in unit]
-
-
-async def detokenize(service: Service, call: Call) -> Reply:
-    """The text of token ids, special ones included, as vLLM's route has it."""
-    request, headers = decode_openai(call.body, DetokenizeRequest, service.config.strict)
-    service.check_model(request.model)
-    outside = next((id for id in request.tokens if not 0 <= id < service.info.vocab), None)
-    if outside is not None:
-        raise InvalidRequest(f"token id {outside} is outside the vocabulary of {service.info.vocab}", "tokens")
-    text = await call.stream.run(lambda: service.tokenizer.decode(request.tokens, skip_special=False))
-    return Reply({"prompt": text}, headers=headers)

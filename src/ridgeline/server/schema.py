@@ -206,6 +206,11 @@ def decode_tgi(body: bytes) -> tuple[GenerateRequest, dict[str, str]]:
     return _convert(raw, GenerateRequest), _warning(raw, GenerateRequest, known)
 
 
+def fields_of(body: bytes) -> frozenset[str]:
+    """The names that a body gives values to."""
+    return frozenset(_object(body))
+
+
 def _object(body: bytes) -> dict[str, Any]:
     try:
         raw = msgspec.json.decode(body)
