@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import serving
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import TEMPLATE, Server, byte_tokenizer
 
@@ -233,6 +233,7 @@ def test_bad_tools_are_400_and_named(fields, param):
     assert server.client.submitted == []
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 2), st.lists(st.integers(0, 200), max_size=6), st.booleans())
 def test_deltas_of_any_cut_make_the_message_of_the_whole(which, cuts, inside):
     text = ("<think>hm</think> I look.\n" + CALL, f"hm\n</think>{CALL}\n{CALL}", "hm <tool_call> no</think>{")[which]
