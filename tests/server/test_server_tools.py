@@ -128,6 +128,12 @@ def test_tools_are_told_in_the_system_message_where_the_template_has_none():
     assert prompt_of(ask()[0]).startswith("<system>You may call")
 
 
+def test_tools_are_told_to_the_user_where_the_template_refuses_system_messages():
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    prompt = prompt_of(ask(template=refusal + TEMPLATE)[0])
+    assert prompt.startswith("<user>You may call") and prompt.endswith("\n\nweather?</user><assistant>")
+
+
 def test_a_template_with_tools_shows_them_itself():
     server, _ = ask(template=HERMES)
     assert prompt_of(server).startswith("<tools>{") and "You may call" not in prompt_of(server)

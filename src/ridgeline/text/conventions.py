@@ -53,7 +53,7 @@ HERMES = Convention(
 LLAMA = Convention(
     "llama", ("<|python_tag|>", '{"name": function name, "parameters": '),
     Syntax("<|python_tag|>", read_object, more=";", bare=True),
-    ("", ""), '{"name": "', '", "parameters": ', "}",
+    ("", ""), '{"name": "', '", "parameters": ', "}", unlike=("<function=",),
 )  # fmt: skip
 _LISTED = Syntax("[TOOL_CALLS]", read_listed, closes="]", more=",")
 MISTRAL = Convention(
