@@ -18,6 +18,7 @@ PREFIX_SHARING = ("tenant", "all")
 WATERMARKS = ("lefthash", "minhash", "selfhash")  # as ops/green.py counts them
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
 LOG_FORMATS = ("none", "text", "json")
+POOLINGS = ("last", "mean")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
     "threads": (0, 1024),
@@ -187,7 +188,8 @@ class ServerConfig:
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
     0 = any time. drain_timeout: seconds that running answers have when the server is told to end. watermark_gamma of
     all tokens are green where an answer is marked, and gain watermark_delta. strict: OpenAI's routes refuse fields that
-    they would ignore. trust_request_chat_template: a chat request may bring a template of its own.
+    they would ignore. trust_request_chat_template: a chat request may bring a template of its own. pooling: what an
+    embedding is made of, the hidden states of all tokens ("mean") or of the last one.
     """
 
     engine: EngineConfig
@@ -217,8 +219,10 @@ class ServerConfig:
     log_format: str = "none"
     otlp_endpoint: str = ""
     otlp_service_name: str = "ridgeline"
+    pooling: str = "last"
 
     def __post_init__(self) -> None:
+        _one_of("pooling", self.pooling, POOLINGS)
         _one_of("watermark_scheme", self.watermark_scheme, WATERMARKS)
         if not 0 < self.watermark_gamma < 1:
             raise ConfigError(f"watermark_gamma must be above 0 and below 1, is {self.watermark_gamma:g}")

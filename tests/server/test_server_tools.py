@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import serving
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from serving import TEMPLATE, Server, byte_tokenizer
+
+from ridgeline.server.speech import Hearing, Speech, message
+from ridgeline.text.conventions import HERMES as TAGGED
+from ridgeline.text.reasoning import KNOWN
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "weather?"}]
@@ -121,6 +128,12 @@ def test_tools_are_told_in_the_system_message_where_the_template_has_none():
     assert prompt_of(ask()[0]).startswith("<system>You may call")
 
 
+def test_tools_are_told_to_the_user_where_the_template_refuses_system_messages():
+    refusal = "{% if messages[0].role == 'system' %}{{ raise_exception('no') }}{% endif %}"
+    prompt = prompt_of(ask(template=refusal + TEMPLATE)[0])
+    assert prompt.startswith("<user>You may call") and prompt.endswith("\n\nweather?</user><assistant>")
+
+
 def test_a_template_with_tools_shows_them_itself():
     server, _ = ask(template=HERMES)
     assert prompt_of(server).startswith("<tools>{") and "You may call" not in prompt_of(server)
@@ -191,6 +204,15 @@ def test_marks_that_are_special_tokens_are_seen_and_named_in_grammars(monkeypatc
     assert "<[256]> body" in grammar_of(special) and '"<tool_call>"' not in grammar_of(special)
 
 
+def test_gemmas_answers_end_where_results_begin():
+    template = HERMES.replace("<tool_call>", "<start_function_call>")
+    answer = "<start_function_call>call:get_weather{city:<escape>Oslo<escape>}<end_function_call>"
+    _, reply = ask(answer + "<start_function_response>x", template=template)
+    (choice,) = reply.json["choices"]
+    assert choice["message"]["tool_calls"][0]["function"]["arguments"] == '{"city":"Oslo"}'
+    assert choice["finish_reason"] == "tool_calls" and choice["message"]["content"] is None
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
@@ -215,6 +237,17 @@ def test_bad_tools_are_400_and_named(fields, param):
     server, reply = ask(**fields)
     assert reply.status == 400 and reply.json["error"]["param"] == param, reply.body
     assert server.client.submitted == []
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2), st.lists(st.integers(0, 200), max_size=6), st.booleans())
+def test_deltas_of_any_cut_make_the_message_of_the_whole(which, cuts, inside):
+    text = ("<think>hm</think> I look.\n" + CALL, f"hm\n</think>{CALL}\n{CALL}", "hm <tool_call> no</think>{")[which]
+    hearing = Hearing(KNOWN[0], inside, TAGGED.syntax, {"get_weather"})
+    places = sorted({min(cut, len(text)) for cut in (*cuts, 0, len(text))})
+    speech = Speech(hearing, "x")
+    deltas = [d for a, b in pairwise(places) for d in speech.push(text[a:b], last=b == len(text))]
+    assert message(deltas) == message(Speech(hearing, "x").push(text, last=True))
 
 
 def test_completions_take_no_tools():

@@ -52,6 +52,9 @@ def serve(
     trust_request_chat_template: Annotated[
         bool, Option("Let chat requests bring their own template.", flag="--trust-request-chat-template")
     ] = False,
+    pooling: Annotated[
+        str, Option("Embeddings are made of the last token's hidden state, or of all tokens': last or mean.")
+    ] = ServerConfig.pooling,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
     from ridgeline.cli.session import fetch
@@ -63,7 +66,7 @@ def serve(
     )  # fmt: skip
     more = {
         "max_undelivered": max_undelivered, "max_pause": max_pause, "max_wait": max_wait, "max_time": max_time,
-        "strict": strict, "trust_request_chat_template": trust_request_chat_template,
+        "strict": strict, "pooling": pooling, "trust_request_chat_template": trust_request_chat_template,
     }  # fmt: skip
     settings = ServerConfig(engine, hostname, port, access=access, **limits[1], **more, **watching, **watermark)
     if check:

@@ -37,6 +37,7 @@ from ridgeline.server.chat import chat
 from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
 from ridgeline.server.document import document, page
+from ridgeline.server.embeddings import embeddings
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy, shape_of
 from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
@@ -49,7 +50,8 @@ from ridgeline.server.record import REQUEST_ID
 from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
 from ridgeline.server.service import Service, public_name
 from ridgeline.server.strict import StrictErrors, strictly
-from ridgeline.server.tgi_tokens import chat_tokenize, tokenize
+from ridgeline.server.tgi_tokens import chat_tokenize
+from ridgeline.server.tokens import detokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -94,6 +96,7 @@ def _cors(access: AccessConfig) -> list[Middleware]:
 def _posts(service: Service, hub: Hub) -> list[Route]:
     handlers: dict[str, Callable[[Service, Call], Awaitable[Reply | Events]]] = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
+        "/v1/embeddings": embeddings, "/detokenize": detokenize,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
         "/tokenize": tokenize, "/chat_tokenize": chat_tokenize, "/invocations": invocations, "/vertex": vertex,
         "/watermark/detect": detect_mark,

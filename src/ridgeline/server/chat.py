@@ -79,11 +79,7 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     hearing = _hearing(dialogue, use, text)
     if use is not None:
         more["grammar"] = grammar_of(use, dialogue, service.tokenizer, text)
-    params = sampling(request, service, **more)
-    if params.skip_special_tokens and any(
-        special_id(service.tokenizer, mark) is not None for mark in _marks(hearing, dialogue)
-    ):
-        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)
     return Plan(head, request, text, job, hearing, dialogue.short_ids, service.warned(headers, text))
@@ -97,10 +93,19 @@ def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str) -> Hearing:
     return Hearing(marks, inside, dialogue.convention.syntax, use.schemas)
 
 
-def _marks(hearing: Hearing, dialogue: Dialogue) -> list[str]:
-    """What of the answer must be seen to understand it."""
+def _audible(params: SamplingParams, hearing: Hearing, dialogue: Dialogue, tokenizer: Tokenizer) -> SamplingParams:
+    """The same, but special tokens that tell thoughts and calls are shown, and an answer ends where results begin."""
+    convention = dialogue.convention
     marks = [] if hearing.marks is None else [hearing.marks.opens, hearing.marks.closes]
-    return marks + ([] if hearing.syntax is None else dialogue.convention.marks)
+    marks += [] if hearing.syntax is None else convention.marks
+    if any(special_id(tokenizer, mark) is not None for mark in marks):
+        params = msgspec.structs.replace(params, skip_special_tokens=False)
+    if hearing.syntax is None or not convention.results:
+        return params
+    id = special_id(tokenizer, convention.results)
+    if id is None:
+        return msgspec.structs.replace(params, stop=(*params.stop, convention.results))
+    return msgspec.structs.replace(params, stop_token_ids=(*params.stop_token_ids, id))
 
 
 def _template_arguments(request: ChatRequest, dialogue: Dialogue) -> dict[str, Any]:

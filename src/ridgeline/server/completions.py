@@ -19,7 +19,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
-from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, submitted, usage
+from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 
@@ -60,7 +60,7 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     request, headers = decode_openai(body, CompletionRequest, service.config.strict)
     service.check_model(request.model)
     params, dropped = _params(request, service)
-    given = _split(request.prompt)
+    given = split_prompts(request.prompt, "prompt")
     if len(given) * params.n > (most := service.config.max_client_batch_size):
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {most}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
@@ -91,19 +91,6 @@ def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, boo
         raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
     more = {"max_tokens": max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
     return sampling(r, service, **more), wanted == 0
-
-
-def _split(prompt: str | list[str | int | list[int]]) -> list[str | list[int]]:
-    """One entry per prompt of the four shapes."""
-    if isinstance(prompt, str):
-        return [prompt]
-    if not prompt:
-        raise InvalidRequest("prompt is an empty list; give at least one prompt", "prompt")
-    if all(isinstance(p, int) for p in prompt):
-        return [[p for p in prompt if isinstance(p, int)]]
-    if any(isinstance(p, int) for p in prompt) or len({type(p) for p in prompt}) > 1:
-        raise InvalidRequest("prompt mixes shapes; give strings, or token ids, or lists of token ids", "prompt")
-    return [p for p in prompt if not isinstance(p, int)]
 
 
 def _choice(

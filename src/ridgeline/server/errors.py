@@ -145,7 +145,7 @@ class TGIErrors:
 
 def shape_of(path: str, strict: bool = False) -> ErrorShape:
     """How errors of this route are spelt; `strict` as TGI does it."""
-    return OpenAIErrors() if path.startswith("/v1/") else TGIErrors(strict)
+    return OpenAIErrors() if path.startswith("/v1/") or path == "/detokenize" else TGIErrors(strict)
 
 
 def _headers(error: RidgelineError) -> dict[str, str]:

@@ -172,6 +172,19 @@ def check_max_tokens(name: str, value: int | None, least: int = 1) -> None:
         raise InvalidRequest(f"{name} must be at least {least}, is {value}", name)
 
 
+def split_prompts(prompt: str | list[str | int | list[int]], field: str) -> list[str | list[int]]:
+    """One entry per prompt of the four shapes: a string, several, token ids, or several lists of them."""
+    if isinstance(prompt, str):
+        return [prompt]
+    if not prompt:
+        raise InvalidRequest(f"{field} is an empty list; give at least one entry", field)
+    if all(isinstance(p, int) for p in prompt):
+        return [[p for p in prompt if isinstance(p, int)]]
+    if any(isinstance(p, int) for p in prompt) or len({type(p) for p in prompt}) > 1:
+        raise InvalidRequest(f"{field} mixes shapes; give strings, or token ids, or lists of token ids", field)
+    return [p for p in prompt if not isinstance(p, int)]
+
+
 def model_record(service: Service, name: str) -> dict[str, Any]:
     """One entry of /v1/models; an alias has the real id as `root`."""
     return {

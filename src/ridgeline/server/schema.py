@@ -235,6 +235,11 @@ def decode_tgi(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     return _convert(raw, kind), _warning(raw, kind, known)
 
 
+def fields_of(body: bytes) -> frozenset[str]:
+    """The names that a body gives values to."""
+    return frozenset(decode_object(body))
+
+
 def decode_object(body: bytes) -> dict[str, Any]:
     """A body's fields, of any kind."""
     try:

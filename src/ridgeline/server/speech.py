@@ -27,11 +27,6 @@ class Hearing:
     syntax: Syntax | None = None
     names: Collection[str] = ()
 
-    @property
-    def plain(self) -> bool:
-        """Whether text is content and nothing else."""
-        return self.marks is None and self.syntax is None
-
 
 class Speech:
     """One choice: its text in, deltas of its message out. `id` tells its calls from all others."""

@@ -15,17 +15,13 @@ from ridgeline.server.schema import TokenizeRequest, decode_tgi
 from ridgeline.server.service import Service
 
 
-async def tokenize(service: Service, call: Call) -> Reply:
+def tokens_of(service: Service, body: bytes) -> Reply:
     """POST /tokenize: the body of /generate, of which `truncate` counts."""
-
-    def work() -> Reply:
-        request, headers = decode_tgi(call.body, TokenizeRequest)
-        keep = request.parameters.truncate if request.parameters else None
-        service.check_truncation(keep)
-        listed = _tokens(service, request.inputs, add_special=True)
-        return Reply(listed[-keep:] if keep else listed, headers=service.warned(headers, request.inputs))
-
-    return await call.stream.run(work)
+    request, headers = decode_tgi(body, TokenizeRequest)
+    keep = request.parameters.truncate if request.parameters else None
+    service.check_truncation(keep)
+    listed = _tokens(service, request.inputs, add_special=True)
+    return Reply(listed[-keep:] if keep else listed, headers=service.warned(headers, request.inputs))
 
 
 async def chat_tokenize(service: Service, call: Call) -> Reply:

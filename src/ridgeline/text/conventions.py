@@ -20,7 +20,7 @@ class Convention(msgspec.Struct, frozen=True):
 
     In a grammar a call is `before`, NAME, `between`, its arguments, `after`, within the marks of `fence`; `several`
     joins calls, "" where a model makes one at a time. `quote`: arguments are not JSON but Gemma's, with such marks
-    around strings.
+    around strings. `results`: what such a model writes on behind its calls, though it is not for it to say.
     """
 
     name: str
@@ -33,6 +33,7 @@ class Convention(msgspec.Struct, frozen=True):
     several: str = ""
     unlike: tuple[str, ...] = ()
     quote: str = ""
+    results: str = ""
 
     def is_in(self, template: str) -> bool:
         return any(sign in template for sign in self.signs) and not any(other in template for other in self.unlike)
@@ -52,7 +53,7 @@ HERMES = Convention(
 LLAMA = Convention(
     "llama", ("<|python_tag|>", '{"name": function name, "parameters": '),
     Syntax("<|python_tag|>", read_object, more=";", bare=True),
-    ("", ""), '{"name": "', '", "parameters": ', "}",
+    ("", ""), '{"name": "', '", "parameters": ', "}", unlike=("<function=",),
 )  # fmt: skip
 _LISTED = Syntax("[TOOL_CALLS]", read_listed, closes="]", more=",")
 MISTRAL = Convention(
@@ -66,10 +67,12 @@ GEMMA = Convention(
     "gemma", ("<start_function_call>",),
     Syntax("<start_function_call>", read_fenced("<escape>"), closes="<end_function_call>"),
     ("<start_function_call>", "<end_function_call>"), "call:", "", "", several=" ", quote="<escape>",
+    results="<start_function_response>",
 )  # fmt: skip
 GEMMA4 = Convention(
     "gemma4", ("<|tool_call>",), Syntax("<|tool_call>", read_fenced('<|"|>'), closes="<tool_call|>"),
     ("<|tool_call>", "<tool_call|>"), "call:", "", "", several=" ", quote='<|"|>',
+    results="<|tool_response>",
 )  # fmt: skip
 CONVENTIONS = (GEMMA4, GEMMA, MISTRAL_ARGS, MISTRAL, HERMES, LLAMA)
 

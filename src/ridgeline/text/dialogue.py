@@ -69,8 +69,19 @@ class Dialogue:
         """The prompt. Messages are OpenAI's: calls have their arguments as JSON text, results the id of their call."""
         named = _with_names(messages)
         if not self.native:
-            return self.template.render(_folded(named, tools), **options)
+            folded = _folded(named)
+            return self.template.render(self._told(folded, described(tools)) if tools else folded, **options)
         return self.template.render([self._shown(m) for m in named], tools=list(tools) or None, **options)
+
+    def _told(self, messages: list[dict[str, Any]], text: str) -> list[dict[str, Any]]:
+        """Messages whose system message, or where the template takes none the first of the user, says this too."""
+        first, *rest = messages
+        if first["role"] == "system":
+            return [{**first, "content": f"{first['content']}\n\n{text}"}, *rest]
+        system = {"role": "system", "content": text}
+        if first["role"] != "user" or "tells" in _said(self.template, [{**system, "content": "tells"}, *_ASKED]):
+            return [system, *messages]
+        return [{**first, "content": f"{text}\n\n{first['content']}"}, *rest]
 
     def _shown(self, m: Message) -> Message:
         """A message as this template takes it."""
@@ -140,8 +151,8 @@ def _with_names(messages: Sequence[Message]) -> list[Message]:
     return found
 
 
-def _folded(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
-    """Messages for a template without tools: they are in the system message, calls and results in the text."""
+def _folded(messages: Sequence[Message]) -> list[dict[str, Any]]:
+    """Messages for a template without tools: calls and results are in their text."""
     found: list[dict[str, Any]] = []
     behind_result = False
     for m in messages:
@@ -159,10 +170,4 @@ def _folded(messages: Sequence[Message], tools: Sequence[Mapping[str, Any]]) -> 
             plain["content"] = "\n".join(filter(None, (m["content"], *calls)))
             found.append(plain)
         behind_result = m["role"] == "tool"
-    if tools:
-        text = described(tools)
-        if found and found[0]["role"] == "system":
-            found[0] = {**found[0], "content": f"{found[0]['content']}\n\n{text}"}
-        else:
-            found.insert(0, {"role": "system", "content": text})
-    return list(found)
+    return found
