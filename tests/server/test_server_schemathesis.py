@@ -4,7 +4,7 @@ It is found as the command `schemathesis`, or where the variable SCHEMATHESIS sa
 (pip install schemathesis). By hand, against any server:
 
     schemathesis --config-file tests/server/schemathesis.toml run http://127.0.0.1:3000/openapi.json \
-        --checks all --request-timeout 300
+        --checks all --request-timeout 300 --max-response-time 300
 """
 
 from __future__ import annotations
@@ -51,7 +51,11 @@ def run(url: str, folder: Path, *options: str) -> int:
     settings = Path(__file__).with_name("schemathesis.toml")
     command = [COMMAND, "--config-file", str(settings), "run", f"{url}/openapi.json", "--checks", "all", "--no-color"]
     done = subprocess.run(
-        [*command, "--request-timeout", "300", *options], capture_output=True, text=True, cwd=folder, check=False
+        [*command, "--request-timeout", "300", "--max-response-time", "300", *options],
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
     )
     assert done.returncode == 0, done.stdout[-6000:]
     return int(re.search(r"(\d+) generated", done.stdout)[1])

@@ -120,7 +120,8 @@ def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
     """Capacities of a step."""
     context = config.context or c.context
     if context > c.context:
-        raise ConfigError(f"--context {context} is over the model's own limit of {c.context}")
+        named = f"--context {context} (--max-total-tokens of a server)"
+        raise ConfigError(f"{named} is over the model's own limit of {c.context}")
     return Limits(
         tokens=config.step_tokens,
         requests=config.max_requests,
