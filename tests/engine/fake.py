@@ -13,6 +13,7 @@ import numpy as np
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
+from ridgeline.guidance.compiler import Compiler
 from ridgeline.ops.sample import MAX_TOP, exponential
 from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
@@ -55,9 +56,14 @@ class FakeStep:
         )
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
+        """Of the tokens that a row's mask allows, or of all from 10 on."""
         digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
         for tokens in self._seen(batch, t):
             digest = hash((digest, tokens.tobytes()))
+        if record["mask_row"] >= 0:
+            mask = batch["masks"][record["mask_row"]].view(np.uint8)
+            allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+            return int(allowed[digest % len(allowed)]) if len(allowed) else -1
         lists = slice(record["bias_start"], record["bias_stop"])
         banned = set(batch["bias_ids"][lists][batch["bias_values"][lists] == -np.inf].tolist())
         assert len(banned) < VOCAB - 10
@@ -117,12 +123,14 @@ def fake_engine(
     prefix_sharing: str = "tenant",
     clock: Callable[[], float] = time.monotonic,
     commit: Callable[[int], bool] | None = None,
+    compiler: Compiler | None = None,
 ) -> Engine:
     """An engine over FakeStep with one group per window."""
     names = {f"kv{i}": w for i, w in enumerate(windows)}
     limits = Limits(
-        tokens=step_tokens, requests=max_requests, rows=max_requests + 8, pages=context // PAGE, vocab=VOCAB, hidden=1
-    )
+        tokens=step_tokens, requests=max_requests, rows=max_requests + 8, pages=context // PAGE, vocab=VOCAB, hidden=1,
+        masks=max_requests,
+    )  # fmt: skip
     layout = BatchLayout.of(limits, [State(n, 1, 1, 2, window=w) for n, w in names.items()])
     info = EngineInfo(
         model="fake", vocab=VOCAB, context=context, pages=pages, page_bytes=1,
@@ -134,5 +142,6 @@ def fake_engine(
     )  # fmt: skip
     step = FakeStep(layout, pages, names)
     return Engine(
-        LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock, commit=commit
-    )
+        LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock, commit=commit,
+        compiler=compiler,
+    )  # fmt: skip

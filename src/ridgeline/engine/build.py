@@ -26,6 +26,7 @@ assert _RECORD.size == SAMPLER.itemsize
 _INTS = SAMPLER.itemsize // 4
 _PLACES = {name: offset // 4 for name, (_, offset, *_) in (SAMPLER.fields or {}).items()}
 _POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["flags"]
+_MASK = _PLACES["mask_row"]
 _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
@@ -110,6 +111,11 @@ class Builder:
             ints[begin + _TARGET], ints[begin + _FLAGS] = target, s.record[_FLAGS] & ~PROCESSED
         elif p.logit_bias or s.history or s.bans is not None:
             ints[begin : begin + _INTS][_LISTS] = _lists(batch, s, row.position)
+        if s.mask is not None and not given:
+            masks = batch.size("M")
+            batch.resize(M=masks + 1)
+            batch["masks"][masks] = s.mask
+            ints[begin + _MASK] = masks
 
 
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:

@@ -7,6 +7,9 @@ import math
 import msgspec
 
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.grammar import Grammar, check_form
+
+__all__ = ["Grammar", "SamplingParams", "check_params"]
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 1024
@@ -39,6 +42,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     answers, False when the best beam is no better as it is, "never" when it cannot become so.
     forced are tokens that each choice begins with, whatever else is asked: they count as generated, are shown, and have
     the model's logprobs. An end token among them ends the choice, if min_tokens lets it.
+    grammar is what an answer must match: it is complete within max_tokens, or as far as can be told for a Lark grammar,
+    and ends where the grammar does.
     """
 
     max_tokens: int | None = None
@@ -70,6 +75,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     prompt_logprobs: bool = False
     processed_logprobs: bool = False
     skip_special_tokens: bool = True
+    grammar: Grammar | None = None
 
     @property
     def width(self) -> int:
@@ -84,6 +90,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     @property
     def looks_back(self) -> bool:
         """Whether what may be sampled depends on the tokens before, beyond what attention sees of them."""
+        if self.grammar is not None:
+            return True
         return self.penalised or self.beams > 0 or any(len(word) > 1 for word in self.bad_words)
 
     @property
@@ -95,8 +103,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 _DEFAULTS = SamplingParams()
 _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
-    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs",
+    "seeds", "stop", "bad_words", "forced", "prompt_logprobs", "processed_logprobs", "grammar",
 )  # fmt: skip
+_NOT_WITH_GRAMMARS = ("ignore_eos", "min_tokens", "bad_words", "forced")  # what a grammar asks for could not be had
 
 
 def check_params(p: SamplingParams, vocab: int) -> None:
@@ -133,6 +142,7 @@ def check_params(p: SamplingParams, vocab: int) -> None:
     _check_ends(p, vocab)
     _check_words(p, vocab)
     _check_choices(p)
+    _check_grammar(p)
 
 
 def _check_ends(p: SamplingParams, vocab: int) -> None:
@@ -203,6 +213,17 @@ def _check_beams(p: SamplingParams) -> None:
     for name in _NOT_WITH_BEAMS:
         if getattr(p, name) != getattr(_DEFAULTS, name):
             raise InvalidRequest(f"{name} does not go with beam search; leave one of the two out", name)
+
+
+def _check_grammar(p: SamplingParams) -> None:
+    if p.grammar is None:
+        return
+    check_form(p.grammar)
+    for name in _NOT_WITH_GRAMMARS:
+        if getattr(p, name) != getattr(_DEFAULTS, name):
+            raise InvalidRequest(f"{name} does not go with a grammar, which says itself what may follow", name)
+    if never := [token for token, bias in p.logit_bias.items() if bias == -math.inf]:
+        raise InvalidRequest(f"logit_bias bans token {never[0]}; that does not go with a grammar", "logit_bias")
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:

@@ -15,6 +15,7 @@ EOS, STOP, LENGTH, CANCELLED, FAILED = "eos_token", "stop_sequence", "length", "
 FINISHED = (EOS, STOP, LENGTH)  # ends of an answer that is all there
 EXPIRED = "deadline"
 NO_MEMORY = "no_memory"  # the system had none left for pages that were promised
+UNGUIDED = "grammar"  # what may follow could not be found within the bounds of grammars
 UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was
 
 

@@ -20,9 +20,10 @@ from ridgeline.engine.records import Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Job
-from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
+from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
 from ridgeline.server.service import MAX_PROMPTS, Choice, Service, collect, deltas
 from ridgeline.server.terms import terms_of
 from ridgeline.text.detokenize import Detokenizer
@@ -88,7 +89,9 @@ def _submit(service: Service, call: Call, stream: bool | None) -> _Plan:
     _check(p, service, streamed)
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
-    call.stream.submit([Job(prompt, _params(p, seeds))], terms_of(service, call.headers))
+    job = Job(prompt, _params(p, seeds))
+    warn(headers, *call.stream.check([job]))
+    call.stream.submit([job], terms_of(service, call.headers))
     return _Plan(
         request.inputs, p, prompt, seeds, streamed, time.perf_counter(), service.warned(headers, request.inputs)
     )
@@ -174,6 +177,7 @@ def _params(p: Parameters, seeds: list[int | None]) -> SamplingParams:
         include_stop=True,
         logprobs=p.top_n_tokens or 0,
         prompt_logprobs=bool(p.decoder_input_details),
+        grammar=tgi_grammar(p.grammar),
     )
 
 
