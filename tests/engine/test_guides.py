@@ -57,16 +57,10 @@ def test_answers_match_their_schemas_and_end():
         assert valid(seen.tokens[0], json.loads(params.grammar.value))
 
 
-@pytest.mark.parametrize("seed", seeds(6, 2))
+@pytest.mark.parametrize("seed", seeds(6, 1))
 @pytest.mark.parametrize(
     "settings",
-    [
-        {"depth": 2},
-        {"pages": 11},
-        {"windows": (0, 32)},
-        {"step_tokens": 5},
-        {"policy": "fair", "depth": 3, "pages": 12},
-    ],
+    [{"depth": 2, "pages": 11}, {"windows": (0, 32)}, {"step_tokens": 5}, {"policy": "fair", "depth": 3, "pages": 12}],
     ids=str,
 )
 def test_any_batch_gives_each_request_what_it_gets_alone(seed, settings):
@@ -93,9 +87,9 @@ def test_forced_tokens_take_no_steps():
     assert client.engine.step_number < 4
 
 
-@pytest.mark.parametrize("cut", [1, 2, 7, 20])
+@pytest.mark.parametrize("cut", [1, 9])
 def test_a_replay_goes_on_as_the_answer_would_have(cut):
-    for schema in SCHEMAS:
+    for schema in SCHEMAS[:5]:
         for logprobs in (None, 0):
             params = guided(schema, 40, logprobs=logprobs, n=2)
             (whole,) = run(engine(), [([30] * 5, params)])
@@ -162,6 +156,7 @@ def test_a_late_mask_delays_only_its_own_row(monkeypatch):
 
     monkeypatch.setattr(Guide, "advance", dawdle)
     long = {"type": "object", "properties": {f"k{i}": {"type": "boolean"} for i in range(9)}, "required": ["k8", "k7"]}
+    COMPILER.compile(of_schema(long)).result()
     e = engine()
     e.submit(Submit(1, (30,) * 5, guided(long, 400, logprobs=0), 1, 400))
     e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
