@@ -73,11 +73,21 @@ def test_tgi_objects_have_only_listed_properties_unless_they_say_more():
         ("/generate", tgi("regex", 7), 422, "must be a string"),
         ("/generate", tgi("regex", "("), 422, "unclosed group"),
         ("/generate", tgi("json", {"properties": {"a/b": {"not": {}}}}), 422, "/properties/a~1b/not"),
-        ("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "xml"}}, 400, "response_format.type"),
+        (
+            "/v1/chat/completions",
+            {"messages": MESSAGES, "response_format": {"type": "xml"}},
+            400,
+            "response_format.type",
+        ),
         ("/v1/chat/completions", {"messages": MESSAGES, "guided_json": "{"}, 400, "not valid JSON"),
         ("/v1/chat/completions", {"messages": MESSAGES, "structured_outputs": {"tag": 1}}, 400, "not supported"),
         ("/v1/chat/completions", {"messages": MESSAGES, "guided_regex": "a", "guided_choice": ["b"]}, 400, "exclude"),
-        ("/v1/chat/completions", {"messages": MESSAGES, "guided_json": SCHEMA, "max_tokens": 2}, 400, "max_tokens is 2;"),
+        (
+            "/v1/chat/completions",
+            {"messages": MESSAGES, "guided_json": SCHEMA, "max_tokens": 2},
+            400,
+            "max_tokens is 2;",
+        ),
     ],
 )
 def test_refusals(path, body, status, said):

@@ -105,6 +105,7 @@ def _search(search: _Search, states: int, below: int) -> list[int] | None:
 def _children(search: _Search, state: _State, bits: Bits) -> list[_State]:
     """The states behind some of the tokens that may follow: of those that allow the same, the nearest."""
     children: dict[bytes, _State] = {}
+    closed = 0  # whether something closes: all else then leads away from the end
     for token, (cost, fills) in _candidates(bits, search).items():
         matcher = state.matcher.deep_copy()
         if not matcher.consume_token(token):
@@ -118,7 +119,8 @@ def _children(search: _Search, state: _State, bits: Bits) -> list[_State]:
             continue
         if mask in children and len(path) >= len(children[mask].path):
             continue
-        children[mask] = _State(matcher, mask, path, state.cost + cost + loops)
+        children[mask] = _State(matcher, mask, path, state.cost + cost + loops + closed)
+        closed |= not fills
         if search.width == 1 and not loops:
             break
     return list(children.values())
@@ -129,7 +131,7 @@ def _candidates(bits: Bits, search: _Search) -> dict[int, tuple[int, bool]]:
     closes, then some of the search's order, then marks."""
     v = search.vocabulary
     found: dict[int, tuple[int, bool]] = {}
-    for order, most, cost in ((v.quoting, 2, 0), (v.closing, 2, 0), (search.fill, search.most, 0), (v.marks, 6, 1)):
+    for order, most, cost in ((v.closing, 2, 0), (v.quoting, 2, 0), (search.fill, search.most, 0), (v.marks, 6, 1)):
         for token in _allowed(bits, order, most):
             found.setdefault(token, (cost, order is search.fill or order is v.marks))
     return found or dict.fromkeys(_allowed(bits, v.parts, 2), (1, True))

@@ -26,6 +26,7 @@ BUDGET_S = 10.0  # for compiling, waiting for others' turns included
 _KEPT = 64  # grammars
 _STATES = 4096  # looked at for the first closing
 _STACK = 256 << 20  # of addresses; memory is what is touched
+_NICE = 5  # a third of another thread's share of a core: more would starve it beside a model that takes them all
 _stack_lock = threading.Lock()
 
 
@@ -109,11 +110,11 @@ class Compiler:
 
 
 def thread(name: str, gentle: bool = False) -> ThreadPoolExecutor:
-    """One thread with a deep stack; `gentle`: it runs only while nobody else wants the core."""
+    """One thread with a deep stack; `gentle`: others go first where cores are short."""
 
     def begin() -> None:
         if gentle and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)  # Linux: of this thread alone
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
 
     pool = ThreadPoolExecutor(1, name, begin)
     with _stack_lock:  # the size is that of all threads started meanwhile

@@ -54,7 +54,7 @@ class Vocabulary:
         self.short = self._by(plain, lambda word: (len(word), word != b",", not word.isalnum(), word))
         self.long = self._by(plain, lambda word: (-len(word), word))
         marks = [i for i in plain if len(self.words[i]) == 1 and not self.words[i].isalnum()]
-        self.marks = self._by(marks, lambda word: (word not in _SEPARATORS, word))
+        self.marks = self._by(marks, lambda word: (word not in _SEPARATORS, _SEPARATORS.find(word), word))
         self.parts = self._by([i for i in usable if not self.words[i].isascii()], lambda word: (len(word), word))
         closers = [i for i in plain if self.words[i][0] in _CLOSERS]
         ordered = sorted(closers, key=lambda i: (not _CLOSERS.issuperset(self.words[i]), -len(self.words[i])))
