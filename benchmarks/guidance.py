@@ -18,6 +18,7 @@ import jsonschema
 
 from ridgeline import LLM, SamplingParams
 from ridgeline.engine.params import Grammar
+from ridgeline.guidance.compiler import Compiled
 
 WORDS = "name age city tags price total status email items score notes active owner kind size".split()
 FORMATS = ("date", "time", "date-time", "uuid", "ipv4", "email", "hostname")
@@ -53,13 +54,14 @@ def schema(draw: random.Random, depth: int = 0) -> dict[str, Any]:
 def complete(llm: LLM, count: int) -> dict[str, Any]:
     """Answers to random schemas at temperature 1, in 1.0 to 1.5 times the fewest tokens that they may have."""
     draw, good, tokens = random.Random(6), 0, 0
-    refused = 0
+    refused, masks = 0, list[float]()
     guides = llm._loaded.engine.guides
     guides.times = []
     for i in range(count):
         asked = schema(draw)
         grammar = Grammar("json_schema", json.dumps(asked))
-        closing = llm.client.compiler.compile(grammar).result().closing
+        compiled = llm.client.compiler.compile(grammar).result()
+        closing = compiled.closing
         if closing is None:
             refused += 1
             print(f"refused: {grammar.value}")
@@ -69,14 +71,29 @@ def complete(llm: LLM, count: int) -> dict[str, Any]:
         params = SamplingParams(max_tokens=limit, temperature=1, seed=i, grammar=grammar, logprobs=None if i % 4 else 0)
         answer = llm.generate([prompt], params)[0].completions[0]
         tokens += len(answer.tokens)
+        masks += mask_times(compiled, [t.id for t in answer.tokens])
         good += answer.finish_reason == "eos_token" and valid(answer.text, asked)
-    times = sorted(guides.times)
-    guides.times = None
-    p99 = times[int(0.99 * len(times))]
+    guided, guides.times = guides.times, None
     return {
         "schemas": count, "valid": good, "refused": refused, "tokens": tokens,
-        "mask_p50_ms": 1e3 * statistics.median(times), "mask_p99_ms": 1e3 * p99,
+        "mask_ms": quantiles(masks), "guide_ms": quantiles(guided),
     }  # fmt: skip
+
+
+def quantiles(seconds: list[float]) -> dict[str, float]:
+    ordered = sorted(seconds)
+    return {name: 1e3 * ordered[int(part * len(ordered))] for name, part in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
+
+
+def mask_times(compiled: Compiled, tokens: list[int]) -> list[float]:
+    """Seconds for the mask behind each of an answer's tokens."""
+    matcher, seconds = compiled._matcher.deep_copy(), []
+    for token in tokens:
+        matcher.consume_token(token)
+        begin = time.perf_counter()
+        matcher.compute_bitmask()
+        seconds.append(time.perf_counter() - begin)
+    return seconds
 
 
 def valid(text: str, asked: dict[str, Any]) -> bool:
@@ -122,7 +139,7 @@ def hostile(llm: LLM, streams: int = 4) -> dict[str, Any]:
         if name == "beside":
             engine = llm._loaded.engine
             for pattern in HOSTILE:
-                params = SamplingParams(max_tokens=400, grammar=Grammar("regex", pattern), logprobs=0)
+                params = SamplingParams(max_tokens=400, grammar=Grammar("lark", f"start: /{pattern}/"), logprobs=0)
                 others.append(llm.client.submit(prompt, params, lambda delta: None))
             many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2500)}}
             engine.compiler.compile(Grammar("json_schema", json.dumps(many)))

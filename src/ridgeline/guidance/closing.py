@@ -31,23 +31,23 @@ class _State:
         self.matcher, self.mask, self.path, self.cost = matcher, mask, path, cost
 
 
-def find(matcher: LLMatcher, vocabulary: Vocabulary, old: list[int], states: int) -> list[int] | None:
-    """Tokens, the last an end token, that may follow; None if `states` states show none.
+def find(matcher: LLMatcher, vocabulary: Vocabulary, old: list[int], states: int, most: int = 0) -> list[int] | None:
+    """Tokens, the last an end token, that may follow; None if `states` states, for each of its searches, show none.
 
-    `states` bounds each of its searches. `old` is a way that was valid before: what is left of it counts as soon as it
-    fits again.
+    The first way of at most `most` tokens will do; without such a number, short ones are looked for. `old` is a way
+    that was valid before: what is left of it counts as soon as it fits again.
     """
-    if left := rejoin(matcher, old):
+    if (left := rejoin(matcher, old)) and (not most or len(left) <= most):
         return left
     found: list[int] | None = None
     for width in (1, _WIDTH):
         for fill in (vocabulary.short, vocabulary.long):
-            if found is None or len(found) < _LONG:
+            if found is None or (not most and len(found) < _LONG):
                 search = _Search(matcher, vocabulary, old, fill, width)
-                found = _search(search, states, len(found or ())) or found
+                found = _search(search, states, len(found) if found else most + 1 if most else 0) or found
     if found is None:
         search = _Search(matcher, vocabulary, old, vocabulary.short, _WIDTH, thorough=True)
-        found = _search(search, states // 2, 0)
+        found = _search(search, states // 2, most + 1 if most else 0)
     return found
 
 

@@ -18,7 +18,7 @@ from ridgeline.guidance.vocabulary import Vocabulary
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 _OUT_OF_BOUNDS = "what may follow was not found within the bounds of grammars"
-_STATES = 512  # looked at for a way back to the old closing
+_STATES = 128  # looked at for a way back to the old closing
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
@@ -137,7 +137,7 @@ class Guide:
         way = self.closing
         if way is not None:
             known = way[1:] if token == way[0] else None
-            way = known or closing.find(matcher, self._vocabulary, way, _STATES)
+            way = known or closing.find(matcher, self._vocabulary, way, _STATES, max(self.left - 1, 1))
             if way is None or len(way) > self.left - 1:
                 return None
         mask = matcher.compute_bitmask()
