@@ -67,7 +67,7 @@ class Guides:
         they have had."""
         assert self._compiler is not None, "the client lets no grammar pass that cannot be followed"
         if self._quick is None:
-            self._quick, self._slow = thread("ridgeline-masks"), thread("ridgeline-late-masks", gentle=True)
+            self._quick, self._slow = thread("ridgeline-masks"), thread("ridgeline-late-masks", nice=19)
         grammar = sequences[0].params.grammar
         assert grammar is not None
         emitted = [tuple(s.tokens[s.prompt_len :]) for s in sequences]

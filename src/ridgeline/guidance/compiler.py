@@ -26,7 +26,7 @@ BUDGET_S = 10.0  # for compiling, waiting for others' turns included
 _KEPT = 64  # grammars
 _STATES = 4096  # looked at for the first closing
 _STACK = 256 << 20  # of addresses; memory is what is touched
-_NICE = 5  # a third of another thread's share of a core: more would starve it beside a model that takes them all
+_NICE = 10  # a tenth of a core that a model wants too: with less it would starve
 _stack_lock = threading.Lock()
 
 
@@ -59,7 +59,7 @@ class Compiler:
         with self._lock:
             known = self._known.get(grammar)
             if known is None:
-                self._thread = self._thread or thread("ridgeline-grammars", gentle=True)
+                self._thread = self._thread or thread("ridgeline-grammars", _NICE)
                 known = self._known[grammar] = self._thread.submit(self._compile, grammar)
                 if len(self._known) > _KEPT:
                     self._known.popitem(last=False)
@@ -109,12 +109,12 @@ class Compiler:
         return Compiled(matcher, self._vocabulary, way)
 
 
-def thread(name: str, gentle: bool = False) -> ThreadPoolExecutor:
-    """One thread with a deep stack; `gentle`: others go first where cores are short."""
+def thread(name: str, nice: int = 0) -> ThreadPoolExecutor:
+    """One thread with a deep stack; a `nice` one lets others go first where cores are short, by as much."""
 
     def begin() -> None:
-        if gentle and hasattr(os, "setpriority"):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)  # Linux: of this thread alone
+        if nice and hasattr(os, "setpriority"):
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), nice)  # Linux: of this thread alone
 
     pool = ThreadPoolExecutor(1, name, begin)
     with _stack_lock:  # the size is that of all threads started meanwhile
