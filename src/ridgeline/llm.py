@@ -9,13 +9,13 @@ from os import PathLike, fspath
 from typing import TYPE_CHECKING, Any
 
 from ridgeline.config import EngineConfig
-from ridgeline.engine.client import EngineClient, LocalClient
+from ridgeline.engine.client import EngineClient, LocalClient, check_grammar
 from ridgeline.engine.engine import Flight
 from ridgeline.engine.feed import Feeder, Work
 from ridgeline.engine.interrupts import Uninterrupted
 from ridgeline.engine.load import load
 from ridgeline.engine.params import SamplingParams, check_params
-from ridgeline.engine.records import FAILED, NO_MEMORY, Delta, Token, check_prompt
+from ridgeline.engine.records import FAILED, NO_MEMORY, UNGUIDED, Delta, Token, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest
 from ridgeline.program.batch import StepResult
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 NOT_NUMBERS = "no token could be sampled: the model's logits are not numbers; its file may be damaged"
 OUT_OF_MEMORY = "the system had no memory left for an answer; free some, or shorten prompts and max_tokens"
+
+OUT_OF_BOUNDS = "what a grammar allows next could not be found within its bounds; simplify it"
+_BROKEN = {FAILED: NOT_NUMBERS, NO_MEMORY: OUT_OF_MEMORY, UNGUIDED: OUT_OF_BOUNDS}
 
 Prompt = str | Sequence[int]
 Messages = Sequence[Mapping[str, Any]]
@@ -112,7 +115,7 @@ class LLM:
                     self.client.pump(0.0)
                 raise
         ends = {c.finish_reason for o in outputs for c in o.completions}
-        for reason, why in ((FAILED, NOT_NUMBERS), (NO_MEMORY, OUT_OF_MEMORY)):
+        for reason, why in _BROKEN.items():
             if reason in ends:
                 raise EngineFailed(why)
         return outputs
@@ -159,6 +162,7 @@ class LLM:
                 raise InvalidRequest("a prompt is a string or a list of token ids", "prompt")
             ids = self._ids(prompt)
             check_prompt(self.info, ids, params)
+            check_grammar(self.client.compiler, self.info, ids, params)
         except InvalidRequest as wrong:
             if index is None:
                 raise

@@ -14,6 +14,7 @@ import numpy as np
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
+from ridgeline.guidance.compiler import Compiler
 from ridgeline.ops.sample import MAX_TOP, exponential
 from ridgeline.program.batch import WANT_HIDDEN, Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
@@ -62,11 +63,16 @@ class FakeStep:
         return np.array([(len(tokens), zlib.crc32(tokens.tobytes()) % 1000) for tokens in seen], np.float32)
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
+        """Of the tokens that a row's mask allows, or of all from 10 on."""
         digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
         if record["green_below"]:
             digest = hash((*digest, *(int(record[f"green_{i}"]) for i in range(1, 5))))
         for tokens in self._seen(batch, t):
             digest = hash((digest, tokens.tobytes()))
+        if record["mask_row"] >= 0:
+            mask = batch["masks"][record["mask_row"]].view(np.uint8)
+            allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
+            return int(allowed[digest % len(allowed)]) if len(allowed) else -1
         lists = slice(record["bias_start"], record["bias_stop"])
         banned = set(batch["bias_ids"][lists][batch["bias_values"][lists] == -np.inf].tolist())
         assert len(banned) < VOCAB - 10
@@ -126,12 +132,14 @@ def fake_engine(
     prefix_sharing: str = "tenant",
     clock: Callable[[], float] = time.monotonic,
     commit: Callable[[int], bool] | None = None,
+    compiler: Compiler | None = None,
 ) -> Engine:
     """An engine over FakeStep with one group per window."""
     names = {f"kv{i}": w for i, w in enumerate(windows)}
     limits = Limits(
-        tokens=step_tokens, requests=max_requests, rows=max_requests + 8, pages=context // PAGE, vocab=VOCAB, hidden=1
-    )
+        tokens=step_tokens, requests=max_requests, rows=max_requests + 8, pages=context // PAGE, vocab=VOCAB, hidden=1,
+        masks=max_requests,
+    )  # fmt: skip
     layout = BatchLayout.of(limits, [State(n, 1, 1, 2, window=w) for n, w in names.items()])
     info = EngineInfo(
         model="fake", vocab=VOCAB, context=context, pages=pages, page_bytes=1,
@@ -143,5 +151,6 @@ def fake_engine(
     )  # fmt: skip
     step = FakeStep(layout, pages, names)
     return Engine(
-        LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock, commit=commit
-    )
+        LocalExecutor(step, depth), layout, info, eos, lambda request: FakeText(stop), clock=clock, commit=commit,
+        compiler=compiler,
+    )  # fmt: skip

@@ -81,7 +81,7 @@ class FakeClient:
     """
 
     def __init__(self, tokenizer: Tokenizer, answer: str | bytes = ANSWER, context: int = 200) -> None:
-        self.info = engine_info(context)
+        self.info, self.compiler = engine_info(context), None
         self.gate = threading.Event()
         self.gate.set()
         self.crash_at, self.explode, self.pace = -1, False, 0.0

@@ -30,6 +30,7 @@ _INTS = SAMPLER.itemsize // 4
 _PLACES = {name: offset // 4 for name, (_, offset, *_) in (SAMPLER.fields or {}).items()}
 _POSITION, _TARGET, _FLAGS = _PLACES["position"], _PLACES["target"], _PLACES["flags"]
 _PAST = slice(_PLACES["green_1"], _PLACES["green_1"] + MOST)
+_MASK = _PLACES["mask_row"]
 _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias and history begin and end
 
 
@@ -121,6 +122,11 @@ class Builder:
             assert len(s.tokens) == row.position, "a watermark looks at tokens that are still in flight"
             past = s.tokens[: -MOST - 1 : -1]
             ints[begin : begin + _INTS][_PAST] = array("i", past + [-1] * (MOST - len(past)))
+        if s.mask is not None and not given:
+            masks = batch.size("M")
+            batch.resize(M=masks + 1)
+            batch["masks"][masks] = s.mask
+            ints[begin + _MASK] = masks
 
 
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
@@ -36,7 +36,10 @@ from ridgeline.engine.records import (
     ToEngine,
     check_prompt,
 )
-from ridgeline.errors import Overloaded
+from ridgeline.errors import InvalidRequest, Overloaded
+
+if TYPE_CHECKING:
+    from ridgeline.guidance.compiler import Compiler
 
 Sink = Callable[[Delta], None]
 
@@ -54,6 +57,7 @@ class EngineClient(Protocol):
 
     info: EngineInfo
     restarts: int  # of the engine
+    compiler: Compiler | None  # of grammars; without one they are refused
 
     @property
     def last(self) -> StepDelta:
@@ -293,7 +297,7 @@ class LocalClient:
     """The engine in the calling thread: `pump` runs one step. For offline use and tests."""
 
     def __init__(self, engine: Engine) -> None:
-        self.engine, self.info, self.restarts = engine, engine.info, 0
+        self.engine, self.info, self.compiler, self.restarts = engine, engine.info, engine.compiler, 0
         self._ledger = Ledger(engine.info, engine.clock)
         self._pumping = threading.Lock()  # callers in several threads take turns
 
@@ -311,6 +315,7 @@ class LocalClient:
         return self._ledger.retry_after()
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+        check_grammar(self.compiler, self.info, prompt, params)
         return self._ledger.accept(prompt, params, sink, terms).id
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
@@ -344,6 +349,19 @@ class LocalClient:
         if self.engine.kept is not None:
             with self._pumping:
                 self.engine.close()
+
+
+def check_grammar(
+    compiler: Compiler | None, info: EngineInfo, prompt: Sequence[int], params: SamplingParams
+) -> list[str]:
+    """InvalidRequest where a request has a grammar that cannot be followed in its tokens; else what to warn of."""
+    if params.grammar is None:
+        return []
+    check_params(params, info.vocab)
+    limit = check_prompt(info, prompt, params)
+    if compiler is None:
+        raise InvalidRequest("grammars are not available here", "grammar")
+    return compiler.check(params.grammar, limit)
 
 
 def handle(engine: Engine, message: ToEngine) -> None:

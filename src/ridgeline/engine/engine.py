@@ -14,6 +14,7 @@ import msgspec
 from ridgeline.engine.beams import Beams, Search
 from ridgeline.engine.build import Builder, Row
 from ridgeline.engine.executor import Executor
+from ridgeline.engine.guides import Guides
 from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import POLICIES
 from ridgeline.engine.prefix import PrefixCache
@@ -26,6 +27,7 @@ from ridgeline.engine.records import (
     LENGTH,
     NO_MEMORY,
     STOP,
+    UNGUIDED,
     Delta,
     EngineInfo,
     StepDelta,
@@ -40,6 +42,7 @@ from ridgeline.program.batch import Batch, BatchLayout, StepResult
 
 if TYPE_CHECKING:
     from ridgeline.engine.kept import Kept
+    from ridgeline.guidance.compiler import Compiler
 
 _ASKS = 100  # times in a row that the system is asked for memory in vain before a request ends for it
 _SPARE = 64  # deadlines that may be those of ended requests
@@ -66,6 +69,7 @@ class Engine:
         self, executor: Executor, layout: BatchLayout, info: EngineInfo, eos: frozenset[int],
         new_text: Callable[[Submit], Text], observe: Callable[[Flight, StepResult], None] | None = None,
         clock: Callable[[], float] = time.monotonic, commit: Callable[[int], bool] | None = None,
+        compiler: Compiler | None = None,
     ) -> None:  # fmt: skip
         self.executor, self.info, self.eos, self.new_text, self.observe = executor, info, eos, new_text, observe
         self.clock = clock
@@ -83,6 +87,7 @@ class Engine:
         self._live: dict[int, list[Sequence]] = {}
         self._prompts: dict[int, list[Token]] = {}
         self._searches: dict[int, Beams] = {}
+        self.compiler, self.guides = compiler, Guides(compiler)
         self._windows = any(group.window for group in info.groups)
         self._copies: list[Copy] = []  # of pages that choices no longer share: the next step's
         self._deadlines: list[tuple[float, int, bool]] = []  # heap of (when, request, whether its first token is due)
@@ -110,6 +115,8 @@ class Engine:
             chosen[0].followers = chosen[1:]
         for s in chosen if any(request.emitted) else chosen[:1]:
             self.scheduler.add(s)
+        if request.params.grammar is not None:
+            self.guides.begin(chosen)
         if len(self._deadlines) > 2 * len(self._live) + _SPARE:
             self._deadlines = [d for d in self._deadlines if d[1] in self._live]
             heapq.heapify(self._deadlines)
@@ -165,16 +172,19 @@ class Engine:
     @property
     def resting(self) -> bool:
         """Nothing to run, in flight, or to report, until a message or a deadline: what there is is paused."""
-        return not (self._flights or self._ends or self.scheduler.running or self.scheduler.waiting)
+        work = self._flights or self._ends or self.scheduler.running or self.scheduler.waiting
+        return not (work or self.guides.pending)
 
     def _starves(self, chunks: list[Chunk]) -> bool:
         """Whether nothing can run because the system has no memory for what was promised."""
-        return not chunks and not self._flights and bool(self.pool.withheld and self.scheduler.running)
+        idle = not chunks and not self._flights and not self.guides.pending
+        return idle and bool(self.pool.withheld and self.scheduler.running)
 
     def step(self) -> StepDelta:
         """Schedule and submit one batch if there is work, then commit the oldest one if the pipeline is full."""
         if self._deadlines:
             self._expire()
+        self._ends += self._guided(wait=False)
         chunks = self.scheduler.schedule() if len(self._flights) < self.executor.depth else []
         if chunks:
             self._submit(chunks)
@@ -186,6 +196,7 @@ class Engine:
         self._reading.clear()
         if self._flights and (len(self._flights) == self.executor.depth or not chunks):
             deltas = self._commit(self._flights.popleft())
+        deltas += self._guided(wait=True, alone=not chunks and not self._flights)
         if self._ends:
             deltas, self._ends = self._ends + deltas, []
         pool, s = self.pool, self.scheduler
@@ -235,7 +246,9 @@ class Engine:
                     s.scored = len(scored)
                 continue
             s.sources.pop(0)
-            if s.params.beams:
+            if s.params.grammar is not None and token.id >= 0:
+                self.guides.feed(s, token)
+            elif s.params.beams:
                 searches[s.id] = self._searches[s.id]
                 searches[s.id].add(s, token)
             else:
@@ -275,6 +288,25 @@ class Engine:
             self._end(s, answer.finish)
             deltas.append(Delta(id, s.choice, tuple(answer.tokens), text, answer.finish, None, cached))
         return deltas[: lines[0].params.n]
+
+    def _guided(self, wait: bool, alone: bool = False) -> list[Delta]:
+        """What grammars made of sampled tokens, as far as that is known."""
+        deltas: list[Delta] = []
+        for outcome in self.guides.take(wait, alone):
+            s, token, move = outcome.sequence, outcome.token, outcome.move
+            if s.finish is not None:
+                continue
+            s.mask = move.mask
+            for i, id in enumerate(move.tokens):
+                if s.finish is None:
+                    sampled = i == 0 and token is not None and token.id == id
+                    deltas.append(self._accept(s, token if token is not None and sampled else Token(id)))
+            if s.finish is None and move.failed:
+                self._end(s, UNGUIDED)
+                deltas.append(Delta(s.id, s.choice, (), s.text.flush(), UNGUIDED))
+            elif token is not None and not move.tokens:
+                s.release(self.cache)  # its last row is computed again, for another token
+        return deltas
 
     def _accept(self, s: Sequence, token: Token) -> Delta:
         if token.id < 0:  # nothing may be sampled: a dead end of masks, or logits that are not numbers

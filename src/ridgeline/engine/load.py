@@ -25,6 +25,7 @@ from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import MAX_ROW_BIAS
 from ridgeline.engine.records import PAGE, EngineInfo, GroupInfo
 from ridgeline.errors import ConfigError
+from ridgeline.guidance.compiler import Compiler
 from ridgeline.memory import available_memory
 from ridgeline.models import build
 from ridgeline.models.config import ModelConfig, for_context
@@ -131,6 +132,7 @@ def batch_limits(c: ModelConfig, config: EngineConfig) -> Limits:
         hidden=c.hidden,
         bias=config.max_requests * (MAX_ROW_BIAS + MAX_ENDS),
         history=config.max_requests * min(context, c.vocab),
+        masks=config.max_requests,
         copies=max(64, 2 * config.max_requests),  # a page per sequence in each of two groups; more wait a step
     )
 
@@ -209,6 +211,7 @@ def load(config: EngineConfig, progress: Progress | None = None, observe: Observ
         lambda r: ChoiceText(tokenizer, r.params),
         observe,
         commit=committed(info.page_bytes),
+        compiler=Compiler(tokenizer, info.vocab),
     )
     keep_prefixes(engine, config, checkpoint)
     return Loaded(opened, step, engine)

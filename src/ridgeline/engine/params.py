@@ -8,6 +8,9 @@ import msgspec
 
 from ridgeline.engine.watermark import Watermark, check_watermark
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.grammar import Grammar, check_form
+
+__all__ = ["Grammar", "SamplingParams", "check_params"]
 
 MAX_TOP_LOGPROBS = 20
 MAX_BIAS = 1024
@@ -19,13 +22,6 @@ MAX_BAD_WORDS = 512
 MAX_BAD_WORD_TOKENS = 8192  # of all bad words together
 POOLINGS = ("mean", "last")  # of a prompt's hidden states into one vector
 MAX_ROW_BIAS = MAX_BIAS + MAX_STOP_IDS + MAX_BAD_WORDS  # tokens that one request may bias or ban, beside EOS
-
-
-class Grammar(msgspec.Struct, frozen=True):
-    """What an answer must be: `value` is JSON text, a pattern, a JSON list of choices or Lark text, as `kind` says."""
-
-    kind: str  # "json_schema" | "json_object" | "regex" | "choice" | "lark"
-    value: str
 
 
 class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +47,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     watermark marks what is sampled (engine/watermark.py), from where as many tokens precede as its lists hang on.
     embed asks for no answer but a vector: the hidden states behind the model's last norm, of all of the prompt ("mean")
     or of its last token ("last"). It goes with max_tokens 1 and nothing else.
+    grammar is what an answer must match: it is complete within max_tokens, or as far as can be told for a Lark grammar,
+    and ends where the grammar does.
     """
 
     max_tokens: int | None = None
@@ -100,7 +98,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def looks_back(self) -> bool:
         """Whether what may be sampled depends on the tokens before, beyond what attention sees of them."""
         words = any(len(word) > 1 for word in self.bad_words)
-        return self.penalised or self.beams > 0 or words or self.watermark is not None
+        guided = self.grammar is not None or self.watermark is not None
+        return self.penalised or self.beams > 0 or words or guided
 
     @property
     def bans(self) -> bool:
@@ -113,6 +112,7 @@ _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
     "seeds", "stop", "bad_words", "forced", "watermark", "prompt_logprobs", "processed_logprobs", "grammar",
 )  # fmt: skip
+_NOT_WITH_GRAMMARS = ("ignore_eos", "min_tokens", "bad_words", "forced")  # what a grammar asks for could not be had
 
 
 def check_params(p: SamplingParams, vocab: int) -> None:
@@ -149,6 +149,7 @@ def check_params(p: SamplingParams, vocab: int) -> None:
     _check_ends(p, vocab)
     _check_words(p, vocab)
     _check_choices(p)
+    _check_grammar(p)
     if p.watermark is not None:
         check_watermark(p.watermark)
 
@@ -235,6 +236,17 @@ def _check_beams(p: SamplingParams) -> None:
     for name in _NOT_WITH_BEAMS:
         if getattr(p, name) != getattr(_DEFAULTS, name):
             raise InvalidRequest(f"{name} does not go with beam search; leave one of the two out", name)
+
+
+def _check_grammar(p: SamplingParams) -> None:
+    if p.grammar is None:
+        return
+    check_form(p.grammar)
+    for name in _NOT_WITH_GRAMMARS:
+        if getattr(p, name) != getattr(_DEFAULTS, name):
+            raise InvalidRequest(f"{name} does not go with a grammar, which says itself what may follow", name)
+    if never := [token for token, bias in p.logit_bias.items() if bias == -math.inf]:
+        raise InvalidRequest(f"logit_bias bans token {never[0]}; that does not go with a grammar", "logit_bias")
 
 
 def _range(name: str, value: float, low: float, high: float, *, above: bool = False, param: str = "") -> None:

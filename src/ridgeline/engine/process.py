@@ -16,10 +16,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from queue import SimpleQueue
+from typing import TYPE_CHECKING
 
 from ridgeline import errors
 from ridgeline.config import EngineConfig
-from ridgeline.engine.client import Ledger, Sink
+from ridgeline.engine.client import Ledger, Sink, check_grammar
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import (
@@ -35,6 +36,9 @@ from ridgeline.engine.records import (
 )
 from ridgeline.engine.wire import Channel, FromEngine
 from ridgeline.engine.worker import command
+
+if TYPE_CHECKING:
+    from ridgeline.guidance.compiler import Compiler
 
 log = logging.getLogger(__name__)
 _MAX_RESTARTS = 5  # without anything delivered in between
@@ -120,6 +124,7 @@ class ProcessClient:
 
     def __init__(self, config: EngineConfig, stall_s: float = 1.5, silence_s: float = 30.0) -> None:
         self.config, self._stall_s, self._silence_s = config, stall_s, silence_s
+        self.compiler: Compiler | None = None  # whoever has the tokenizer gives it
         self._why = ""  # what befell the last child, until the next one is ready
         self._lock = threading.Lock()  # held briefly: ledger and child change together, and closing is final
         self._hearing = threading.Lock()  # one thread at a time reads what the child says
@@ -156,6 +161,7 @@ class ProcessClient:
         return self._ledger.retry_after()
 
     def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+        check_grammar(self.compiler, self.info, prompt, params)  # may take long
         with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)

@@ -16,6 +16,7 @@ FINISHED = (EOS, STOP, LENGTH)  # ends of an answer that is all there
 EMBEDDED = "embedded"  # of a prompt that was asked for its vector, which came
 EXPIRED = "deadline"
 NO_MEMORY = "no_memory"  # the system had none left for pages that were promised
+UNGUIDED = "grammar"  # what may follow could not be found within the bounds of grammars
 UNDELIVERED = "undelivered"  # paused for too long: nobody took what there was
 
 

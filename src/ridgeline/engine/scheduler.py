@@ -303,7 +303,7 @@ class Scheduler:
         """Who may start, first to last; more could not at once. Nobody goes before what the anchor waits for."""
         if self.running and self.anchor.params.beams:
             return sorted(self.waiting, key=lambda s: s.id != self.anchor.id)[: _LOOKS * self.limits.running]
-        return self.waiting[: _LOOKS * self.limits.running]
+        return [s for s in self.waiting if not s.held][: _LOOKS * self.limits.running]
 
     def _start(self, s: Sequence, node: Node) -> bool:
         """Give a waiting sequence the pages of `node`, if the rest of what is known of it fits."""

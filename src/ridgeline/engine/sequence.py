@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence as Seq
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from ridgeline.engine.bans import Bans
 from ridgeline.engine.embed import Embedding
@@ -12,6 +12,10 @@ from ridgeline.engine.pages import PagePool
 from ridgeline.engine.policies import Job, Rank
 from ridgeline.engine.prefix import Node, PrefixCache, first_visible
 from ridgeline.engine.records import PAGE, EngineInfo, Submit, pages_needed, prefix_key
+
+if TYPE_CHECKING:
+    from ridgeline.engine.guides import Watched
+    from ridgeline.guidance.guide import Mask
 
 Copy = tuple[int, int, int, int]  # group, source slot, target slot, slots
 
@@ -33,10 +37,10 @@ class Sequence:
 
     # With more than 30 attributes CPython gives each its own hash table, and a step reads most of them of all.
     __slots__ = (
-        "bans", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "history", "id",
-        "job", "limit", "looks_back", "lost", "match", "most_pages", "node", "params", "prompt_len", "rank",
-        "record", "root", "scored", "seed", "shared", "shares", "sources", "tables", "text", "tokens", "waits",
-        "wants_prompt",
+        "bans", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "guide",
+        "held", "history", "id", "job", "limit", "looks_back", "lost", "mask", "match", "most_pages", "node",
+        "params", "prompt_len", "rank", "record", "root", "scored", "seed", "shared", "shares", "sources", "tables",
+        "text", "tokens", "waits", "wants_prompt",
     )  # fmt: skip
 
     def __init__(
@@ -77,6 +81,9 @@ class Sequence:
         self.scored = 0  # prompt tokens whose logprobs, or hidden rows, are known: no step computes their rows again
         self.bans = Bans(self.params, eos) if self.params.bans else None
         self.looks_back = self.params.looks_back
+        self.held = False  # what its last token leads to, or what it may begin with, is still being found (guides.py)
+        self.guide: Watched | None = None
+        self.mask: Mask | None = None  # of the tokens that may follow
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:
             self.history = {}
@@ -89,7 +96,7 @@ class Sequence:
     def gap(self) -> int:
         """Tokens that steps may take: known or sampled in flight, without keys. 0 while it waits for one in flight."""
         wanted = len(self.tokens) + len(self.sources)
-        if self.finish is not None or (self.sources and (self.looks_back or wanted >= self.limit)):
+        if self.finish is not None or self.held or (self.sources and (self.looks_back or wanted >= self.limit)):
             return 0
         return wanted - self.computed
 

@@ -31,6 +31,7 @@ from ridgeline.engine.client import EngineClient
 from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
+from ridgeline.guidance.compiler import Compiler
 from ridgeline.server import debug, openai, tgi
 from ridgeline.server.access import Access, is_loopback
 from ridgeline.server.chat import chat
@@ -62,6 +63,8 @@ SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what
 
 def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
     """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
+    if client.compiler is None:
+        client.compiler = Compiler(tokenizer, client.info.vocab)
     hub = Hub(client, config.max_undelivered, config.max_pause)
     service = Service(client.info, tokenizer, config, model_name)
     keyed = bool(config.access.api_keys or config.access.api_key)

@@ -20,9 +20,19 @@ from functools import partial
 from typing import TypeVar
 
 from ridgeline.config import ServerConfig
-from ridgeline.engine.client import EngineClient
+from ridgeline.engine.client import EngineClient, check_grammar
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import CANCELLED, EXPIRED, FAILED, NO_MEMORY, NO_TERMS, UNDELIVERED, Delta, Terms
+from ridgeline.engine.records import (
+    CANCELLED,
+    EXPIRED,
+    FAILED,
+    NO_MEMORY,
+    NO_TERMS,
+    UNDELIVERED,
+    UNGUIDED,
+    Delta,
+    Terms,
+)
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
 from ridgeline.server import sse
 from ridgeline.server.errors import Unhealthy
@@ -40,6 +50,7 @@ _BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that i
     CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
     FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
     NO_MEMORY: lambda: EngineFailed("the system had no memory left to complete the answer"),
+    UNGUIDED: lambda: EngineFailed("what the grammar allows next could not be found within its bounds"),
     EXPIRED: lambda: DeadlinePassed("the request's time was up before its answer was complete"),
     UNDELIVERED: lambda: Undelivered("the answer was read too slowly: what waited was too much for too long"),
 }
@@ -235,6 +246,11 @@ class Stream:
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in one of the hub's threads."""
         return await self._hub.run(work)
+
+    def check(self, jobs: Sequence[Job]) -> list[str]:
+        """What to warn of in jobs with grammars; InvalidRequest for one that cannot be followed. It may take long."""
+        client = self._hub.client
+        return [said for j in jobs for said in check_grammar(client.compiler, client.info, j.prompt, j.params)]
 
     def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""

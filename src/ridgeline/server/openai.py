@@ -12,9 +12,10 @@ from ridgeline.engine.params import MAX_BEAMS, SamplingParams
 from ridgeline.engine.records import EOS, LENGTH, STOP, Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.server.errors import Reply
+from ridgeline.server.guided import grammar_of
 from ridgeline.server.http import Call
 from ridgeline.server.hub import Job
-from ridgeline.server.schema import OpenAIRequest
+from ridgeline.server.schema import OpenAIRequest, warn
 from ridgeline.server.service import Service
 from ridgeline.server.terms import terms_of
 from ridgeline.server.watermark import watermark_of
@@ -55,6 +56,9 @@ class Plan(Protocol):
     @property
     def jobs(self) -> list[Job]: ...
 
+    @property
+    def headers(self) -> dict[str, str]: ...
+
 
 P = TypeVar("P", bound=Plan)
 
@@ -66,6 +70,7 @@ async def submitted(understand: Callable[[Service, bytes, str], P], service: Ser
         plan = understand(service, call.body, call.id)
         for job in plan.jobs if service.config.max_input_tokens else ():
             service.check_input(len(job.prompt), "prompt")
+        warn(plan.headers, *call.stream.check(plan.jobs))
         call.stream.submit(plan.jobs, terms(service, plan.request, call.headers))
         return plan
 
@@ -110,6 +115,7 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         bad_words=_bad_words(r.bad_words or [], service.tokenizer),
         logit_bias=_logit_bias(r.logit_bias or {}),
         seed=_seed(r.seed),
+        grammar=grammar_of(r),
         **{name: value for name, value in given.items() if value is not None},
     )
 

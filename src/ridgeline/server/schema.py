@@ -90,6 +90,12 @@ class OpenAIRequest(msgspec.Struct):
     skip_special_tokens: bool | None = None
     include_stop_str_in_output: bool | None = None
     watermark: bool | WatermarkScheme | None = None
+    response_format: Any = None  # this and the next five ask for a grammar (guided.py)
+    structured_outputs: Any = None
+    guided_json: Any = None
+    guided_regex: Any = None
+    guided_choice: Any = None
+    guided_grammar: Any = None
     priority: int | None = None  # as in vLLM: lower goes first
     cache_salt: str | None = None  # as in vLLM: who gives another one shares no prefix
     user: str | None = None  # these name an end user to the server's owner, and change nothing here
@@ -143,6 +149,7 @@ class Parameters(msgspec.Struct):
     seed: int | None = None
     top_n_tokens: int | None = None
     watermark: bool | None = None
+    grammar: Any = None
 
 
 class Truncation(msgspec.Struct):
@@ -174,18 +181,12 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "tool_choice": ("none", "auto"),
     "functions": ([],),
     "function_call": ("none", "auto"),
-    "response_format": ({"type": "text"},),
     "modalities": ([], ["text"]),
     "audio": (),
     "web_search_options": (),
     "suffix": ("",),
     "prompt_logprobs": (),
     "return_token_ids": (False,),
-    "structured_outputs": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "guided_choice": (),
-    "guided_grammar": (),
     "regex": (),
     "ebnf": (),
     "grammar": (),
@@ -194,7 +195,6 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "lora_path": (),
 }
 _TGI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
-    "grammar": (),
     "adapter_id": (),
 }
 
@@ -283,6 +283,12 @@ def _refuse_unbuilt(raw: Mapping[str, Any], table: Mapping[str, tuple[Any, ...]]
         value = raw.get(name)
         if value is not None and value not in neutral:
             raise InvalidRequest(f"{name} is not built yet in this server; leave it out", name)
+
+
+def warn(headers: dict[str, str], *said: str) -> None:
+    """Add to the header that warns."""
+    if texts := [text for text in (headers.get(WARNING_HEADER), *said) if text]:
+        headers[WARNING_HEADER] = "; ".join(texts)
 
 
 def _warning(raw: Mapping[str, Any], kind: type[msgspec.Struct], known: set[str]) -> dict[str, str]:

@@ -22,9 +22,10 @@ from ridgeline.engine.records import Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Job
-from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
+from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
 from ridgeline.server.service import Choice, Service, collect, deltas
 from ridgeline.server.terms import terms_of
 from ridgeline.server.watermark import watermark_of
@@ -96,6 +97,7 @@ def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
         p = request.parameters or Parameters(do_sample=True)
         request.parameters = msgspec.structs.replace(p, return_full_text=_or(p.return_full_text, True))
     plan = understand(service, request, bool(request.stream) if stream is None else stream, headers)
+    warn(plan.headers, *call.stream.check([plan.job]))
     call.stream.submit([plan.job], terms_of(service, call.headers))
     return plan
 
@@ -190,6 +192,7 @@ def _params(p: Parameters, seeds: list[int | None], service: Service) -> Samplin
         logprobs=p.top_n_tokens or 0,
         prompt_logprobs=bool(p.decoder_input_details),
         watermark=watermark_of(service, p.watermark or None),  # TGI's clients send false with every request
+        grammar=tgi_grammar(p.grammar),
     )
 
 

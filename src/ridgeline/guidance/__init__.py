@@ -1,0 +1,1 @@
+"""Guidance: answers that a grammar allows, on llguidance, and that are complete within their tokens."""

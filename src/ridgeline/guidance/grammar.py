@@ -1,0 +1,152 @@
+"""Grammar: what an answer must match, as clients ask for it, and the same in llguidance's words.
+
+Owns the kinds of grammars, their bounds, and what an error of llguidance means to who sent one. Must not know
+tokenizers or engines.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from ridgeline.errors import InvalidRequest
+
+KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
+MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than that allows would overflow stacks
+MAX_CHOICES = 4096
+_SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")  # what means something in a pattern
+
+
+class Grammar(msgspec.Struct, frozen=True):
+    """What an answer must match. `value` is a JSON schema's text, a pattern (for the whole answer), a JSON list of
+    strings of which it is one, or a grammar in Lark's or GBNF's notation; for json_object, "".
+
+    An answer to any kind but lark is complete and matches, whatever max_tokens is; for lark that is a best effort.
+    """
+
+    kind: str
+    value: str = ""
+
+    @property
+    def guaranteed(self) -> bool:
+        return self.kind != "lark"
+
+
+def translate(grammar: Grammar) -> str:
+    """llguidance's text of a grammar, without whitespace in JSON. InvalidRequest where its form is wrong."""
+    from llguidance import LLMatcher
+
+    check_form(grammar)
+    text = grammar.value
+    if grammar.kind == "regex":
+        return LLMatcher.grammar_from_regex(text)
+    if grammar.kind == "choice":
+        return LLMatcher.grammar_from_regex("|".join(_SPECIAL.sub(r"\\\g<0>", choice) for choice in _choices(text)))
+    if grammar.kind == "lark":
+        return LLMatcher.grammar_from_lark(_lark(text))
+    schema = {"type": "object"} if grammar.kind == "json_object" else _schema(text)
+    for place, key, value in _keywords(schema):  # names may repeat in an answer, and then count once
+        if key == "minProperties" and isinstance(value, int) and value > 1:
+            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
+    try:
+        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+    except ValueError as wrong:
+        raise InvalidRequest(f"the JSON schema cannot be read: {wrong}", "grammar") from None
+
+
+def check_form(grammar: Grammar) -> None:
+    """InvalidRequest for a kind that is not known, or a text over its bound."""
+    if grammar.kind not in KINDS:
+        raise InvalidRequest(f"grammar kind {grammar.kind!r} is not known; choose one of {', '.join(KINDS)}", "grammar")
+    if (size := len(grammar.value.encode("utf-8", "replace"))) > MAX_BYTES:
+        raise InvalidRequest(f"the grammar has {size} bytes; at most {MAX_BYTES} are allowed", "grammar")
+
+
+def explain(grammar: Grammar, error: str) -> InvalidRequest:
+    """What llguidance says of a grammar, with the places of keywords that it does not know."""
+    said = " ".join(error.split())[:500]
+    if grammar.kind != "json_schema":
+        return InvalidRequest(f"the {grammar.kind} grammar cannot be followed: {said}", "grammar")
+    unknown = _unknown(said)
+    places = [place for place, key, value in _keywords(_schema(grammar.value)) if unknown(key, value)]
+    if places:
+        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+        named = f"{', '.join(places[:5])}{more}: not supported ({said})"
+        return InvalidRequest(f"the JSON schema cannot be followed at {named}", "grammar")
+    return InvalidRequest(f"the JSON schema cannot be followed: {said}", "grammar")
+
+
+def _schema(text: str) -> dict[str, Any]:
+    schema = _json(text, "JSON schema")
+    if schema is True:
+        return {}
+    if not isinstance(schema, dict):
+        raise InvalidRequest("the JSON schema must be an object", "grammar")
+    return schema
+
+
+def _choices(text: str) -> list[str]:
+    choices = _json(text, "list of choices")
+    if not isinstance(choices, list) or not all(isinstance(c, str) and c for c in choices):
+        raise InvalidRequest("choices must be a list of strings that are not empty", "grammar")
+    if not 1 <= len(choices) <= MAX_CHOICES:
+        raise InvalidRequest(f"there are {len(choices)} choices; give 1 to {MAX_CHOICES}", "grammar")
+    return choices
+
+
+def _json(text: str, what: str) -> Any:
+    try:
+        return msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError, UnicodeError) as wrong:
+        raise InvalidRequest(f"the {what} is not valid JSON: {wrong}", "grammar") from None
+
+
+def _lark(text: str) -> str:
+    """A grammar in Lark's notation; one in GBNF's is turned into it."""
+    from llguidance.gbnf_to_lark import any_to_lark
+
+    try:
+        return any_to_lark(text)
+    except Exception as wrong:  # its own kinds are not public
+        raise InvalidRequest(f"the grammar cannot be read: {wrong}"[:500], "grammar") from None
+
+
+def _unknown(said: str) -> Any:
+    """Whether a keyword with its value is what an error complains of."""
+    if found := re.search(r"Unimplemented keys: \[(.*?)\]", said):
+        names = set(re.findall(r'"([^"]*)"', found[1]))
+        return lambda key, value: key in names
+    if found := re.search(r"Unknown format: (\S+)", said):
+        return lambda key, value: key == "format" and value == found[1]
+    if found := re.search(r"^(\w+) constraints are not supported", said):
+        return lambda key, value: key == found[1]
+    return lambda key, value: False
+
+
+_DATA = ("enum", "const", "default", "examples", "example")  # values here are no schemas
+_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
+
+
+def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
+    """(JSON pointer, keyword, value) of a schema and of those within it, breadth first."""
+    level = [("", schema)]
+    while level:
+        below: list[tuple[str, Any]] = []
+        for at, node in level:
+            for key, value in node.items() if isinstance(node, dict) else ():
+                place = f"{at}/{_escaped(key)}"
+                yield place, key, value
+                if key in _NAMES and isinstance(value, dict):
+                    below += [(f"{place}/{_escaped(name)}", inner) for name, inner in value.items()]
+                elif isinstance(value, list) and key not in _DATA:
+                    below += [(f"{place}/{i}", inner) for i, inner in enumerate(value)]
+                elif key not in _DATA:
+                    below.append((place, value))
+        level = below
+
+
+def _escaped(key: str) -> str:
+    return key.replace("~", "~0").replace("/", "~1")

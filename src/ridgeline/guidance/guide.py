@@ -1,0 +1,173 @@
+"""Guide: what one answer may say next, and how it ends in time.
+
+Follows from the grammar, the tokens so far and how many there may be in all, so that a replay is guided the same. Must
+not know sequences, batches or threads; each call takes a fraction of a millisecond, more where a grammar is bad.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import numpy as np
+from llguidance import LLMatcher
+
+from ridgeline.guidance import closing
+from ridgeline.guidance.vocabulary import Vocabulary
+
+Mask = np.ndarray[Any, np.dtype[np.uint32]]
+
+_OUT_OF_BOUNDS = "what may follow was not found within the bounds of grammars"
+_STATES = 128  # looked at for a way back to the old closing
+
+
+class Move(msgspec.Struct, frozen=True, gc=False):
+    """What follows a sampled token: `tokens` are known now, the sampled one first if it was taken, and `mask` says what
+    may come next; None: they end the answer, or with `failed` nothing does.
+
+    Without tokens but with a mask the sampled one led nowhere, and another is to be sampled in its place.
+    """
+
+    tokens: tuple[int, ...]
+    mask: Mask | None = None
+    failed: str = ""
+
+
+class Guide:
+    """`left` tokens may follow, of which `closing` is a way to the end, if one is known: then it always fits.
+
+    A sampled token is taken if a way to the end fits behind it too; else the known way's next one is in its place. With
+    `jumps` tokens that must follow are taken without sampling them; they are the same with and without.
+    """
+
+    def __init__(
+        self, matcher: LLMatcher, vocabulary: Vocabulary, way: list[int] | None, left: int, jumps: bool
+    ) -> None:
+        self._matcher, self._vocabulary, self._jumps = matcher, vocabulary, jumps
+        self.closing, self.left = way, left
+        self.forced = 0  # tokens taken without sampling
+
+    def first(self) -> Move:
+        """What the answer may begin with."""
+        if self._must_close:
+            return Move((), self._only((self.closing or [])[0]))
+        return Move((), _words(self._matcher.compute_bitmask(), self._vocabulary.size))
+
+    def advance(self, token: int) -> Move:
+        """The answer goes on with a token that its mask allowed."""
+        if token in self._vocabulary.ends:
+            return Move((token,))
+        mask = self._take(token)
+        if mask is not None:
+            return self._go_on([token], mask)
+        if self.closing is None:
+            return Move((), failed=_OUT_OF_BOUNDS)
+        first = self.closing[0]
+        if token == first:
+            return self._follow()
+        if not self._jumps:
+            return Move((), self._only(first))
+        return Move((first,)) if first == self._vocabulary.end else self.advance(first)
+
+    def replay(self, tokens: tuple[int, ...]) -> Move:
+        """What may follow tokens that the answer has had already."""
+        move = self.first()
+        jumps, self._jumps = self._jumps, False
+        for token in tokens:
+            move = self.advance(token)
+        self._jumps = jumps
+        if tokens and jumps and move.mask is not None:
+            return self._go_on([], move.mask)
+        return Move((), move.mask, move.failed)
+
+    def _go_on(self, tokens: list[int], mask: bytes | Mask) -> Move:
+        """Take what must follow, as far as that goes."""
+        size = self._vocabulary.size
+        words = _words(mask, size) if isinstance(mask, bytes) else mask
+        while True:
+            if self._must_close:
+                return self._close(tokens)
+            only = _single(words, self._vocabulary)
+            if only < 0:
+                return Move(tuple(tokens), words)
+            if not self._jumps:
+                return Move(tuple(tokens), self._only(only))
+            following = None if only == self._vocabulary.end else self._take(only)
+            if following is None:  # the end, or one of the matcher's bounds
+                return self._ended([*tokens, only])
+            tokens.append(only)
+            self.forced += 1
+            words = _words(following, size)
+
+    def _ended(self, tokens: list[int]) -> Move:
+        """Behind a token that must follow and is the end, or is where the matcher cannot go on."""
+        self.forced += 1
+        if tokens[-1] == self._vocabulary.end:
+            return Move(tuple(tokens))
+        if self.closing is None:
+            return Move(tuple(tokens[:-1]), failed=_OUT_OF_BOUNDS)
+        return self._close(tokens[:-1])
+
+    @property
+    def _must_close(self) -> bool:
+        return self.closing is not None and self.left <= len(self.closing)
+
+    def _close(self, tokens: list[int]) -> Move:
+        """Go to the end by the known way, for which there is just room."""
+        assert self.closing is not None
+        if not self._jumps:
+            return Move(tuple(tokens), self._only(self.closing[0]))
+        self.forced += len(self.closing)
+        return Move((*tokens, *self.closing))
+
+    def _follow(self) -> Move:
+        """Go to the end by the known way, though the matcher cannot follow: it has met one of its bounds."""
+        assert self.closing is not None
+        if self._jumps:
+            return self._close([])
+        token, self.closing = self.closing[0], self.closing[1:]
+        self.left = len(self.closing)
+        return self._close([token])
+
+    def _take(self, token: int) -> bytes | None:
+        """Go on with a token; None, and nothing moves, if it cannot be taken. The mask behind it."""
+        matcher = self._matcher.deep_copy()
+        if not matcher.consume_token(token):
+            return None
+        way = self.closing
+        if way is not None:
+            known = way[1:] if token == way[0] else None
+            way = known or closing.find(matcher, self._vocabulary, way, _STATES, max(self.left - 1, 1))
+            if way is None or len(way) > self.left - 1:
+                return None
+        mask = matcher.compute_bitmask()
+        if matcher.is_error():
+            return None
+        self._matcher, self.closing, self.left = matcher, way, self.left - 1
+        return mask
+
+    def _only(self, token: int) -> Mask:
+        mask = np.zeros(-(-self._vocabulary.size // 32), np.uint32)
+        mask[token // 32] = np.uint32(1 << token % 32)
+        return mask
+
+
+def _words(mask: bytes, size: int) -> Mask:
+    return np.frombuffer(mask.ljust(-(-size // 32) * 4, b"\0"), np.uint32)[: -(-size // 32)]
+
+
+def _single(mask: Mask, vocabulary: Vocabulary) -> int:
+    """The token that must follow, or -1. Where only end tokens may, it is the model's own."""
+    places = np.flatnonzero(mask)
+    if not 0 < len(places) <= len(vocabulary.ends):
+        return -1
+    words = {int(at): int(mask[at]) for at in places}
+    for end in vocabulary.ends:
+        if end // 32 in words:
+            words[end // 32] &= ~(1 << end % 32)
+    rest = [(at, word) for at, word in words.items() if word]
+    if not rest:
+        return vocabulary.end
+    ends = any(mask[end // 32] >> np.uint32(end % 32) & 1 for end in vocabulary.ends)
+    (at, word), more = rest[0], rest[1:]
+    return -1 if ends or more or word & (word - 1) else at * 32 + word.bit_length() - 1

@@ -1,0 +1,194 @@
+"""Grammars in the engine: whatever the batch, the pages and the depth, an answer is that of its request alone."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+
+import jsonschema
+import pytest
+from collected import Collected, drain, run, seeds, start
+from fake import fake_engine
+
+from letters import SCHEMAS, Letters, of_schema
+from ridgeline.engine.client import LocalClient
+from ridgeline.engine.params import Grammar, SamplingParams
+from ridgeline.engine.records import EOS, UNGUIDED, Submit
+from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.compiler import Compiler
+from ridgeline.guidance.guide import Guide
+
+LETTERS = Letters()
+COMPILER = Compiler(LETTERS, 1000)
+
+
+def engine(**settings):
+    return fake_engine(compiler=COMPILER, eos=LETTERS.eos_ids, **settings)
+
+
+def guided(schema: dict, max_tokens: int = 60, seed: int = 1, **more) -> SamplingParams:
+    return SamplingParams(grammar=of_schema(schema), max_tokens=max_tokens, seed=seed, **more)
+
+
+def valid(tokens: list[int], schema: dict) -> bool:
+    jsonschema.validate(json.loads(LETTERS.decode(tokens)), schema)
+    return True
+
+
+def requests(seed: int, count: int = 10) -> list[tuple[list[int], SamplingParams]]:
+    """Some with grammars, some without, some that share beginnings."""
+    draw, found = random.Random(seed), []
+    for i in range(count):
+        prompt = [20 + draw.randrange(3)] * draw.randrange(1, 150)
+        if i % 3 == 2:
+            found.append((prompt, SamplingParams(max_tokens=draw.randrange(1, 80), seed=i)))
+            continue
+        more = {"logprobs": draw.choice([None, None, 0, 2]), "n": draw.choice([1, 1, 3])}
+        found.append((prompt, guided(draw.choice(SCHEMAS), draw.randrange(50, 90), i, **more)))
+    return found
+
+
+def test_answers_match_their_schemas_and_end():
+    asked = [([20] * 9, guided(schema, seed=seed)) for schema in SCHEMAS for seed in range(3)]
+    for (_, params), seen in zip(asked, run(engine(), asked), strict=True):
+        assert seen.finish[0] == [EOS]
+        assert valid(seen.tokens[0], json.loads(params.grammar.value))
+
+
+@pytest.mark.parametrize("seed", seeds(6, 1))
+@pytest.mark.parametrize(
+    "settings",
+    [{"depth": 2, "pages": 11}, {"windows": (0, 32)}, {"step_tokens": 5}, {"policy": "fair", "depth": 3, "pages": 12}],
+    ids=str,
+)
+def test_any_batch_gives_each_request_what_it_gets_alone(seed, settings):
+    asked = requests(seed)
+    together = run(engine(**settings), asked)
+    for request, seen in zip(asked, together, strict=True):
+        (alone,) = run(engine(windows=settings.get("windows", (0,))), [request])
+        assert seen.tokens == alone.tokens
+        assert seen.finish == alone.finish
+
+
+def test_logprobs_change_no_token_and_nothing_is_jumped_over_then():
+    for schema in SCHEMAS:
+        (plain,), (scored,) = (run(engine(), [([30] * 5, guided(schema, logprobs=k))]) for k in (None, 0))
+        assert plain.tokens == scored.tokens
+
+
+def test_forced_tokens_take_no_steps():
+    client = LocalClient(engine())
+    schema = {"const": "a text that is the only one there may be"}
+    (seen,) = start(client, [([30] * 5, guided(schema))])
+    drain(client)
+    assert len(seen.tokens[0]) > 30
+    assert client.engine.step_number < 4
+
+
+@pytest.mark.parametrize("cut", [1, 9])
+def test_a_replay_goes_on_as_the_answer_would_have(cut):
+    for schema in SCHEMAS[:5]:
+        for logprobs in (None, 0):
+            params = guided(schema, 40, logprobs=logprobs, n=2)
+            (whole,) = run(engine(), [([30] * 5, params)])
+            begun = tuple(tuple(whole.tokens[c][:cut]) for c in range(2))
+            done = tuple(c for c in range(2) if len(whole.tokens[c]) <= cut)
+            if len(done) == 2:
+                continue
+            other, rest = engine(), Collected()
+            other.submit(Submit(1, (30,) * 5, params, 1, 40, begun, done))
+            while not other.idle:
+                for delta in other.step().deltas:
+                    rest(delta)
+            for c in {0, 1} - set(done):
+                assert [*begun[c], *rest.tokens[c]] == whole.tokens[c]
+
+
+def test_stop_strings_and_cancels_end_guided_answers():
+    client = LocalClient(engine(stop=7))
+    sinks = start(client, [([30] * 5, guided(SCHEMAS[0], seed=s)) for s in range(6)])
+    client.cancel(1)
+    drain(client)
+    assert all(len(seen.finish[0]) == 1 for seen in sinks)
+
+
+def test_others_run_while_a_grammar_is_compiled(monkeypatch):
+    gate, compiler = threading.Event(), Compiler(LETTERS, 1000)
+    slow = compiler._compile
+    monkeypatch.setattr(compiler, "_compile", lambda grammar: (gate.wait(20), slow(grammar))[1])
+    e = fake_engine(compiler=compiler, eos=LETTERS.eos_ids, max_requests=1)
+    e.submit(Submit(1, (30,) * 5, guided(SCHEMAS[0]), 1, 60))
+    e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=5, ignore_eos=True), 1, 5))
+    seen = [d for _ in range(12) for d in e.step().deltas]
+    assert [d.id for d in seen] == [2] * 5  # and the one that waits has no place yet
+    assert not e.idle and not e.resting
+    gate.set()
+    while not e.idle:
+        seen += e.step().deltas
+    assert seen[-1].id == 1 and seen[-1].finish == EOS
+
+
+def test_a_request_may_leave_while_its_grammar_is_compiled(monkeypatch):
+    gate, compiler = threading.Event(), Compiler(LETTERS, 1000)
+    slow = compiler._compile
+    monkeypatch.setattr(compiler, "_compile", lambda grammar: (gate.wait(20), slow(grammar))[1])
+    e = fake_engine(compiler=compiler, eos=LETTERS.eos_ids, policy="fair")
+    e.submit(Submit(1, (30,) * 5, guided(SCHEMAS[0], n=2), 1, 60))
+    e.step()
+    e.cancel(1)
+    assert [d.finish for d in e.step().deltas] == ["cancelled", "cancelled"]
+    gate.set()
+    for _ in range(20):
+        assert not e.step().deltas
+    assert e.idle and e.pool.used == 0
+
+
+def test_a_late_mask_delays_only_its_own_row(monkeypatch):
+    advance, late = Guide.advance, []
+
+    def dawdle(guide, token):
+        if guide.closing is None or len(guide.closing) > 15:  # the one of the long schema
+            time.sleep(0.03)
+            late.append(token)
+        return advance(guide, token)
+
+    monkeypatch.setattr(Guide, "advance", dawdle)
+    long = {"type": "object", "properties": {f"k{i}": {"type": "boolean"} for i in range(9)}, "required": ["k8", "k7"]}
+    COMPILER.compile(of_schema(long)).result()
+    e = engine()
+    e.submit(Submit(1, (30,) * 5, guided(long, 400, logprobs=0), 1, 400))
+    e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
+    while not late:
+        e.step()
+    for _ in range(80):
+        assert 2 in {d.id for d in e.step().deltas}
+    assert len(late) < 40
+    e.cancel(1)
+    e.cancel(2)
+
+
+def test_a_guide_that_fails_ends_its_request_with_a_reason(monkeypatch):
+    grammar = Grammar("lark", 'start: "a" start')
+
+    def fail(guide, token):
+        raise RuntimeError("as if out of bounds")
+
+    monkeypatch.setattr(Guide, "advance", fail)
+    asked = [([30] * 5, SamplingParams(grammar=grammar, max_tokens=9)), ([30] * 5, SamplingParams(max_tokens=9))]
+    broken, other = run(engine(), asked)
+    assert broken.finish[0] == [UNGUIDED]
+    assert len(other.tokens[0]) == 9
+
+
+def test_bad_grammars_are_refused_before_anything_is_queued():
+    client = LocalClient(engine())
+    with pytest.raises(InvalidRequest, match="/contains"):
+        client.submit([30], guided({"type": "array", "contains": {}}), Collected())
+    with pytest.raises(InvalidRequest, match=r"max_tokens is 3; .* has \d+ tokens"):
+        client.submit([30], guided(SCHEMAS[0], 3), Collected())
+    bare = LocalClient(fake_engine())
+    with pytest.raises(InvalidRequest, match="not available"):
+        bare.submit([30], guided(SCHEMAS[0]), Collected())
+    assert client.idle and bare.idle

@@ -1,0 +1,161 @@
+"""Guides alone: answers are complete within their tokens, the same with and without jumps, and after a replay."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+
+import jsonschema
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from letters import END, OTHER_END, SCHEMAS, SPECIAL, Letters, closed, of_schema
+from ridgeline.engine.params import Grammar, SamplingParams, check_params
+from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.compiler import Compiler
+from ridgeline.guidance.vocabulary import Vocabulary
+
+LETTERS = Letters()
+SIZE = 320
+COMPILER = Compiler(LETTERS, SIZE)
+GRAMMARS = [*map(of_schema, SCHEMAS), Grammar("json_object"), Grammar("choice", '["yes", "no", "may be? (x)"]')]
+GRAMMARS += [Grammar("regex", pattern) for pattern in ("[0-9]{3}-[0-9]{4}", "[a-z]+@[a-z]+[.]com", "(ab|c)*d")]
+
+
+def least(grammar: Grammar) -> int:
+    return len(COMPILER.compile(grammar).result().closing)
+
+
+def allowed(mask) -> list[int]:
+    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+
+
+def answer(grammar: Grammar, limit: int, seed: int, jumps: bool, given: tuple[int, ...] = ()) -> list[int]:
+    """Tokens of an answer; each is drawn by its place alone, as the sampler does it."""
+    guide = COMPILER.compile(grammar).result().guide(limit, jumps)
+    tokens, move = list(given), guide.replay(given)
+    tokens += move.tokens
+    while move.mask is not None:
+        assert not move.failed
+        choices = allowed(move.mask)
+        assert choices and SPECIAL not in choices
+        move = guide.advance(random.Random(1000 * seed + len(tokens)).choice(choices))
+        tokens += move.tokens
+    assert not move.failed
+    assert len(tokens) <= limit
+    assert tokens[-1] in (END, OTHER_END)
+    return tokens
+
+
+def check(grammar: Grammar, text: str) -> None:
+    if grammar.kind == "regex":
+        assert re.fullmatch(grammar.value, text)
+    elif grammar.kind == "choice":
+        assert text in json.loads(grammar.value)
+    else:
+        schema = json.loads(grammar.value or '{"type": "object"}')
+        jsonschema.validate(json.loads(text), schema)
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.value[:60])
+@settings(max_examples=8, deadline=None)
+@given(seed=st.integers(0, 999), more=st.integers(0, 40), cut=st.floats(0, 1))
+def test_every_answer_is_complete_within_its_tokens(grammar, seed, more, cut):
+    limit = least(grammar) + more
+    tokens = answer(grammar, limit, seed, jumps=True)
+    check(grammar, LETTERS.decode(tokens))
+    assert answer(grammar, limit, seed, jumps=False) == tokens
+    given = tuple(tokens[: int(cut * (len(tokens) - 1))])
+    assert answer(grammar, limit, seed, True, given) == answer(grammar, limit, seed, False, given) == tokens
+
+
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.value[:60])
+def test_fewer_tokens_than_the_shortest_answer_has_are_refused_with_both_numbers(grammar):
+    n = least(grammar)
+    assert COMPILER.check(grammar, n) == []
+    with pytest.raises(InvalidRequest, match=rf"max_tokens is {n - 1}; .* has {n} tokens") as refused:
+        COMPILER.check(grammar, n - 1)
+    assert refused.value.param == "max_tokens"
+
+
+def test_the_shortest_answers_are_short():
+    assert least(Grammar("json_object")) == 3  # { } and the end
+    assert least(Grammar("regex", "a*")) == 1
+    assert least(Grammar("choice", '["abcabcabc", "x"]')) == 2
+    assert least(of_schema(closed({"text": {"type": "string", "minLength": 400}}))) < 130
+
+
+def test_a_keyword_that_is_not_supported_is_named_by_its_json_pointer():
+    schema = {"properties": {"a/b": {"type": "array", "contains": {}}}, "$defs": {"x": {"if": {}}}, "type": "object"}
+    with pytest.raises(InvalidRequest, match="/properties/a~1b/contains"):
+        COMPILER.check(of_schema(schema), 100)
+    with pytest.raises(InvalidRequest, match="/items/anyOf/1/format"):
+        both = {"items": {"anyOf": [{"type": "null"}, {"type": "string", "format": "zz"}]}, "type": "array"}
+        COMPILER.check(of_schema(both), 100)
+    with pytest.raises(InvalidRequest, match="/minProperties"):
+        COMPILER.check(of_schema({"type": "object", "minProperties": 2}), 100)
+
+
+def test_a_property_may_be_called_like_a_keyword_that_is_not_supported():
+    assert COMPILER.check(of_schema(closed({"contains": {"type": "boolean"}, "not": {"const": "if"}})), 100) == []
+
+
+@pytest.mark.parametrize(
+    ("grammar", "said"),
+    [
+        (Grammar("sql", "x"), "grammar kind 'sql' is not known"),
+        (Grammar("json_schema", "{"), "not valid JSON"),
+        (Grammar("json_schema", "false"), "must be an object"),
+        (Grammar("json_schema", '{"items":' * 5000 + "{}" + "}" * 5000), "nested|recursion"),
+        (Grammar("json_schema", '{"enum": []}'), "Unsatisfiable"),
+        (of_schema({"type": "object", "properties": {"a": {"$ref": "#"}}, "required": ["a"]}), "no answer"),
+        (Grammar("regex", "(" * 300 + "a" + ")" * 300), "invalid regex"),
+        (Grammar("regex", "a" * (1 << 20)), "at most 262144"),
+        (Grammar("choice", "[]"), "0 choices"),
+        (Grammar("choice", '["a", 1]'), "list of strings"),
+        (Grammar("lark", "start: nothing"), "unknown name"),
+        (Grammar("lark", "start: " + "(" * 9000 + '"a"' + ")" * 9000), "nested"),
+    ],
+)
+def test_bad_grammars_are_refused_in_words(grammar, said):
+    with pytest.raises(InvalidRequest, match=said) as refused:
+        COMPILER.check(grammar, 1 << 20)
+    assert refused.value.param == "grammar"
+    assert len(str(refused.value)) < 1000
+
+
+def test_a_chain_of_rules_as_long_as_a_grammar_may_be_does_not_overflow_the_stack():
+    rules = 12_000
+    chain = "\n".join(f'a{i}: "b" a{i + 1}' for i in range(rules))
+    grammar = Grammar("lark", f'start: a0\n{chain}\na{rules}: "x"\n')
+    assert 200_000 < len(grammar.value) < 262_144
+    assert COMPILER.check(grammar, 100) == ["the answer may be cut off before its grammar allows an end"]
+
+
+def test_gbnf_is_read_too():
+    assert COMPILER.check(Grammar("lark", 'root ::= "a" ("b" | "c")*'), 10) == []
+
+
+@pytest.mark.parametrize("more", [{"min_tokens": 1}, {"ignore_eos": True}, {"bad_words": ((1,),)}, {"forced": (1,)}])
+def test_what_a_grammar_would_have_to_break_does_not_go_with_one(more):
+    params = SamplingParams(grammar=Grammar("json_object"), **more)
+    with pytest.raises(InvalidRequest, match=f"{next(iter(more))} does not go with a grammar"):
+        check_params(params, SIZE)
+    with pytest.raises(InvalidRequest, match="grammar does not go with beam search"):
+        check_params(SamplingParams(beams=2, grammar=Grammar("json_object")), SIZE)
+
+
+class Spaced(Letters):
+    """Puts a space in front of every text, as SentencePiece does."""
+
+    def encode(self, text: str, add_special: bool, parse_special: bool = True) -> list[int]:
+        return super().encode(" " + text, add_special)
+
+
+def test_a_tokenizer_that_begins_texts_with_a_space_spells_them_without():
+    wrapper = Vocabulary(Spaced(), SIZE).matching
+    assert wrapper.decode_bytes(wrapper.tokenize_str('{"name":"x"}')) == b'{"name":"x"}'
+    assert Compiler(Spaced(), SIZE).check(of_schema(SCHEMAS[0]), 100) == []

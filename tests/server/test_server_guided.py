@@ -1,0 +1,122 @@
+"""Grammars over HTTP: each API's fields reach the engine, refusals name what is wrong, and real answers match."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import httpx
+import jsonschema
+import pytest
+from serving import Server
+
+from ridgeline.engine.params import Grammar
+
+MESSAGES = [{"role": "user", "content": "Tell me of Ada."}]
+SCHEMA = {
+    "type": "object", "properties": {"name": {"type": "string"}, "age": {"type": "integer"}},
+    "required": ["name", "age"], "additionalProperties": False,
+}  # fmt: skip
+
+
+def grammar(path: str, body: dict) -> Grammar | None:
+    server = Server.new()
+    reply = server.post(path, body)
+    assert reply.status == 200, reply.body
+    return server.client.submitted[0].params.grammar
+
+
+def chat(**more) -> Grammar | None:
+    return grammar("/v1/chat/completions", {"messages": MESSAGES, **more})
+
+
+def tgi(kind: str, value: object) -> dict:
+    return {"inputs": "x", "parameters": {"grammar": {"type": kind, "value": value}, "max_new_tokens": 90}}
+
+
+def test_openai_response_formats():
+    assert chat(response_format={"type": "text"}) is None
+    assert chat(response_format={"type": "json_object"}) == Grammar("json_object")
+    for strict in (True, False):
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": strict}}
+        found = chat(response_format=asked)
+        assert found.kind == "json_schema" and json.loads(found.value) == SCHEMA
+
+
+@pytest.mark.parametrize("wrap", [lambda n, v: {f"guided_{n}": v}, lambda n, v: {"structured_outputs": {n: v}}])
+def test_vllm_fields(wrap):
+    body = {"prompt": "x", "max_tokens": 90}
+    assert grammar("/v1/completions", {**body, **wrap("regex", "a+")}) == Grammar("regex", "a+")
+    assert json.loads(grammar("/v1/completions", {**body, **wrap("choice", ["a", "b"])}).value) == ["a", "b"]
+    assert grammar("/v1/completions", {**body, **wrap("grammar", 'start: "a"')}) == Grammar("lark", 'start: "a"')
+    for schema in (SCHEMA, json.dumps(SCHEMA)):
+        assert json.loads(grammar("/v1/completions", {**body, **wrap("json", schema)}).value) == SCHEMA
+
+
+def test_tgi_objects_have_only_listed_properties_unless_they_say_more():
+    open_inside = {"properties": {"a": {"type": "string"}}, "additionalProperties": {"type": "null"}}
+    value = {"properties": {"one": {"properties": {}}, "two": {"items": {"anyOf": [open_inside]}}}}
+    found = json.loads(grammar("/generate", tgi("json", value)).value)
+    assert found["type"] == "object" and found["additionalProperties"] is False
+    assert found["properties"]["one"] == {"type": "object", "additionalProperties": False, "properties": {}}
+    assert found["properties"]["two"]["items"]["anyOf"][0] == {"type": "object", **open_inside}
+    same = [tgi("json", json.dumps(value)), tgi("json_object", value), tgi("json_schema", {"schema": value})]
+    assert [json.loads(grammar("/generate", body).value) for body in same] == [found] * 3
+    assert grammar("/generate", tgi("regex", "[0-9]+")) == Grammar("regex", "[0-9]+")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/generate", tgi("json", {"type": "string"}), 422, "'properties'"),
+        ("/generate", tgi("jason", {}), 422, "grammar.type"),
+        ("/generate", tgi("regex", 7), 422, "must be a string"),
+        ("/generate", tgi("regex", "("), 422, "unclosed group"),
+        ("/generate", tgi("json", {"properties": {"a/b": {"not": {}}}}), 422, "/properties/a~1b/not"),
+        (
+            "/v1/chat/completions",
+            {"messages": MESSAGES, "response_format": {"type": "xml"}},
+            400,
+            "response_format.type",
+        ),
+        ("/v1/chat/completions", {"messages": MESSAGES, "guided_json": "{"}, 400, "not valid JSON"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "structured_outputs": {"tag": 1}}, 400, "not supported"),
+        ("/v1/chat/completions", {"messages": MESSAGES, "guided_regex": "a", "guided_choice": ["b"]}, 400, "exclude"),
+        (
+            "/v1/chat/completions",
+            {"messages": MESSAGES, "guided_json": SCHEMA, "max_tokens": 2},
+            400,
+            "max_tokens is 2;",
+        ),
+    ],
+)
+def test_refusals(path, body, status, said):
+    reply = Server.new().post(path, body)
+    assert reply.status == status and said in reply.body.decode()
+
+
+def test_an_answer_that_may_be_cut_off_is_warned_of():
+    body = {"messages": MESSAGES, "max_tokens": 3, "guided_grammar": 'start: "abcdefgh"'}
+    reply = Server.new().post("/v1/chat/completions", body)
+    assert "may be cut off" in reply.headers["x-ridgeline-warning"]
+
+
+@pytest.mark.model
+def test_real_answers_match(live):
+    with httpx.Client(base_url=live.url, timeout=120) as http:
+        asked = {"type": "json_schema", "json_schema": {"name": "x", "schema": SCHEMA, "strict": True}}
+        body = {"messages": MESSAGES, "max_tokens": 40, "seed": 1, "n": 3, "response_format": asked}
+        for choice in http.post("/v1/chat/completions", json=body).json()["choices"]:
+            assert choice["finish_reason"] == "stop"
+            jsonschema.validate(json.loads(choice["message"]["content"]), SCHEMA)
+        with http.stream("POST", "/v1/chat/completions", json={**body, "n": 1, "stream": True}) as reply:
+            lines = [json.loads(x[6:]) for x in reply.iter_lines() if x.startswith("data: {")]
+        text = "".join(x["choices"][0]["delta"].get("content") or "" for x in lines)
+        jsonschema.validate(json.loads(text), SCHEMA)
+        given = {"inputs": "Ada", "parameters": {"details": True, "max_new_tokens": 40, "seed": 5, "temperature": 1.0}}
+        given["parameters"]["grammar"] = {"type": "json", "value": {"properties": SCHEMA["properties"]}}
+        reply = http.post("/generate", json=given).json()
+        jsonschema.validate(json.loads(reply["generated_text"].removesuffix("<|im_end|>")), SCHEMA | {"required": []})
+        assert reply["details"]["finish_reason"] == "eos_token"
+        given["parameters"]["grammar"] = {"type": "regex", "value": "[0-9]{3}-[0-9]{4}"}
+        assert re.fullmatch("[0-9]{3}-[0-9]{4}", http.post("/generate", json=given).json()["generated_text"])
