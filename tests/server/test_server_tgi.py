@@ -161,7 +161,7 @@ def test_best_of_picks_the_likeliest_and_shows_the_others():
         ({"typical_p": 0}, "typical_p"),
         ({"typical_p": 1}, "typical_p"),
         ({"watermark": "yes"}, "watermark"),
-        ({"grammar": {"type": "regex", "value": "a"}}, "grammar"),
+        ({"grammar": {"type": "regex", "value": 7}}, "grammar"),
         ({"adapter_id": "x"}, "adapter_id"),
         ({"max_new_tokens": "9"}, "max_new_tokens"),
     ],

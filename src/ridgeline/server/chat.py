@@ -77,9 +77,12 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
         **_template_arguments(request, dialogue),
     )
     hearing = _hearing(dialogue, use, text)
-    if use is not None:
-        more["grammar"] = grammar_of(use, dialogue, service.tokenizer, text)
     params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
+    calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
+    if calls is not None and params.grammar is not None:
+        raise InvalidRequest("calls that tools force leave no room for another grammar; ask for one of them", "tools")
+    if calls is not None:
+        params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)
     return Plan(head, request, text, job, hearing, dialogue.short_ids, service.warned(headers, text))

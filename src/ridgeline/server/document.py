@@ -15,6 +15,7 @@ from ridgeline import __version__
 from ridgeline.server import replies as r
 from ridgeline.server import schema as s
 from ridgeline.server.bounds import narrow
+from ridgeline.server.errors import OpenAIErrors, shape_of
 from ridgeline.server.service import Service
 
 _JSON, _SSE = "application/json", "text/event-stream"
@@ -62,7 +63,7 @@ class Operation(msgspec.Struct, frozen=True):
 
     @property
     def openai(self) -> bool:
-        return self.path.startswith("/v1/")
+        return isinstance(shape_of(self.path), OpenAIErrors)
 
     def all_statuses(self) -> tuple[int, ...]:
         """But for success."""

@@ -106,7 +106,7 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         "frequency_penalty": r.frequency_penalty, "presence_penalty": r.presence_penalty,
         "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
         "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
-        "watermark": watermark_of(service, r.watermark),
+        "watermark": watermark_of(service, r.watermark), "grammar": grammar_of(r),
     }  # fmt: skip
     given |= more | _candidates(r, service, more.get("logprobs"))
     return SamplingParams(
@@ -115,7 +115,6 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         bad_words=_bad_words(r.bad_words or [], service.tokenizer),
         logit_bias=_logit_bias(r.logit_bias or {}),
         seed=_seed(r.seed),
-        grammar=grammar_of(r),
         **{name: value for name, value in given.items() if value is not None},
     )
 
