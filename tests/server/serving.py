@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import json
+import struct
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -28,6 +29,7 @@ from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import (
     CANCELLED,
+    EMBEDDED,
     EOS,
     FAILED,
     LENGTH,
@@ -140,6 +142,9 @@ class FakeClient:
         p, id = request.params, request.id
         if at == self.crash_at:
             return Delta(id, choice, (), "", FAILED)
+        if p.embed:
+            size = len(request.prompt)
+            return Delta(id, choice, (), "", EMBEDDED, vector=struct.pack("<3f", 3, 4, 0 if size == 1 else size))
         chosen = self._script[at % len(self._script)]
         prompt = None
         if p.prompt_logprobs and choice == 0 and at == 0:

@@ -1,37 +1,20 @@
-"""POST /v1/embeddings over an engine that makes vectors of its fake hidden states."""
+"""POST /v1/embeddings over a fake whose vectors are (3, 4, number of tokens)."""
 
 from __future__ import annotations
 
 import base64
-import struct
 
 import numpy as np
 import pytest
 from serving import Server, byte_tokenizer
 
 from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import EMBEDDED, Delta
 
 PATH = "/v1/embeddings"
 
 
-class Vectors(Server):
-    """Its vectors are (3, 4, number of tokens)."""
-
-    @classmethod
-    def new(cls, **config):
-        server = super().new(**config)
-
-        def advance(request, choice, text, at):
-            vector = struct.pack("<3f", 3, 4, 0 if len(request.prompt) == 1 else len(request.prompt))
-            return Delta(request.id, choice, (), "", EMBEDDED, None, 0, vector)
-
-        server.client._advance = advance
-        return server
-
-
 def embed(given, server: Server | None = None, **fields):
-    return (server or Vectors.new()).post(PATH, {"input": given, **fields})
+    return (server or Server.new()).post(PATH, {"input": given, **fields})
 
 
 def ids_of(text: str) -> list[int]:
@@ -49,7 +32,7 @@ def test_a_vector_has_openais_shape_and_unit_length():
 
 @pytest.mark.parametrize("given", ["abc", ["abc"], ids_of("abc"), [ids_of("abc")]], ids=str)
 def test_the_four_shapes_of_input(given):
-    server = Vectors.new()
+    server = Server.new()
     assert len(embed(given, server).json["data"]) == 1
     (submitted,) = server.client.submitted
     assert list(submitted.prompt) == ids_of("abc")
@@ -77,7 +60,7 @@ def test_dimensions_cut_before_the_length_is_one():
 
 
 def test_pooling_is_the_servers_setting():
-    server = Vectors.new(pooling="mean")
+    server = Server.new(pooling="mean")
     embed("abc", server)
     assert server.client.submitted[0].params.embed == "mean"
 
@@ -99,7 +82,7 @@ def test_pooling_is_the_servers_setting():
     ids=lambda x: str(x)[:30],
 )
 def test_bad_requests_are_400_and_named(fields, param):
-    reply = Vectors.new().post(PATH, fields)
+    reply = Server.new().post(PATH, fields)
     assert reply.status == 400 and reply.json["error"]["param"] == param, reply.body
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from ridgeline.config import WATERMARKS
 from ridgeline.engine.params import MAX_BIAS, MAX_STOP_IDS, MAX_TOP_LOGPROBS
 from ridgeline.server.service import Service
 
@@ -73,7 +74,14 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
         "GenerateRequest": {"inputs": {"minLength": 1}},
         "Truncation": {"truncate": _range(1, service.max_input_tokens)},
         "ChatTokenizeRequest": {"messages": {"minItems": 1}, "model": common["model"]},
-        "Message": {"role": {"enum": ["assistant", "developer", "system", "user"]}},
+        "PromptRequest": {"model": common["model"]},
+        "DetokenizeRequest": {"tokens": {"items": _token(service)}, "model": common["model"]},
+        "DetectRequest": {"token_ids": {"items": _token(service)}, "scheme": {"enum": [None, *WATERMARKS]}},
+        "EmbeddingRequest": {
+            "input": _prompts(service), "model": common["model"], "dimensions": {"minimum": 1},
+            "encoding_format": {"enum": [None, "float", "base64"]}, "cache_salt": common["cache_salt"],
+        },
+        "Message": {"role": {"enum": ["assistant", "developer", "system", "tool", "user"]}},
         "Parameters": {
             "best_of": _range(1, config.max_best_of), "temperature": _above(0, 100),
             "repetition_penalty": _above(0, 100), "frequency_penalty": _range(-2, 2), "top_k": _range(1, 1 << 30),

@@ -12,13 +12,17 @@ from typing import Any
 import msgspec
 
 from ridgeline import __version__
+from ridgeline.engine.detection import Finding
 from ridgeline.server import replies as r
 from ridgeline.server import schema as s
 from ridgeline.server.bounds import narrow
+from ridgeline.server.embeddings import EmbeddingRequest
 from ridgeline.server.errors import OpenAIErrors, shape_of
 from ridgeline.server.service import Service
+from ridgeline.server.tokens import DetokenizeRequest, PromptRequest
 
 _JSON, _SSE = "application/json", "text/event-stream"
+_PAGES = {"/docs": "text/html", "/metrics": "text/plain"}
 _WORDS = {  # of every status that routes with a body may answer
     400: "The request breaks a rule; the message names the field",
     401: "No API key, or an unknown one, where the server asks for keys",
@@ -84,6 +88,7 @@ _ANY = (dict[str, Any],)
 _HEALTH = "200 where requests are served"
 OPERATIONS = (
     *(Operation("GET", path, _HEALTH, statuses=(403, 503)) for path in ("/", "/health", "/ping")),
+    Operation("GET", "/metrics", "What Prometheus reads", statuses=(401, 403)),
     Operation("GET", "/info", "The model and the server's limits", (r.Info,), statuses=(401, 403)),
     Operation("GET", "/v1/models", "Names of the model", (r.Models,), statuses=(401, 403)),
     Operation("GET", "/v1/models/{id}", "One of them", (r.Model,), statuses=(401, 403, 404)),
@@ -96,7 +101,9 @@ OPERATIONS = (
     Operation("POST", "/generate", "Continue a text", (r.GenerateReply,), _TEXT),
     Operation("POST", "/generate_stream", "Continue a text, token by token", (), _TEXT, (r.StreamReply,)),
     Operation("POST", "/", "Either, as `stream` says", (list[r.GenerateReply],), _TEXT, (r.StreamReply,)),
-    Operation("POST", "/tokenize", "The tokens of a text", (list[r.SimpleToken],), (s.TokenizeRequest,)),
+    Operation("POST", "/tokenize", "The tokens of a text; `prompt` and `messages` are vLLM's",
+              (list[r.SimpleToken], r.Counted), (s.TokenizeRequest, PromptRequest), statuses=(404,)),
+    Operation("POST", "/detokenize", "The text of tokens", (r.Detokenized,), (DetokenizeRequest,), statuses=(404,)),
     Operation("POST", "/chat_tokenize", "The tokens of a chat", (r.ChatTokenizeReply,), (ChatTokenizeRequest,),
               statuses=(404,)),
     Operation("POST", "/invocations", "SageMaker's: any of three bodies",
@@ -106,6 +113,8 @@ OPERATIONS = (
               statuses=(404,)),
     Operation("POST", "/v1/chat/completions", "Answer a chat", (r.ChatCompletion,), _CHAT, (r.ChatChunk,)),
     Operation("POST", "/v1/completions", "Continue texts", (r.Completion,), _COMPLETION, (r.Completion,)),
+    Operation("POST", "/v1/embeddings", "Vectors of texts", (r.Embeddings,), (EmbeddingRequest,), statuses=(404,)),
+    Operation("POST", "/watermark/detect", "Whether a text is marked", (Finding,), (s.DetectRequest,)),
 )  # fmt: skip
 
 
@@ -131,8 +140,8 @@ def _operation(o: Operation, told: dict[Any, Any]) -> dict[str, Any]:
     good: dict[str, Any] = {_JSON: {"schema": _any(told, o.reply)}} if o.reply else {}
     if o.event:
         good[_SSE] = {"itemSchema": _event(_any(told, o.event), ends=o.event != (r.StreamReply,))}
-    if o.path == "/docs":
-        good = {"text/html": {"schema": {"type": "string"}}}
+    if page_type := _PAGES.get(o.path):
+        good = {page_type: {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {"200": {"description": o.says, **({"content": good} if good else {})}}
     for status in o.all_statuses():
         responses[str(status)] = {"description": _WORDS[status], "content": error}

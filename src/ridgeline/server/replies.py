@@ -82,6 +82,37 @@ class ChatTokenizeReply(Struct):
     templated_text: str
 
 
+class Counted(Struct):
+    """vLLM's: the ids of a prompt."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | UnsetType = UNSET
+
+
+class Detokenized(Struct):
+    prompt: str
+
+
+class Embedding(Struct):
+    object: str
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingUsage(Struct):
+    prompt_tokens: int
+    total_tokens: int
+
+
+class Embeddings(Struct):
+    object: str
+    data: list[Embedding]
+    model: str
+    usage: EmbeddingUsage
+
+
 class Predictions(Struct):
     predictions: list[str]
 

@@ -18,7 +18,7 @@ from ridgeline.server.service import Service
 from ridgeline.server.tgi_tokens import tokens_of
 
 
-class TokenizeRequest(msgspec.Struct):
+class PromptRequest(msgspec.Struct):
     prompt: str
     model: str | None = None
     add_special_tokens: bool | None = None
@@ -43,7 +43,7 @@ def _tokenized(service: Service, body: bytes) -> Reply:
     if "messages" in given:
         plan = understand(service, body)
         return Reply(_counted(service, list(plan.job.prompt)), headers=plan.headers)
-    request, headers = decode_openai(body, TokenizeRequest, service.config.strict)
+    request, headers = decode_openai(body, PromptRequest, service.config.strict)
     service.check_model(request.model)
     ids = service.tokenizer.encode(request.prompt, add_special=request.add_special_tokens is not False)
     found = _counted(service, ids)
