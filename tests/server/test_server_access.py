@@ -65,6 +65,12 @@ def test_the_table_says_what_each_route_needs():
     assert scope_of("POST", "/") == scope_of("GET", "/health/x") == scope_of("GET", "/metrics\n") == "user"
 
 
+def test_a_health_route_of_ones_own_needs_no_key():
+    for path, status in (("/well", 200), ("/health", 200), ("/info", 401)):
+        server = Server.new(access=AccessConfig(api_key="secret"), health_route="/well")
+        assert ask(server, "GET", path).status == status
+
+
 @pytest.mark.parametrize(("method", "path"), ROUTES)
 def test_every_route_with_keys(keyed, method, path):
     new, secrets = keyed

@@ -44,10 +44,10 @@ def scope_of(method: str, path: str) -> str:
 
 
 class Access:
-    """The rules of one server."""
+    """The rules of one server. `health`: one more path that tells of its health (ServerConfig.health_route)."""
 
-    def __init__(self, config: AccessConfig, hub: Hub) -> None:
-        self._config, self._hub = config, hub
+    def __init__(self, config: AccessConfig, hub: Hub, health: str = "") -> None:
+        self._config, self._hub, self._health = config, hub, health
         self._keys, self._quotas = KeyRing(config.api_keys, config.api_key), Quotas()
 
     def admit(self, scope: Scope, record: Record) -> AbstractContextManager[None]:
@@ -56,7 +56,7 @@ class Access:
         Sets the record's key, and makes the key's name the tenant, as if a header had said so.
         """
         headers = headers_of(scope)
-        needed = scope_of(scope["method"], scope["path"])
+        needed = scope_of(scope["method"], "/health" if scope["path"] == self._health else scope["path"])
         if not self._keys or self._config.allowed_hosts:
             self._check_host(headers.get("host"))
         if not self._keys:

@@ -77,9 +77,10 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
         finally:
             hub.stop()
 
+    access = Access(config.access, hub, config.health_route)
     app = Starlette(
         routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
-        middleware=[*_cors(config.access), Middleware(Front, Access(config.access, hub), observers(config, hub))],
+        middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub))],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
