@@ -1,10 +1,21 @@
-"""Fixtures shared by all tests: the backends."""
+"""Fixtures shared by all tests: the backends, and Ctrl-C."""
 
 from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
 
 import pytest
 
 from ridgeline.backends.base import Backend
+
+
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Ctrl-C is heard, here and in processes that are started; whoever started the tests may have had it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(params=["reference", "cpu", "torch"])

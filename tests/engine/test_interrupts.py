@@ -16,14 +16,7 @@ from ridgeline.engine.client import LocalClient
 PROMPTS = [prompt_of(20 + 9 * i, i) for i in range(4)]
 PARAMS = SamplingParams(n=2, max_tokens=6, seed=7)
 PLACES = ("ridgeline/engine", "ridgeline/llm.py")
-
-
-@pytest.fixture(autouse=True)
-def heard():
-    """Whoever started the tests may have had the signal ignored."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+pytestmark = pytest.mark.usefixtures("heard")
 
 
 @pytest.fixture(scope="module")

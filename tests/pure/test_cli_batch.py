@@ -222,7 +222,7 @@ def test_killed_runs_add_up_to_a_whole_one(cli, files, tmp_path):
     assert files.out.read_bytes().endswith(b"\n") and len(whole) == 92
 
 
-def test_ctrl_c_keeps_what_is_done(cli, files):
+def test_ctrl_c_keeps_what_is_done(cli, files, heard):
     process = files.ask(*mixed(120)).start()
     assert grown(process, files.out, 1)
     process.send_signal(signal.SIGINT)

@@ -6,12 +6,14 @@ replay finds the same. Works on copies; the matcher it is given does not move.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from llguidance import LLMatcher
 
-from ridgeline.guidance.vocabulary import Vocabulary
+if TYPE_CHECKING:  # llguidance is loaded with the first grammar
+    from llguidance import LLMatcher
+
+    from ridgeline.guidance.vocabulary import Vocabulary
 
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 

@@ -6,14 +6,17 @@ not know sequences, batches or threads; each call takes a fraction of a millisec
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
-from llguidance import LLMatcher
 
 from ridgeline.guidance import closing
-from ridgeline.guidance.vocabulary import Vocabulary
+
+if TYPE_CHECKING:  # llguidance is loaded with the first grammar
+    from llguidance import LLMatcher
+
+    from ridgeline.guidance.vocabulary import Vocabulary
 
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
