@@ -34,7 +34,7 @@ def openai(live):
 @pytest.fixture
 def guided(live):
     """Skips where nothing obeys grammars yet."""
-    pytest.importorskip("ridgeline.engine.grammar", reason="grammars are not built in this engine")
+    pytest.importorskip("ridgeline.guidance.grammar", reason="grammars are not built in this engine")
 
 
 def run_client(name: str, url: str) -> None:

@@ -62,11 +62,12 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     if not allowed:
         return None
     schemas = {t.function.name: t.function.parameters or {} for t in tools if t.function.name in allowed}
+    named = isinstance(request.tool_choice, dict) and request.tool_choice.get("type") == "function"
     return ToolUse(
         [_shown(raw) for raw in request.tools or ()],
         schemas,
         forced,
-        request.parallel_tool_calls is not False,
+        request.parallel_tool_calls is not False and not named,  # a named tool is called once
         any(tool.function.strict for tool in tools),
     )
 
