@@ -116,3 +116,22 @@ def test_an_answer_may_take_longer_than_a_head():
             connection.request("POST", "/generate", b'{"inputs": "a"}', {"content-type": "application/json"})
             assert b"generated_text" in connection.getresponse().read()
         connection.close()
+
+
+def test_a_head_without_end_is_cut_off():
+    with serving(ServerConfig(ENGINE, port=0)) as port, socket.create_connection(("127.0.0.1", port), 30) as endless:
+        endless.sendall(HEAD)
+        with pytest.raises(ConnectionError):
+            for _ in range(1000):
+                endless.sendall(b"x-more: " + b"y" * 1000 + b"\r\n")
+                time.sleep(0.001)
+
+
+def test_bodies_are_no_part_of_heads():
+    body = json.dumps({"inputs": "a" * 300_000, "parameters": {"truncate": 5, "max_new_tokens": 2}})
+    with serving(ServerConfig(ENGINE, port=0)) as port:
+        kept = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        for _ in range(2):
+            kept.request("POST", "/generate", body, {"content-type": "application/json"})
+            reply = kept.getresponse()
+            assert reply.status == 200 and reply.read()

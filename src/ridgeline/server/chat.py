@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +14,11 @@ from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import Job
+from ridgeline.server.hub import Event, Job
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
 from ridgeline.server.schema import ChatRequest, decode_openai
-from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
+from ridgeline.server.service import Choice, Service, best, collect, spoken
 from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
 from ridgeline.server.tools import ToolUse, grammar_of, special_id, tool_use
 from ridgeline.text.dialogue import Dialogue
@@ -57,7 +57,8 @@ async def chat(service: Service, call: Call) -> Reply | Events:
     """Answer one conversation, whole or as a stream."""
     plan = await submitted(understand, service, call)
     if plan.request.stream:
-        return Events(_lines(service, plan, call), plan.headers)
+        lines = _Lines(service, plan)
+        return Events(lines.begin(), lines.event, lines.end, plan.headers)
     return Reply(answer(service, plan, await collect(call.stream, [plan.params.n])), headers=plan.headers)
 
 
@@ -179,38 +180,36 @@ def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, A
     return {"content": listed, "refusal": None}
 
 
-async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
-    """Role first, then content, then an empty delta with the finish reason, per choice; usage if asked; the end."""
-    pending = {"usage": None} if plan.request.include_usage else {}
+class _Lines:
+    """A stream's lines: role first, then content, then an empty delta with the finish reason, per choice."""
 
-    def line(choice: dict[str, Any]) -> bytes:
-        return sse.data(plan.head.wrap("chat.completion.chunk", [choice], **pending))
+    def __init__(self, service: Service, plan: Plan) -> None:
+        self._tokenizer, self._plan, choices = service.tokenizer, plan, range(plan.params.n)
+        self._line = plan.head.line("chat.completion.chunk", **({"usage": None} if plan.request.include_usage else {}))
+        self._speeches = [plan.speech(i) for i in choices]
+        self._thoughts = [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices]
+        self._generated = self._cached = 0
 
-    def tally() -> dict[str, Any]:
-        return usage(len(plan.job.prompt), generated, cached, sum(t.tokens for t in thoughts))
+    def begin(self) -> bytes:
+        role = {"role": "assistant", "content": ""}
+        return b"".join(self._line([_piece(i, role)]) for i in range(self._plan.params.n))
 
-    choices = range(plan.params.n)
-    yield b"".join(line(_piece(i, {"role": "assistant", "content": ""})) for i in choices)
-    generated = cached = 0
-    speeches, thoughts = (
-        [plan.speech(i) for i in choices],
-        [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices],
-    )
-    async for event in deltas(call.stream):
-        if event is None:
-            yield sse.KEEP_ALIVE
-            continue
-        delta = event.delta
-        generated += len(delta.tokens)
-        cached = max(cached, delta.cached)
-        thoughts[delta.choice].add(delta.tokens)
-        for piece in _pieces(service.tokenizer, plan, speeches[delta.choice], delta):
-            yield line(piece)
+    def event(self, event: Event) -> bytes:
+        delta, speech = event.delta, self._speeches[event.delta.choice]
+        self._generated += len(delta.tokens)
+        self._cached = max(self._cached, delta.cached)
+        self._thoughts[delta.choice].add(delta.tokens)
+        pieces = _pieces(self._tokenizer, self._plan, speech, delta)
         if delta.finish is not None:
-            yield line(_piece(delta.choice, {}) | {"finish_reason": _finish(delta.finish, speeches[delta.choice])})
-    if plan.request.include_usage:
-        yield sse.data(plan.head.wrap("chat.completion.chunk", [], usage=tally()))
-    yield sse.DONE
+            pieces.append(_piece(delta.choice, {}) | {"finish_reason": _finish(delta.finish, speech)})
+        return b"".join(self._line([piece]) for piece in pieces)
+
+    def end(self) -> bytes:
+        if not self._plan.request.include_usage:
+            return sse.DONE
+        thoughts = sum(t.tokens for t in self._thoughts)
+        count = usage(len(self._plan.job.prompt), self._generated, self._cached, thoughts)
+        return sse.data(self._plan.head.wrap("chat.completion.chunk", [], usage=count)) + sse.DONE
 
 
 def _piece(index: int, delta: dict[str, Any]) -> dict[str, Any]:

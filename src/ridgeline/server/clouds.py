@@ -5,14 +5,13 @@ Both take the bodies of other routes; a body is what its first field of `inputs`
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 
 from ridgeline.engine.records import Terms
-from ridgeline.errors import InvalidRequest, RidgelineError
+from ridgeline.errors import InvalidRequest
 from ridgeline.server import tgi
 from ridgeline.server.chat import chat
 from ridgeline.server.chat import understand as understand_chat
@@ -34,18 +33,7 @@ async def invocations(service: Service, call: Call) -> Reply | Events:
     if "messages" not in raw and "prompt" not in raw:
         raise InvalidRequest("the body has none of inputs, messages and prompt; give one of them")
     answer = await (chat if "messages" in raw else completions)(service, call)
-    return replace(answer, lines=_as_openai(answer.lines)) if isinstance(answer, Events) else answer
-
-
-async def _as_openai(lines: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
-    """OpenAI's stream, errors included."""
-    try:
-        async for line in lines:
-            yield line
-    except RidgelineError as error:
-        yield OpenAIErrors().in_stream(error)
-    finally:
-        await lines.aclose()
+    return replace(answer, errors=OpenAIErrors()) if isinstance(answer, Events) else answer
 
 
 @dataclass(frozen=True)

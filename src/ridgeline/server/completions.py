@@ -7,12 +7,11 @@ Choices are numbered prompt by prompt: prompt p's choice c has index p * n + c. 
 from __future__ import annotations
 
 import sys
-from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
-from ridgeline.engine.records import LENGTH, Token
+from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
@@ -21,7 +20,7 @@ from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
-from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
+from ridgeline.server.service import Choice, Service, best, collect, spoken
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -50,7 +49,8 @@ async def completions(service: Service, call: Call) -> Reply | Events:
     """Continue every prompt, whole or as one interleaved stream."""
     plan = await submitted(understand, service, call)
     if plan.request.stream:
-        return Events(_lines(service, plan, call), plan.headers)
+        lines = _Lines(service, plan)
+        return Events(b"", lines.event, lines.end, plan.headers)
     done = await collect(call.stream, [plan.params.n] * len(plan.prompts))
     return Reply(answer(service, plan, done), headers=plan.headers)
 
@@ -120,7 +120,7 @@ class _Streamed:
 
     def __init__(self, service: Service, plan: Plan, event: Event) -> None:
         self._plan, self._prompt = plan, plan.prompts[event.job]
-        self._lists = LogprobLists(service.tokenizer, plan.params)
+        self._lists = None if plan.request.logprobs is None else LogprobLists(service.tokenizer, plan.params)
         self._length = 0
         self._index = event.job * plan.params.n + event.delta.choice
         self._begun = False
@@ -128,19 +128,10 @@ class _Streamed:
     def pieces(self, event: Event) -> list[dict[str, Any]]:
         """The chunks of an event: content where there is any, then an empty one with the finish reason."""
         plan, delta = self._plan, event.delta
-        text, tokens = "", list[Token]()
-        if plan.request.echo and not self._begun:
-            text = self._prompt.text
-            self._lists.add_prompt(self._prompt, delta.prompt or ())
+        text = self._prompt.text if plan.request.echo and not self._begun else ""
+        text += "" if plan.dropped else delta.text
+        logprobs = None if self._lists is None else self._logprobs(self._lists, delta, len(text))
         self._begun = True
-        if not plan.dropped:
-            text += delta.text
-            tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids)
-        self._length += len(text)
-        scored = plan.request.logprobs is not None
-        # Before the end, text that may begin a stop string is held back: offsets are ahead of it.
-        self._lists.add(tokens, sys.maxsize if delta.finish is None else self._length)
-        logprobs = self._lists.take() if scored else None
         found = []
         if text or (logprobs is not None and logprobs["tokens"]):
             found.append(_piece(self._index, text, logprobs, None))
@@ -149,23 +140,37 @@ class _Streamed:
             found.append(_piece(self._index, "", None, FINISH[finish]))
         return found
 
+    def _logprobs(self, lists: LogprobLists, delta: Delta, characters: int) -> dict[str, Any]:
+        """Those of a delta that says so much."""
+        plan = self._plan
+        if plan.request.echo and not self._begun:
+            lists.add_prompt(self._prompt, delta.prompt or ())
+        self._length += characters
+        tokens = [] if plan.dropped else spoken(delta.tokens, delta.finish, plan.params.stop_token_ids)
+        # Before the end, text that may begin a stop string is held back: offsets are ahead of it.
+        lists.add(tokens, sys.maxsize if delta.finish is None else self._length)
+        return lists.take()
 
-async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
-    pending = {"usage": None} if plan.request.include_usage else {}
-    choices: dict[tuple[int, int], _Streamed] = {}
-    generated, cached = 0, dict.fromkeys(range(len(plan.prompts)), 0)
-    async for event in deltas(call.stream):
-        if event is None:
-            yield sse.KEEP_ALIVE
-            continue
-        generated += 0 if plan.dropped else len(event.delta.tokens)
-        cached[event.job] = max(cached[event.job], event.delta.cached)
+
+class _Lines:
+    """A stream's lines."""
+
+    def __init__(self, service: Service, plan: Plan) -> None:
+        self._service, self._plan = service, plan
+        self._line = plan.head.line("text_completion", **({"usage": None} if plan.request.include_usage else {}))
+        self._choices: dict[tuple[int, int], _Streamed] = {}
+        self._generated, self._cached = 0, [0] * len(plan.prompts)
+
+    def event(self, event: Event) -> bytes:
+        self._generated += 0 if self._plan.dropped else len(event.delta.tokens)
+        self._cached[event.job] = max(self._cached[event.job], event.delta.cached)
         key = event.job, event.delta.choice
-        if key not in choices:
-            choices[key] = _Streamed(service, plan, event)
-        for piece in choices[key].pieces(event):
-            yield sse.data(plan.head.wrap("text_completion", [piece], **pending))
-    if plan.request.include_usage:
-        count = usage(plan.prompt_tokens, generated, sum(cached.values()))
-        yield sse.data(plan.head.wrap("text_completion", [], usage=count))
-    yield sse.DONE
+        if key not in self._choices:
+            self._choices[key] = _Streamed(self._service, self._plan, event)
+        return b"".join(self._line([piece]) for piece in self._choices[key].pieces(event))
+
+    def end(self) -> bytes:
+        if not self._plan.request.include_usage:
+            return sse.DONE
+        count = usage(self._plan.prompt_tokens, self._generated, sum(self._cached))
+        return sse.data(self._plan.head.wrap("text_completion", [], usage=count)) + sse.DONE

@@ -7,9 +7,8 @@ request means.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 from ridgeline.errors import RidgelineError
 from ridgeline.server import sse
 from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Reply
-from ridgeline.server.hub import Hub, Stream
+from ridgeline.server.hub import Event, Hub, Stream
 from ridgeline.server.keys import Key
 from ridgeline.server.record import Record, headers_of, record_of
 
@@ -43,10 +42,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Events:
-    """A streamed answer: `lines` are complete server-sent events."""
+    """A streamed answer, all of it complete server-sent events: what it begins with, what each delta says, its end.
 
-    lines: AsyncGenerator[bytes, None]
+    Plain calls, because one is made for every token. `errors` where they are not spelt as the route spells them.
+    """
+
+    begin: bytes
+    event: Callable[[Event], bytes]
+    end: Callable[[], bytes]
     headers: Mapping[str, str] = field(default_factory=dict)
+    errors: ErrorShape | None = None
 
 
 Handler = Callable[[Call], Awaitable["Reply | Events"]]
@@ -94,21 +99,24 @@ class Endpoint:
                 await self._send_events(send, answer, stream)
 
     async def _send_events(self, send: Send, answer: Events, stream: Stream) -> None:
+        errors = answer.errors or self._errors
         await send(_start(200, {**sse.HEADERS, **answer.headers}))
-        async with contextlib.aclosing(answer.lines) as lines:
-            try:
-                async for line in lines:
-                    shown = stream.sign_of_life() if line is sse.KEEP_ALIVE else line
-                    await send({"type": "http.response.body", "body": shown, "more_body": True})
-            except RidgelineError as error:
-                stream.record.error = error.kind
-                await send({"type": "http.response.body", "body": self._errors.in_stream(error), "more_body": True})
-            except Exception:
-                log.exception("a stream failed")
-                stream.record.error = Incomplete.kind
-                last = self._errors.in_stream(_unforeseen())
-                await send({"type": "http.response.body", "body": last, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        try:
+            await _send_piece(send, answer.begin)
+            async for batch in stream.batches():
+                await _send_piece(send, b"".join(map(answer.event, batch)) if batch else stream.sign_of_life())
+            last = answer.end()
+        except RidgelineError as error:
+            stream.record.error, last = error.kind, errors.in_stream(error)
+        except Exception:
+            log.exception("a stream failed")
+            stream.record.error, last = Incomplete.kind, errors.in_stream(_unforeseen())
+        await send({"type": "http.response.body", "body": last})
+
+
+async def _send_piece(send: Send, piece: bytes) -> None:
+    if piece:
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
 
 
 def _unforeseen() -> Incomplete:

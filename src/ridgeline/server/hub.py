@@ -8,34 +8,22 @@ has not ended, and a reader who falls behind pauses it. Must not know any API's 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient, check_grammar
-from ridgeline.engine.params import SamplingParams
-from ridgeline.engine.records import (
-    CANCELLED,
-    EXPIRED,
-    FAILED,
-    NO_MEMORY,
-    NO_TERMS,
-    UNDELIVERED,
-    UNGUIDED,
-    Delta,
-    Terms,
-)
-from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
+from ridgeline.engine.records import CANCELLED, EXPIRED, NO_TERMS, UNDELIVERED, Delta, Terms
+from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
 from ridgeline.server import sse
 from ridgeline.server.errors import Unhealthy
+from ridgeline.server.jobs import BROKEN, Event, Job, size_of
 from ridgeline.server.metrics import Metrics
 from ridgeline.server.record import Record
 
@@ -46,33 +34,8 @@ THREADS = 4
 _REMEMBERED = 4096  # HTTP requests
 _ENDING = "the server is shutting down"
 _RETRY_S = 1.0  # by then another one may serve at this address
-_BROKEN: dict[str, Callable[[], RidgelineError]] = {  # what an end means that is none of an answer
-    CANCELLED: lambda: EngineFailed("the engine was shut down before the answer was complete"),
-    FAILED: lambda: EngineFailed("the engine failed before the answer was complete"),
-    NO_MEMORY: lambda: EngineFailed("the system had no memory left to complete the answer"),
-    UNGUIDED: lambda: EngineFailed("what the grammar allows next could not be found within its bounds"),
-    EXPIRED: lambda: DeadlinePassed("the request's time was up before its answer was complete"),
-    UNDELIVERED: lambda: Undelivered("the answer was read too slowly: what waited was too much for too long"),
-}
-
 T = TypeVar("T")
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Job:
-    """A prompt to continue. An HTTP request may hold several; its events name them by position."""
-
-    prompt: Sequence[int]
-    params: SamplingParams
-
-
-@dataclass(frozen=True)
-class Event:
-    """A delta of the request's job number `job`."""
-
-    job: int
-    delta: Delta
 
 
 class Hub:
@@ -104,6 +67,7 @@ class Hub:
         """Begin pumping into the running event loop."""
         self._loop = asyncio.get_running_loop()
         self._thread.start()
+        self._look()
 
     def stop(self) -> None:
         """End the threads. Waits for a pump that is under way, which may be reloading an engine."""
@@ -167,6 +131,14 @@ class Hub:
         assert self._loop is not None
         return self._loop.call_later(seconds, call)
 
+    def _look(self) -> None:
+        """Now and then: one timer for all streams, where one for each wait of each would cost more than its token."""
+        now = time.perf_counter()
+        for stream in self._streams:
+            stream.look(now)
+        if not self._stopping.is_set():
+            self.later(min(PROGRESS_S, KEEP_ALIVE_S), self._look)
+
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
         self._asked[stream.id] = stream.ids
@@ -219,13 +191,14 @@ class Stream:
         self.ids: list[int] = []
         self._left = 0  # choices that have not ended
         self._limited = self._begun = False  # whether its time is limited; whether it has had a token
-        self._closed = False
+        self._closed = self._broke = False  # whether a choice ended as no answer does
         self._patience: asyncio.TimerHandle | None = None  # with a reader that is behind: the requests are paused
         self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
         self._events: list[Event] = []
         self._waiting = self._taken = 0  # sizes of _events, and of those that the reader has and has not come back from
         self._failure: EngineFailed | None = None
-        self._wake = asyncio.Event()
+        self._sleeper: asyncio.Future[None] | None = None  # of who waits for events
+        self._signed, self._told = time.perf_counter(), (0, 0)  # when there last was a sign of life; the progress told
 
     async def __aenter__(self) -> Stream:
         self._hub.add(self)
@@ -282,42 +255,47 @@ class Stream:
         """
         while self._left > 0 or self._events:
             batch = await self._next()
-            bad = next((i for i, e in enumerate(batch) if e.delta.finish in _BROKEN), None)
-            if bad is None:
-                yield batch
-                continue
-            yield batch[:bad]
-            raise self._broken(batch[bad].delta.finish or "")
+            bad = [i for i, e in enumerate(batch) if e.delta.finish in BROKEN] if self._broke else []
+            yield batch[: bad[0]] if bad else batch
+            if bad:
+                raise self._broken(batch[bad[0]].delta.finish or "")
 
     async def begun(self) -> None:
         """Wait for a sign of the answer, if its time is limited. DeadlinePassed where that was up before."""
         if self._limited:
-            await self._wait(KEEP_ALIVE_S)
+            late = time.perf_counter() + KEEP_ALIVE_S
+            while not self._events and self._failure is None and time.perf_counter() < late:
+                await self._wait()
             if self._events and self._events[0].delta.finish == EXPIRED:
                 raise self._broken(EXPIRED)
 
     def _broken(self, finish: str) -> RidgelineError:
         if finish == EXPIRED and not self._begun:
             return DeadlinePassed("the request's time was up before its first token", self._hub.client.retry_after())
-        return _BROKEN[finish]()
+        return BROKEN[finish]()
 
-    async def _wait(self, seconds: float) -> None:
-        """Until there are events or a failure, but not longer than that."""
-        if not self._events and self._failure is None:
-            self._wake.clear()
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), seconds)
+    async def _wait(self) -> None:
+        """Until there are events, a failure, or so long nothing to say that there should be a sign of life."""
+        if self._events or self._failure is not None:
+            return
+        self._sleeper = asyncio.get_running_loop().create_future()
+        try:
+            await self._sleeper
+        finally:
+            self._sleeper = None
 
-    async def _sign(self) -> None:
-        """Until there is something to say: of a prompt that is being read, or that the connection is alive."""
-        if self._begun or self._events:
-            return await self._wait(KEEP_ALIVE_S)
-        end, told = time.monotonic() + KEEP_ALIVE_S, self._progress()
-        while not self._begun and not self._events and self._failure is None and time.monotonic() < end:
-            await self._wait(min(PROGRESS_S, KEEP_ALIVE_S))
-            if self._progress() != told:
-                return
-        await self._wait(max(end - time.monotonic(), 0.0))
+    def look(self, now: float) -> None:
+        """Wake who waits for its first token and has not been told how far its prompt is read, or has waited long."""
+        if self._sleeper is None:
+            return
+        told = self._told if self._begun else self._progress()
+        if told != self._told or now - max(self._signed, self.record.last) >= KEEP_ALIVE_S:
+            self._told, self._signed = told, now
+            self._rouse()
+
+    def _rouse(self) -> None:
+        if self._sleeper is not None and not self._sleeper.done():
+            self._sleeper.set_result(None)
 
     def _progress(self) -> tuple[int, int]:
         return self._hub.client.progress(self.ids[-1]) if self.ids else (0, 0)
@@ -331,7 +309,7 @@ class Stream:
         self._taken = 0
         if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
             self._resume()
-        await self._sign()
+        await self._wait()
         if not self._events and self._failure is not None:
             raise self._failure
         events, self._events = self._events, []
@@ -342,23 +320,22 @@ class Stream:
         """A delta arrived. Where too many wait for their reader the requests are paused, and given up in the end."""
         if self._failure is not None or self._closed:
             return
-        self._count(event.delta, now)
-        self._events.append(event)
-        self._begun |= bool(event.delta.tokens)
-        self._waiting += _size(event.delta)
-        self._left -= event.delta.finish is not None
-        self._wake.set()
-        if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
-            self._pause()
-
-    def _count(self, delta: Delta, now: float) -> None:
-        record = self.record
-        if delta.tokens and record.tokens(len(delta.tokens), now):
-            self._hub.metrics.gap(record.gap)
+        delta, record = event.delta, self.record
+        if delta.tokens:
+            self._begun = True
+            if record.tokens(len(delta.tokens), now):
+                self._hub.metrics.gap(record.gap)
         if delta.choice == 0:  # the others share its prompt
             record.cached += delta.cached
         if delta.finish is not None:
+            self._left -= 1
             record.finish = delta.finish
+            self._broke |= delta.finish in BROKEN
+        self._events.append(event)
+        self._waiting += size_of(delta)
+        self._rouse()
+        if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
+            self._pause()
 
     def _pause(self) -> None:
         with self._lock:
@@ -385,9 +362,4 @@ class Stream:
     def fail(self, failure: EngineFailed) -> None:
         """No more deltas will come."""
         self._failure = failure
-        self._wake.set()
-
-
-def _size(delta: Delta) -> int:
-    """About the bytes of a delta: its text and tokens. A prompt's logprobs come once, so they need no bound."""
-    return len(delta.text) + sum(16 * (1 + len(t.top)) for t in delta.tokens)
+        self._rouse()

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 from ridgeline.engine.params import MAX_BEAMS, SamplingParams
 from ridgeline.engine.records import EOS, LENGTH, STOP, Terms
 from ridgeline.errors import InvalidRequest
+from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.guided import grammar_of
 from ridgeline.server.http import Call
@@ -45,6 +46,12 @@ class Head:
             "id": self.id, "object": kind, "created": self.created, "model": self.model,
             "system_fingerprint": self.fingerprint, "choices": choices, **more,
         }  # fmt: skip
+
+    def line(self, kind: str, **more: Any) -> Callable[[list[dict[str, Any]]], bytes]:
+        """The same as a line of a stream; what all its lines share is encoded here, once."""
+        first, last = sse.data(self.wrap(kind, [0], **more)).split(b'"choices":[0]')
+        first += b'"choices":'
+        return lambda choices: first + sse.encode(choices) + last
 
 
 class Plan(Protocol):

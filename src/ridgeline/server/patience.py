@@ -1,6 +1,7 @@
-"""Patience with connections: one that has not sent the head of a request for long is closed, so none holds on for good.
+"""Patience with connections: one that has not sent the head of a request for long is closed, so none holds on for good,
+nor one whose head is endless.
 
-uvicorn's own time-out begins after an answer only, and ends with the next byte.
+uvicorn's own time-out begins after an answer only, and ends with the next byte; it keeps any number of headers.
 """
 
 from __future__ import annotations
@@ -8,19 +9,35 @@ from __future__ import annotations
 import asyncio
 import logging
 
-from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+HEAD_BYTES = 64 << 10  # of a request line and headers
 _NOTHING = object()
 
 
 def patient(seconds: float) -> type[asyncio.Protocol]:
     """uvicorn's protocol for HTTP, with connections closed after one to two times so many seconds without a request."""
 
-    class Patient(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
+    class Patient(HttpToolsProtocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._before: object = _NOTHING
+            self._in_head, self._taken = True, 0  # whether a head is due or under way; bytes since the last request
             self._look()
+
+        def data_received(self, data: bytes) -> None:
+            self._taken += len(data)
+            super().data_received(data)
+            if self._in_head and self._taken > HEAD_BYTES:
+                self.transport.close()
+
+        def on_headers_complete(self) -> None:
+            self._in_head = False
+            super().on_headers_complete()
+
+        def on_message_complete(self) -> None:
+            self._in_head, self._taken = True, 0
+            super().on_message_complete()
 
         def _look(self) -> None:
             waits = self.cycle is None or self.cycle.response_complete

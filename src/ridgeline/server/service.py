@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token, most_tokens
 from ridgeline.errors import ConfigError, InvalidRequest, ModelNotFound
-from ridgeline.server.hub import Event, Stream
+from ridgeline.server.hub import Stream
 from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.template import ChatTemplate, require_template
@@ -145,15 +144,6 @@ async def collect(stream: Stream, shape: list[int]) -> list[list[Choice]]:
         for event in batch:
             done[event.job][event.delta.choice].add(event.delta)
     return done
-
-
-async def deltas(stream: Stream) -> AsyncIterator[Event | None]:
-    """Events one by one; None where nothing came for so long that the connection needs a sign of life."""
-    async for batch in stream.batches():
-        if not batch:
-            yield None
-        for event in batch:
-            yield event
 
 
 def spoken(tokens: tuple[Token, ...] | list[Token], finish: str | None, stop_ids: tuple[int, ...]) -> list[Token]:

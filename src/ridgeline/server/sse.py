@@ -10,7 +10,7 @@ DONE = b"data: [DONE]\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 HEADERS = {"content-type": "text/event-stream", "cache-control": "no-cache", "x-accel-buffering": "no"}
 
-_ENCODER = msgspec.json.Encoder()
+encode = msgspec.json.Encoder().encode
 
 
 def prefill(done: int, total: int) -> bytes:
@@ -20,4 +20,4 @@ def prefill(done: int, total: int) -> bytes:
 
 def data(event: Any) -> bytes:
     """One event of JSON. JSON has no raw line break, so one `data:` line always holds it."""
-    return b"data: " + _ENCODER.encode(event) + b"\n\n"
+    return b"data: " + encode(event) + b"\n\n"

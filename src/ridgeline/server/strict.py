@@ -6,7 +6,7 @@ empty; errors are TGI's. Must not know engines.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
 
@@ -58,14 +58,14 @@ def strictly(handler: Handler) -> Handler:
         ends = _Ends(call.stream)
         answer = await handler(service, replace(call, body=msgspec.json.encode(asked), stream=cast(Stream, ends)))
         if isinstance(answer, Events):
-            return replace(answer, lines=_lines(answer.lines, ends))
+            return _Lines(answer, ends).events()
         return replace(answer, body=_whole(answer.body, ends))
 
     return strict
 
 
 class _Ends:
-    """A stream that remembers how each choice ended. Handlers ask for one choice of each prompt."""
+    """How each choice ended; of whole answers, as their stream. Handlers ask for one choice of each prompt."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
@@ -76,8 +76,13 @@ class _Ends:
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         async for batch in self._stream.batches():
-            self.found |= {e.job: e.delta.finish for e in batch if e.delta.finish is not None}
+            for event in batch:
+                self.note(event)
             yield batch
+
+    def note(self, event: Event) -> None:
+        if event.delta.finish is not None:
+            self.found[event.job] = event.delta.finish
 
     def reason(self, index: int, eos: str = "stop") -> str:
         finish = self.found.get(index, EOS)
@@ -146,21 +151,32 @@ def _bare(item: dict[str, Any]) -> dict[str, Any]:
     return {"token": item["token"], "logprob": item["logprob"], **top}
 
 
-async def _lines(lines: AsyncGenerator[bytes, None], ends: _Ends) -> AsyncGenerator[bytes, None]:
-    """The events, each changed; of completions, the last ones wait for the counts."""
-    last: list[dict[str, Any]] = []
-    try:
-        async for block in lines:
-            for line in block.split(b"\n\n")[:-1]:
-                if not line.startswith(b"data: {"):
-                    yield line + b"\n\n"
-                elif (event := _event(msgspec.json.decode(line[6:]), ends, last)) is not None:
-                    yield event
-    finally:
-        await lines.aclose()
+class _Lines:
+    """A stream whose events are changed, each; of completions, the last ones wait for the counts."""
+
+    def __init__(self, usual: Events, ends: _Ends) -> None:
+        self._usual, self._ends = usual, ends
+        self._last: list[dict[str, Any]] = []
+
+    def events(self) -> Events:
+        return replace(self._usual, begin=self._changed(self._usual.begin), event=self._event, end=self._end)
+
+    def _event(self, event: Event) -> bytes:
+        self._ends.note(event)
+        return self._changed(self._usual.event(event))
+
+    def _end(self) -> bytes:
+        return self._changed(self._usual.end())
+
+    def _changed(self, block: bytes) -> bytes:
+        lines = (line + b"\n\n" for line in block.split(b"\n\n")[:-1])
+        return b"".join(self._line(line) if line.startswith(b"data: {") else line for line in lines)
+
+    def _line(self, line: bytes) -> bytes:
+        return _event(msgspec.json.decode(line[6:]), self._ends, self._last)
 
 
-def _event(event: dict[str, Any], ends: _Ends, last: list[dict[str, Any]]) -> bytes | None:
+def _event(event: dict[str, Any], ends: _Ends, last: list[dict[str, Any]]) -> bytes:
     head = _head({name: value for name, value in event.items() if name != "usage"})
     choices, counts = event["choices"], event.get("usage")
     if event["object"] == "text_completion":
@@ -169,9 +185,9 @@ def _event(event: dict[str, Any], ends: _Ends, last: list[dict[str, Any]]) -> by
         (choice,) = choices
         if choice["finish_reason"] is not None:
             last.append(choice | {"finish_reason": ends.reason(choice["index"], "eos_token")})
-            return None
+            return b""
         return sse.data(head | {"choices": [choice | {"finish_reason": ""}]})
     made = [_choice(c, ends) for c in choices]
     if any(c["delta"] == {"role": "assistant", "content": ""} for c in choices):
-        return None  # TGI begins with the first token
+        return b""  # TGI begins with the first token
     return sse.data(head | {"choices": made, **({"usage": _usage(counts)} if counts else {})})

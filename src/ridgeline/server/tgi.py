@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -24,9 +24,9 @@ from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import THREADS, Job
+from ridgeline.server.hub import THREADS, Event, Job
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
-from ridgeline.server.service import Choice, Service, collect, deltas
+from ridgeline.server.service import Choice, Service, collect
 from ridgeline.server.terms import terms_of
 from ridgeline.server.watermark import watermark_of
 from ridgeline.text.detokenize import Detokenizer
@@ -61,7 +61,7 @@ async def legacy(service: Service, call: Call) -> Reply | Events:
     """POST /: the body says whether to stream; a whole answer is a list of one."""
     plan = await call.stream.run(partial(_submit, service, call, None))
     if plan.stream:
-        return _events(service, plan, call)
+        return _events(service, plan)
     reply = await _whole(service, plan, call)
     return Reply([reply.body], headers=reply.headers)
 
@@ -73,7 +73,7 @@ async def generate(service: Service, call: Call) -> Reply:
 
 async def generate_stream(service: Service, call: Call) -> Events:
     """POST /generate_stream."""
-    return _events(service, await call.stream.run(partial(_submit, service, call, True)), call)
+    return _events(service, await call.stream.run(partial(_submit, service, call, True)))
 
 
 def info(service: Service) -> Reply:
@@ -282,29 +282,33 @@ def _compute(plan: Plan) -> dict[str, str]:
     return {"x-compute-type": "cpu", "x-compute-characters": str(len(plan.inputs))}
 
 
-def _events(service: Service, plan: Plan, call: Call) -> Events:
-    return Events(_lines(service, plan, call), {**plan.headers, **_compute(plan)})
+def _events(service: Service, plan: Plan) -> Events:
+    return Events(b"", _Lines(service, plan).event, bytes, {**plan.headers, **_compute(plan)})
 
 
-async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
-    """One event per token; the last also has the whole text and, if asked, the details."""
-    texts, whole, index = _TokenTexts(service.tokenizer), plan.prefix, 0
-    async for event in deltas(call.stream):
-        if event is None:
-            yield sse.KEEP_ALIVE
-            continue
+class _Lines:
+    """A stream's lines, one per token; the last also has the whole text and, if asked, the details."""
+
+    def __init__(self, service: Service, plan: Plan) -> None:
+        self._plan, self._texts = plan, _TokenTexts(service.tokenizer)
+        self._whole, self._index = plan.prefix, 0
+
+    def event(self, event: Event) -> bytes:
         delta = event.delta
-        whole += delta.text
-        for token, record in zip(delta.tokens, texts.records(delta), strict=True):
-            index += 1
-            line: dict[str, Any] = {"index": index, "token": record}
-            if plan.parameters.top_n_tokens:
-                line["top_tokens"] = texts.top(token)
-            line |= {"generated_text": None, "details": None}
-            if delta.finish is not None and token is delta.tokens[-1]:
-                line["generated_text"] = whole
-                line["details"] = _final(plan, delta.finish, index) if plan.parameters.details else None
-            yield sse.data(line)
+        self._whole += delta.text
+        records = zip(delta.tokens, self._texts.records(delta), strict=True)
+        return b"".join(sse.data(self._line(delta, token, record)) for token, record in records)
+
+    def _line(self, delta: Delta, token: Token, record: dict[str, Any]) -> dict[str, Any]:
+        self._index += 1
+        line: dict[str, Any] = {"index": self._index, "token": record}
+        if self._plan.parameters.top_n_tokens:
+            line["top_tokens"] = self._texts.top(token)
+        line |= {"generated_text": None, "details": None}
+        if delta.finish is not None and token is delta.tokens[-1]:
+            line["generated_text"] = self._whole
+            line["details"] = _final(self._plan, delta.finish, self._index) if self._plan.parameters.details else None
+        return line
 
 
 def _final(plan: Plan, finish: str, generated: int) -> dict[str, Any]:

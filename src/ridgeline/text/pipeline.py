@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -30,6 +30,8 @@ class Spelling(msgspec.Struct, frozen=True):
     single: Sequence[str]
 
 
+_CACHED_TOKENS = 1 << 14
+
 BYTE_LEVEL = Spelling(bpe.bytes_of, str.encode, bpe.ALPHABET)
 BYTE_FALLBACK = Spelling(spm.bytes_of, spm.bytes_of, spm.BYTE_PIECES)
 
@@ -42,6 +44,7 @@ class Pipeline:
         self._spelling = spelling
         self._added = backend.get_added_tokens_decoder()
         self.special = frozenset(token_id for token_id, token in self._added.items() if token.special)
+        self.token_bytes = lru_cache(_CACHED_TOKENS)(self._token_bytes)
         self.size: int = max(backend.get_vocab_size(with_added_tokens=True), max(self._added, default=-1) + 1)
 
     def encode(self, text: str, parse_special: bool) -> list[int]:
@@ -72,7 +75,7 @@ class Pipeline:
             place, after_added = (start, stop), is_added
         return spans
 
-    def token_bytes(self, token_id: int) -> bytes:
+    def _token_bytes(self, token_id: int) -> bytes:
         """The exact bytes of one token."""
         if token_id in self._added:
             token = self._added[token_id]
