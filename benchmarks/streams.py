@@ -102,10 +102,10 @@ class Offline:
         command = [sys.executable, __file__, model, "--offline", json.dumps(settings)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
-    def play(self, prompts: list[str], tokens: int) -> float:
-        """Generated tokens a second."""
+    def play(self, prompts: list[str], tokens: int, chat: bool) -> float:
+        """Generated tokens a second, of prompts as they are or as chats."""
         assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps([prompts, tokens]) + "\n")
+        self._process.stdin.write(json.dumps([prompts, tokens, chat]) + "\n")
         self._process.stdin.flush()
         return float(self._process.stdout.readline())
 
@@ -119,10 +119,11 @@ def offline(model: str, settings: dict[str, Any]) -> None:
     """The other end of Offline."""
     llm = LLM(model, **settings)
     for line in sys.stdin:
-        prompts, tokens = json.loads(line)
+        prompts, tokens, chat = json.loads(line)
         params = SamplingParams(max_tokens=tokens, temperature=0, ignore_eos=True)
         begin = time.perf_counter()
-        llm.generate(prompts, params)
+        asked = [llm.chat_prompt([{"role": "user", "content": p}]) for p in prompts] if chat else prompts
+        llm.generate(asked, params)
         print(len(prompts) * tokens / (time.perf_counter() - begin), flush=True)
 
 
@@ -154,7 +155,7 @@ def main() -> None:
             for route in routes:
                 # No route finds what another has left in the prefix cache, and generate runs right beside each.
                 prompts = [f"{route} {p}" for p in prompts_of(args.streams, round)]
-                best = alone.play(prompts, args.tokens)
+                best = alone.play(prompts, args.tokens, "chat" in route)
                 figures = served(port, pid, bodies(route, prompts, args.tokens), args.tokens)
                 figures |= {"share": figures["tokens_s"] / best, "discounted": figures["discounted_s"] / best}
                 if round >= 0:

@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -86,6 +87,22 @@ def test_killing_the_engine_under_eight_streams_changes_no_text(live):
     assert disturbed == undisturbed and len(set(disturbed)) == 8
 
 
+def test_streams_say_what_whole_answers_say(live):
+    """Emoji, CJK and combining marks in real tokens, and stop strings that begin in the middle of one."""
+    prompt = {
+        "prompt": "👩‍👩‍👧 你好, 世界! e\u0301te\u0301 नमस्ते 🇫🇷 👩‍👩‍👧 你好, 世界! e\u0301te\u0301",
+        "max_tokens": 48,
+    }
+    for seed in range(6):
+        body = prompt | {"seed": seed, "temperature": 1.2, "ignore_eos": True}
+        text = ask(live.url, "/v1/completions", body)[1]["choices"][0]["text"]
+        assert streamed_text(live.url, body) == text
+        at = len(text) // 2
+        body["stop"] = [text[at : at + 3]]
+        cut = ask(live.url, "/v1/completions", body)[1]["choices"][0]["text"]
+        assert streamed_text(live.url, body) == cut == text[: text.index(body["stop"][0])]
+
+
 def test_a_client_that_leaves_frees_the_engine(live):
     connection = connect(live.url)
     body = {"prompt": "Count: one, two,", "max_tokens": 450, "ignore_eos": True, "stream": True}
@@ -150,6 +167,8 @@ def test_serve_prints_its_url_answers_and_stops_cleanly(model_file, number):
         assert ask(url, "/health") == (200, None)
         assert ask(url, "/generate", {"inputs": "Hi", "parameters": {"max_new_tokens": 3}})[0] == 200
         assert ask(url, "/generate", {"inputs": ""})[0] == 422
+        (engine,) = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert b"RAYON_NUM_THREADS=1" in Path(f"/proc/{engine}/environ").read_bytes().split(b"\0")
         process.send_signal(number)
         rest, errors = process.communicate(timeout=20)
         assert process.returncode == 0 and rest == "" and errors == ""

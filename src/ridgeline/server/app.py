@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -58,6 +59,7 @@ from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
+ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # or their pools take the engine's cores
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
 
 
@@ -185,6 +187,8 @@ async def _unforeseen(request: Request, fault: Exception) -> Response:
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
+    for name, value in ONE_THREAD.items():  # the engine process inherits them
+        os.environ.setdefault(name, value)
     check(config)
     listener = listen(config)
     try:
