@@ -7,6 +7,7 @@ among each route's statuses.
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from ridgeline.server import schema as s
 from ridgeline.server.bounds import narrow
 from ridgeline.server.embeddings import EmbeddingRequest
 from ridgeline.server.errors import OpenAIErrors, shape_of
+from ridgeline.server.kserve import MODEL, InferRequest
 from ridgeline.server.service import Service
 from ridgeline.server.tokens import DetokenizeRequest, PromptRequest
 
@@ -85,7 +87,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 _TEXT, _CHAT, _COMPLETION = (s.GenerateRequest,), (s.ChatRequest,), (s.CompletionRequest,)
 _ANY = (dict[str, Any],)
-_HEALTH = "200 where requests are served"
+_HEALTH, _MODEL = "200 where requests are served", MODEL.replace(":path", "")
 OPERATIONS = (
     *(Operation("GET", path, _HEALTH, statuses=(403, 503)) for path in ("/", "/health", "/ping")),
     Operation("GET", "/metrics", "What Prometheus reads", statuses=(401, 403)),
@@ -115,6 +117,12 @@ OPERATIONS = (
     Operation("POST", "/v1/completions", "Continue texts", (r.Completion,), _COMPLETION, (r.Completion,)),
     Operation("POST", "/v1/embeddings", "Vectors of texts", (r.Embeddings,), (EmbeddingRequest,), statuses=(404,)),
     Operation("POST", "/watermark/detect", "Whether a text is marked", (Finding,), (s.DetectRequest,)),
+    Operation("GET", "/v2", "KServe's: the server", (r.Served,), statuses=(401, 403)),
+    Operation("GET", "/v2/health/live", "Whether the server runs", (r.Ready,), statuses=(401, 403)),
+    Operation("GET", "/v2/health/ready", "Whether requests are served", (r.Ready,), statuses=(401, 403, 503)),
+    Operation("GET", _MODEL, "KServe's: the model", (r.Served,), statuses=(401, 403, 404)),
+    Operation("GET", f"{_MODEL}/ready", "Whether it is served", (r.Ready,), statuses=(401, 403, 404, 503)),
+    Operation("POST", f"{_MODEL}/infer", "Continue texts", (r.InferReply,), (InferRequest,), statuses=(404,)),
 )  # fmt: skip
 
 
@@ -125,9 +133,10 @@ def document(service: Service) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     narrow(service, components)
     told = dict(zip(ordered, schemas, strict=True))
+    models = () if service.config.tgi_strict else service.names
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told, models)
     for named, route in (("/vertex", service.config.predict_route), ("/health", service.config.health_route)):
         if route:
             paths[route] = paths[named]
@@ -135,7 +144,8 @@ def document(service: Service) -> dict[str, Any]:
     return {"openapi": "3.2.0", "info": about, "paths": paths, "components": {"schemas": components}}
 
 
-def _operation(o: Operation, told: dict[Any, Any]) -> dict[str, Any]:
+def _operation(o: Operation, told: dict[Any, Any], models: tuple[str, ...]) -> dict[str, Any]:
+    """`models`: what a `{model}` in the path may be, where not everything."""
     error = {_JSON: {"schema": told[r.OpenAIError if o.openai else r.TGIError]}}
     good: dict[str, Any] = {_JSON: {"schema": _any(told, o.reply)}} if o.reply else {}
     if o.event:
@@ -148,9 +158,14 @@ def _operation(o: Operation, told: dict[Any, Any]) -> dict[str, Any]:
     made: dict[str, Any] = {"summary": o.says, "responses": responses}
     if o.takes:
         made["requestBody"] = {"required": True, "content": {_JSON: {"schema": _any(told, o.takes)}}}
-    if "{id}" in o.path:
-        made["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if names := re.findall(r"{(\w+)}", o.path):
+        made["parameters"] = [_parameter(name, models) for name in names]
     return made
+
+
+def _parameter(name: str, models: tuple[str, ...]) -> dict[str, Any]:
+    schema = {"enum": [*models]} if name == "model" and models else {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _any(told: dict[Any, Any], kinds: tuple[Any, ...]) -> Any:
