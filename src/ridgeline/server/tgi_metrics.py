@@ -73,12 +73,12 @@ class TGIMetrics:
     def stepped(self, last: StepDelta) -> None:
         """Results of one step or more arrived."""
         for method, steps in zip(_METHODS, (last.counters.reading, last.counters.answering), strict=True):
+            if steps.count < self._seen[method].count:  # a new engine begins at 0
+                self._seen[method] = Steps()
             seen = self._seen[method]
-            if steps.count == seen.count:
-                continue
-            if steps.count < seen.count:  # a new engine begins at 0
-                seen = Steps()
             count = steps.count - seen.count
+            if not count:
+                continue
             forward, decode = (steps.forward_s - seen.forward_s) / count, (steps.decode_s - seen.decode_s) / count
             for what, each in (("forward", forward), ("decode", decode), ("inference", forward + decode)):
                 self._steps[what, method].observe(each, count)
