@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jsonschema
 import pytest
 from serving import ANSWER, TEMPLATE, Answer, Server, byte_tokenizer
 
@@ -188,3 +189,22 @@ def test_what_is_wrong_with_a_body_as_such_is_plain_text(path):
     long = Server.new(tgi_strict=True, payload_limit=50).post(path, {"inputs": "x" * 60})
     for answer, status in ((typed, 415), (long, 413)):
         assert answer.status == status and answer.headers["content-type"].startswith("text/plain")
+
+
+def test_the_document_is_of_what_is_answered_here():
+    document = Server.new(tgi_strict=True).get("/openapi.json").json
+    schemas, paths = document["components"]["schemas"], document["paths"]
+
+    def fits(answer, path: str, method: str = "post") -> None:
+        told = paths[path][method]["responses"][str(answer.status)]["content"]
+        kind = answer.headers["content-type"].partition(";")[0]
+        whole = told[kind]["schema"] | {"components": {"schemas": schemas}}
+        jsonschema.validate(answer.json if kind == "application/json" else answer.body.decode(), whole)
+
+    fits(ask(CHAT, stop=["w"]), CHAT)
+    fits(call(), CHAT)
+    fits(ask(TEXTS), TEXTS)
+    fits(Server.new(tgi_strict=True).get("/v1/models"), "/v1/models", "get")
+    for body in ({"messages": []}, {"messages": 3}, b"{"):
+        fits(Server.new(tgi_strict=True).post(CHAT, body), CHAT)
+    fits(Server.new(tgi_strict=True).post("/generate", b"{"), "/generate")

@@ -148,7 +148,7 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
         try:
             return as_response(openai.get_model(service, request.path_params["id"]))
         except RidgelineError as error:
-            return as_response(OpenAIErrors().reply(error))
+            return as_response(_shape("/v1/models", service.config.tgi_strict).reply(error))
 
     paths = {
         "/": health, "/health": health, "/ping": health, "/info": info, "/metrics": metrics,

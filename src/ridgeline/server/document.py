@@ -21,6 +21,7 @@ from ridgeline.server.embeddings import EmbeddingRequest
 from ridgeline.server.errors import OpenAIErrors, shape_of
 from ridgeline.server.kserve import MODEL, InferRequest
 from ridgeline.server.service import Service
+from ridgeline.server.strict import loosen
 from ridgeline.server.tokens import DetokenizeRequest, PromptRequest
 
 _JSON, _SSE = "application/json", "text/event-stream"
@@ -71,11 +72,12 @@ class Operation(msgspec.Struct, frozen=True):
     def openai(self) -> bool:
         return isinstance(shape_of(self.path), OpenAIErrors)
 
-    def all_statuses(self) -> tuple[int, ...]:
-        """But for success."""
+    def all_statuses(self, strict: bool = False) -> tuple[int, ...]:
+        """But for success. `strict`: as TGI has them."""
         if not self.takes:
             return self.statuses
-        found = {401, 403, 408, 413, 415, 500, 400 if self.openai else 422, *self.statuses}
+        wrong = (400, 422) if strict else (400,) if self.openai else (422,)
+        found = {401, 403, 408, 413, 415, 500, *wrong, *self.statuses}
         if s.ChatRequest in self.takes:
             found |= {404, 422}  # another model; a template that fails
         if s.CompletionRequest in self.takes:
@@ -133,10 +135,11 @@ def document(service: Service) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     narrow(service, components)
     told = dict(zip(ordered, schemas, strict=True))
-    models = () if service.config.tgi_strict else service.names
+    if service.config.tgi_strict:
+        loosen(components)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told, models)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told, service)
     for named, route in (("/vertex", service.config.predict_route), ("/health", service.config.health_route)):
         if route:
             paths[route] = paths[named]
@@ -144,27 +147,30 @@ def document(service: Service) -> dict[str, Any]:
     return {"openapi": "3.2.0", "info": about, "paths": paths, "components": {"schemas": components}}
 
 
-def _operation(o: Operation, told: dict[Any, Any], models: tuple[str, ...]) -> dict[str, Any]:
-    """`models`: what a `{model}` in the path may be, where not everything."""
-    error = {_JSON: {"schema": told[r.OpenAIError if o.openai else r.TGIError]}}
+def _operation(o: Operation, told: dict[Any, Any], service: Service) -> dict[str, Any]:
+    strict = service.config.tgi_strict
+    error = {_JSON: {"schema": told[r.OpenAIError if o.openai and not strict else r.TGIError]}}
+    plain = {**error, "text/plain": {"schema": {"type": "string"}}} if strict else error
     good: dict[str, Any] = {_JSON: {"schema": _any(told, o.reply)}} if o.reply else {}
     if o.event:
         good[_SSE] = {"itemSchema": _event(_any(told, o.event), ends=o.event != (r.StreamReply,))}
     if page_type := _PAGES.get(o.path):
         good = {page_type: {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {"200": {"description": o.says, **({"content": good} if good else {})}}
-    for status in o.all_statuses():
-        responses[str(status)] = {"description": _WORDS[status], "content": error}
+    for status in o.all_statuses(strict):
+        shown = plain if status in (400, 413, 415, 422) else error
+        responses[str(status)] = {"description": _WORDS[status], "content": shown}
     made: dict[str, Any] = {"summary": o.says, "responses": responses}
     if o.takes:
         made["requestBody"] = {"required": True, "content": {_JSON: {"schema": _any(told, o.takes)}}}
     if names := re.findall(r"{(\w+)}", o.path):
-        made["parameters"] = [_parameter(name, models) for name in names]
+        made["parameters"] = [_parameter(name, service) for name in names]
     return made
 
 
-def _parameter(name: str, models: tuple[str, ...]) -> dict[str, Any]:
-    schema = {"enum": [*models]} if name == "model" and models else {"type": "string"}
+def _parameter(name: str, service: Service) -> dict[str, Any]:
+    known = name == "model" and not service.config.tgi_strict
+    schema = {"enum": [*service.names]} if known else {"type": "string"}
     return {"name": name, "in": "path", "required": True, "schema": schema}
 
 

@@ -31,6 +31,7 @@ OPEN_ROUTES = {  # that ask for no key, as with TGI, beside those that never do
 }
 _IGNORED = ("model", "n", "best_of", "logit_bias")
 _IGNORED_OF_TEXTS = (*_IGNORED, "logprobs", "echo", "stream_options")
+_LISTED = ("id", "object", "created", "owned_by")
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -199,8 +200,16 @@ def _bare(item: dict[str, Any]) -> dict[str, Any]:
 
 def tgi_models(service: Service) -> Reply:
     """GET /v1/models: the one there is, as TGI lists it."""
-    record = {"id": service.model, "object": "model", "created": 0, "owned_by": service.model}
+    record = dict(zip(_LISTED, (service.model, "model", 0, service.model), strict=True))
     return Reply({"object": "list", "data": [record]})
+
+
+def loosen(components: dict[str, dict[str, Any]]) -> None:
+    """Make the schemas of OpenAI's replies fit these."""
+    for name in ("ChatChoice", "ChatChunkChoice", "CompletionChoice"):
+        components[name]["properties"]["finish_reason"] = {"type": ["string", "null"]}
+    for name, kept in {"Usage": _COUNTS, "ChatMessage": ("role", "content"), "Model": _LISTED}.items():
+        components[name]["required"] = [*kept]
 
 
 async def _lines(lines: AsyncGenerator[bytes, None], ends: _Ends) -> AsyncGenerator[bytes, None]:
