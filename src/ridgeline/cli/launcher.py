@@ -25,8 +25,8 @@ _DEFAULTS = {"model-id": "bigscience/bloom-560m", "hostname": "0.0.0.0", "port":
 
 class Flag(msgspec.Struct, frozen=True):
     """What becomes of one of TGI's: `to` is `serve`'s flag, with `values` ours for TGI's ("": ours is a bare word);
-    `note` says what there is instead of an obsolete one; `refused` what to do instead of one that is not built, unless
-    it has a `neutral` value. `several`: it may be given more than once.
+    `note` says what there is instead of an obsolete one, or of a value not among them; `refused` what to do instead of
+    one that is not built, unless it has a `neutral` value. `several`: it may be given more than once.
     """
 
     to: str = ""
@@ -103,13 +103,14 @@ FLAGS: dict[str, Flag] = {
     **{f"quantize {q}": Flag(refused=_INT4) for q in ("awq", "exl2", "gptq", "marlin", "bitsandbytes-nf4")},
     "quantize": Flag(refused=_INT8),
 }
+_LEVELS = {**{level: level for level in LOG_LEVELS}, "trace": "debug", "warning": "warn", "off": "error"}
 _KERNELS = "there is one set of kernels, which serves every model"
 _TOKEN = "models are fetched without one; fetch what is gated yourself, and give its directory as the model"
 VARIABLES: dict[str, Flag] = {  # that have no flag
     "AIP_HTTP_PORT": Flag("--port"),
     "AIP_PREDICT_ROUTE": Flag("--predict-route"),
     "AIP_HEALTH_ROUTE": Flag("--health-route"),
-    "LOG_LEVEL": Flag("--log-level", {"trace": "debug", "off": "error", **{level: level for level in LOG_LEVELS}}),
+    "LOG_LEVEL": Flag("--log-level", _LEVELS, note=f"it is one of {', '.join(_LEVELS)}"),
     "PREFIX_CACHING": Flag(note="prefixes are cached; `-- --prefix-sharing` says between whom", neutral=_ON),
     "PREFILL_CHUNKING": Flag(note=f"prompts are read in parts: {_STEP}", neutral=_ON),
     "TGI_WIGGLE_ROOM": Flag(note="`-- --kv-memory` says how much memory to use"),
@@ -200,7 +201,7 @@ def _translated(shown: str, flag: Flag, value: str) -> str | None:
         value = "false" if value.lower() in _OFF else "true"
     if value in flag.neutral or (flag.switch and value == "false"):
         return None
-    if flag.note:
+    if flag.note and value not in flag.values:
         say(f"text-generation-launcher: {shown} has no effect here: {flag.note}")
         return None
     if flag.refused and value not in flag.values:
