@@ -16,7 +16,7 @@ class Slow:
     """A client over a fake engine, each of whose steps takes two seconds by its clock."""
 
     def __init__(self, **settings) -> None:
-        self.now = 100.0
+        self.now = 0.0
         self.engine = fake_engine(clock=lambda: self.now, **settings)
         self.client, self._submit = LocalClient(self.engine), self.engine.executor.submit
         self.engine.executor.submit = self.submit

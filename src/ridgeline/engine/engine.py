@@ -218,7 +218,7 @@ class Engine:
         for c in chunks:
             s = c.sequence
             s.computed = c.start + c.count
-            s.began = s.began or begin
+            s.began = begin if s.began is None else s.began
             self._copies += c.copies
         self._flights.append(Flight(self.executor.submit(batch), chunks, rows, begin))
 
@@ -339,7 +339,7 @@ class Engine:
         return Delta(s.id, s.choice, (token,), text, finish, prompt, cached, b"", ran)
 
     def _ran(self, s: Sequence) -> float:
-        return self.clock() - s.began if s.began else 0.0
+        return 0.0 if s.began is None else self.clock() - s.began
 
     def _embed(self, s: Sequence, row: Row, hidden: Array) -> list[Delta]:
         """Take a row of an embedding; the last one ends it."""

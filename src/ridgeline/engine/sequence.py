@@ -71,7 +71,7 @@ class Sequence:
         self.waits = ""  # what it was last said to wait for
         self.lost = 0  # tokens that had keys when it was preempted
         self.cached: int | None = None  # prompt tokens that the cache had when this sequence first ran
-        self.began = 0.0  # when that was; 0: it has not yet
+        self.began: float | None = None  # when the first step with it was
         self.followers: list[Sequence] = []  # other choices, which wait for this one to read their common prompt
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it
