@@ -147,6 +147,18 @@ def test_calls_are_numbered_and_end_with_stop():
     assert events[-1]["choices"][0]["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize("content", ["hello", [{"type": "text", "text": "hello"}]])
+def test_a_tool_prompt_is_told(content):
+    server = Server.new(tgi_strict=True, context=900)
+    answer = ask(CHAT, server, tools=TOOLS, tool_prompt="Use f.", messages=[{"role": "user", "content": content}])
+    assert answer.status == 200
+    prompt = byte_tokenizer().decode(list(server.client.submitted[0].prompt), skip_special=False)
+    assert "hello\n---\nUse f.</user>" in prompt
+    without = Server.new(tgi_strict=True)
+    assert ask(CHAT, without, tool_prompt="Use f.").status == 200
+    assert len(without.client.submitted[0].prompt) < 50
+
+
 def test_tools_exclude_a_response_format():
     answer = call(response_format={"type": "json_object"})
     assert answer.status == 422 and answer.json["error_type"] == "tool_error"

@@ -114,6 +114,8 @@ def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
         asked["repetition_penalty"] = penalty + 2
     if not chat and asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}
+    if chat and isinstance(told := asked.pop("tool_prompt", None), str) and told and asked.get("tools"):
+        asked["messages"] = _prompted(asked["messages"], told)
     if chat and _is_open(asked["messages"]):
         asked |= {"continue_final_message": True, "add_generation_prompt": None}
     return asked
@@ -129,6 +131,16 @@ def _is_open(messages: Any) -> bool:
     """Whether the last message is the assistant's, to be continued."""
     last = messages[-1] if isinstance(messages, list) and messages else None
     return isinstance(last, dict) and last.get("role") == "assistant" and bool(last.get("content"))
+
+
+def _prompted(messages: Any, told: str) -> Any:
+    """Messages, the last of which says this too."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or not isinstance(content := last.get("content"), (str, list)):
+        return messages
+    more = f"\n---\n{told}"
+    joined = content + more if isinstance(content, str) else [*content, {"type": "text", "text": more}]
+    return [*messages[:-1], last | {"content": joined}]
 
 
 def _call_id(raw: dict[str, Any]) -> int | None:
