@@ -70,6 +70,10 @@ def test_too_many_inputs_and_unknown_parameters():
     assert infer(b"x", b"y", parameters={"odd": 1}).headers["x-ridgeline-warning"] == "ignored fields: parameters.odd"
 
 
+def test_a_path_may_end_with_a_line_break():
+    assert infer(b"x", path=f"{INFER}\n").status == 200
+
+
 def test_what_is_served_and_whether_it_is_well():
     assert Server.new().get("/v2").json["extensions"] == ["health", "models", "metrics"]
     about = Server.new().get(MODEL_ROUTE).json

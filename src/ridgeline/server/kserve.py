@@ -114,7 +114,7 @@ async def infer(service: Service, call: Call) -> Reply:
 
 
 def _understand(service: Service, call: Call) -> tuple[InferRequest, list[tgi.Plan], dict[str, str]]:
-    named = _MODEL_OF.fullmatch(call.stream.record.path)
+    named = _MODEL_OF.match(call.stream.record.path)  # routes may end with a line break
     assert named is not None, "the route has another path"
     _check_model(service, named[1])
     request, headers = decode_tgi(call.body, InferRequest)

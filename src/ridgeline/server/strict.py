@@ -101,9 +101,9 @@ def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
     chat = "messages" in raw
     if chat and raw.get("tools") and raw.get("response_format") is not None:
         raise ToolError("response_format and tools exclude each other; give one of them", "tools")
-    for name, kind in (("stop", list), ("logit_bias", list)):
+    for name, kind, said in (("stop", list, "a list"), ("logit_bias", list, "a list"), ("model", str, "a string")):
         if raw.get(name) is not None and not isinstance(raw[name], kind):
-            raise Malformed(f"the request is malformed: {name} must be a list", name, plain=422)
+            raise Malformed(f"the request is malformed: {name} must be {said}", name, plain=422)
     if not chat:
         _check_texts(service, raw)
     most = service.config.max_top_n_tokens
