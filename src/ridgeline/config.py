@@ -18,6 +18,7 @@ PREFIX_SHARING = ("tenant", "all")
 WATERMARKS = ("lefthash", "minhash", "selfhash")  # as ops/green.py counts them
 POLICIES = ("fcfs", "priority", "mlfq", "fair")
 LOG_FORMATS = ("none", "text", "json")
+LOG_LEVELS = ("debug", "info", "warn", "error")
 POOLINGS = ("last", "mean")
 MAX_SECONDS = 1e6  # of any limit of time
 _RANGES = {
@@ -182,7 +183,8 @@ class ServerConfig:
 
     payload_limit: bytes of a request's body. max_input_tokens: 0 = all that the context holds but one.
     max_client_batch_size: prompts, or instances, of one request. max_best_of bounds `n` too. tgi_strict: what TGI does
-    otherwise than its clients expect is done as TGI does it. predict_route and health_route: where Vertex AI expects
+    otherwise than its clients expect is done as TGI does it. disable_grammar_support: what needs a grammar is refused.
+    predict_route and health_route: where Vertex AI expects
     `/vertex` and `/health`; "" = only there.
     max_undelivered: about the bytes of an answer that may wait for its reader; then the request is paused, and after
     max_pause seconds of that it ends. max_wait and max_time: seconds until a request's first token and until its end;
@@ -202,6 +204,7 @@ class ServerConfig:
     max_top_n_tokens: int = 20
     max_client_batch_size: int = 128
     tgi_strict: bool = False
+    disable_grammar_support: bool = False
     predict_route: str = ""
     health_route: str = ""
     max_undelivered: int = 64 << 10
@@ -217,6 +220,7 @@ class ServerConfig:
     access: AccessConfig = AccessConfig()
     drain_timeout: float = 60.0
     log_format: str = "none"
+    log_level: str = "info"
     otlp_endpoint: str = ""
     otlp_service_name: str = "ridgeline"
     pooling: str = "last"
@@ -231,6 +235,7 @@ class ServerConfig:
         if self.max_undelivered < 1:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
         _one_of("log_format", self.log_format, LOG_FORMATS)
+        _one_of("log_level", self.log_level, LOG_LEVELS)
         for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
             if not least <= value <= most:

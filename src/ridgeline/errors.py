@@ -22,10 +22,22 @@ class InvalidRequest(RidgelineError):
         self.param = param
 
 
+class ToolError(InvalidRequest):
+    """A request's tools are malformed, or cannot be called as it asks."""
+
+    kind = "tool_error"
+
+
 class TemplateError(RidgelineError):
     """The chat template is missing, fails, or exceeds its bounds."""
 
     kind = "template_error"
+
+
+class MissingVariable(TemplateError):
+    """The chat template reads a variable, or a field of one, that the request does not give."""
+
+    kind = "missing_template_variable"
 
 
 class ModelNotFound(RidgelineError):

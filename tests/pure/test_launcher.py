@@ -8,7 +8,7 @@ import pytest
 
 from commands import refused
 from ridgeline.cli import launch
-from ridgeline.cli.launcher import FLAGS
+from ridgeline.cli.launcher import FLAGS, VARIABLES
 from ridgeline.server import app
 
 TGI = """model-id revision validation-workers sharded
@@ -28,7 +28,7 @@ def launcher(cache, capsys, monkeypatch, tmp_path):
     seen = []
     monkeypatch.setattr(app, "serve", seen.append)
     monkeypatch.setattr("ridgeline.cli.session.fetch", lambda model: None)
-    for name in ("PORT", "HOSTNAME", "DTYPE"):
+    for name in ("PORT", "HOSTNAME", "DTYPE", "HF_TOKEN", "HF_HUB_OFFLINE", "LOG_LEVEL", "HUGGINGFACE_HUB_CACHE"):
         monkeypatch.delenv(name, raising=False)
 
     def call(*args):
@@ -128,3 +128,120 @@ def test_usage_errors_and_help(launcher):
     done = launcher("--help")
     assert done.code == 0 and done.out.startswith("usage: text-generation-launcher")
     assert "no effect" in done.out and "not built" in done.out
+
+
+# --- the whole table: what each flag is with a value of TGI's own, as flag and as variable
+
+HONOURED = {  # value, attribute of the settings, what it is then
+    "model-id": ("some/model", "engine.model", "some/model"),
+    "dtype": ("bfloat16", "engine.format", "bf16"),
+    "max-concurrent-requests": ("40", "engine.queue", 8),
+    "max-best-of": ("3", "max_best_of", 3),
+    "max-stop-sequences": ("5", "max_stop_sequences", 5),
+    "max-top-n-tokens": ("6", "max_top_n_tokens", 6),
+    "max-input-tokens": ("70", "max_input_tokens", 70),
+    "max-input-length": ("70", "max_input_tokens", 70),
+    "max-total-tokens": ("80", "engine.context", 80),
+    "max-client-batch-size": ("7", "max_client_batch_size", 7),
+    "payload-limit": ("3000000", "payload_limit", 3_000_000),
+    "disable-grammar-support": ("true", "disable_grammar_support", True),
+    "max-batch-prefill-tokens": ("512", "engine.step_tokens", 512),
+    "max-batch-size": ("9", "engine.max_requests", 9),
+    "hostname": ("127.0.0.1", "hostname", "127.0.0.1"),
+    "port": ("4000", "port", 4000),
+    "cors-allow-origin": ("https://a.example", "access.cors_allow_origin", ("https://a.example",)),
+    "api-key": ("secret", "access.api_key", "secret"),
+    "graceful-termination-timeout": ("7", "drain_timeout", 7.0),
+    "json-output": ("true", "log_format", "json"),
+    "otlp-endpoint": ("http://localhost:4318", "otlp_endpoint", "http://localhost:4318"),
+    "otlp-service-name": ("tgi", "otlp_service_name", "tgi"),
+    "watermark-gamma": ("0.25", "watermark_gamma", 0.25),
+    "watermark-delta": ("1.5", "watermark_delta", 1.5),
+    "AIP_HTTP_PORT": ("4001", "port", 4001),
+    "AIP_PREDICT_ROUTE": ("/p", "predict_route", "/p"),
+    "AIP_HEALTH_ROUTE": ("/h", "health_route", "/h"),
+    "LOG_LEVEL": ("WARN", "log_level", "warn"),
+}
+NOTED = {
+    "trust-remote-code": "true", "cuda-graphs": "1,2,4", "disable-custom-kernels": "true", "master-addr": "localhost",
+    "master-port": "29500", "shard-uds-path": "/tmp/x", "cuda-memory-fraction": "0.9",
+    "enable-prefill-logprobs": "true", "max-batch-total-tokens": "1000", "waiting-served-ratio": "0.3",
+    "max-waiting-tokens": "20", "prometheus-port": "9000", "usage-stats": "on", "huggingface-hub-cache": "/data",
+    "weights-cache-override": "/data", "validation-workers": "2", "max-image-fetch-size": "1000", "env": "true",
+    "ATTENTION": "paged", "PREFIX_CACHING": "0", "PREFILL_CHUNKING": "0", "TGI_WIGGLE_ROOM": "0.9",
+    "REQUEST_LOGPROBS": "1", "USE_FLASH_ATTENTION": "1", "EXLLAMA_VERSION": "2", "COMPUTE_TYPE": "gpu+optimized",
+    "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1", "ROCM_USE_SKINNY_GEMM": "1", "PYTORCH_TUNABLEOP_ENABLED": "1",
+}  # fmt: skip
+REFUSED = {
+    "revision": "abc", "tokenizer-config-path": "x.json", "kv-cache-dtype": "fp8_e4m3fn", "lora-adapters": "a/b",
+    "rope-scaling": "linear", "rope-factor": "2.0", "sharded": "true", "num-shard": "2", "speculate": "3",
+    "quantize": "awq", "ngrok": "true", "ngrok-authtoken": "x", "ngrok-edge": "x",
+}  # fmt: skip
+
+
+def given(launcher, monkeypatch, name: str, value: str) -> list:
+    """What came of it, given as a flag and as a variable."""
+    found, variable = [], name.replace("-", "_").upper()
+    if name != variable:
+        switch = name in FLAGS and FLAGS[name].switch
+        found.append(launcher(f"--{name}", *([] if switch else [value])))
+    if name != "env":  # whose variable other programs use too
+        monkeypatch.setenv(variable, value)
+        found.append(launcher())
+    return found
+
+
+def test_the_table_is_whole():
+    assert {*HONOURED, *NOTED, *REFUSED} >= {*TGI}
+    assert {name for name in {*HONOURED, *NOTED} if name.isupper()} <= {*VARIABLES}
+
+
+@pytest.mark.parametrize("name", HONOURED)
+def test_what_is_honoured(launcher, monkeypatch, name):
+    value, attribute, meant = HONOURED[name]
+    for done in given(launcher, monkeypatch, name, value):
+        assert done.code == 0, done.err
+        found = done.config
+        for part in attribute.split("."):
+            found = getattr(found, part)
+        assert found == meant and "no effect" not in done.err
+
+
+@pytest.mark.parametrize("name", NOTED)
+def test_what_is_noted_says_what_there_is_instead(launcher, monkeypatch, name):
+    for done in given(launcher, monkeypatch, name, NOTED[name]):
+        (note,) = (line for line in done.err.splitlines() if "no effect here: " in line)
+        assert done.code == 0 and len(note.partition("here: ")[2]) > 10
+        assert f"{name} has" in note
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_is_refused_names_the_alternative(launcher, monkeypatch, name):
+    for done in given(launcher, monkeypatch, name, REFUSED[name]):
+        refused(done, f"--{name}", "not built: ")
+        assert done.config is None
+
+
+def test_a_switch_may_be_any_word_for_yes(launcher, monkeypatch):
+    for word, format in (("1", "json"), ("yes", "json"), ("0", "none"), ("n", "none")):
+        monkeypatch.setenv("JSON_OUTPUT", word)
+        assert launcher().config.log_format == format
+
+
+def test_origins_may_be_several(launcher):
+    both = ["https://a.example", "https://b.example"]
+    words = [word for origin in both for word in ("--cors-allow-origin", origin)]
+    assert launcher(*words).config.access.cors_allow_origin == tuple(both)
+    assert launcher("--port", 1, "--port", 2).config.port == 2
+
+
+def test_a_log_level_asks_for_a_log(launcher, monkeypatch):
+    assert launcher().config.log_format == "none"
+    for level, meant in (("trace", "debug"), ("off", "error"), ("info", "info")):
+        monkeypatch.setenv("LOG_LEVEL", level)
+        config = launcher().config
+        assert (config.log_level, config.log_format) == (meant, "text")
+    assert launcher("--json-output").config.log_format == "json"
+    monkeypatch.setenv("LOG_LEVEL", "text_generation_router=debug")  # other programs' words do not stop it
+    done = launcher()
+    assert done.config.log_level == "info" and "LOG_LEVEL has no effect here: it is one of debug, info" in done.err

@@ -79,14 +79,15 @@ def engine_info(context: int = 200) -> EngineInfo:
 class FakeClient:
     """EngineClient whose every choice says `answer` and ends with EOS. `gate` cleared holds all tokens back.
 
-    `crash_at` ends every choice as failed at that token; `explode` makes pump raise; `pace` is seconds per token.
+    `crash_at` ends every choice as failed at that token; `explode` makes pump raise; `pace` is seconds per token; `ran`
+    are those that a first token says its choice took.
     """
 
     def __init__(self, tokenizer: Tokenizer, answer: str | bytes = ANSWER, context: int = 200) -> None:
         self.info, self.compiler = engine_info(context), None
         self.gate = threading.Event()
         self.gate.set()
-        self.crash_at, self.explode, self.pace = -1, False, 0.0
+        self.crash_at, self.explode, self.pace, self.ran = -1, False, 0.0, 0.0
         self.problem: str | None = None
         self.restarts = 0
         self.read = (0, 0)  # of every prompt
@@ -162,7 +163,8 @@ class FakeClient:
         shown += text.flush() if finish else ""
         with self._lock:
             self._running[id, choice] = (request, text, at + 1)
-        return Delta(id, choice, (self._token(chosen, -0.5 - choice, p),), shown, finish, prompt)
+        token = self._token(chosen, -0.5 - choice, p)
+        return Delta(id, choice, (token,), shown, finish, prompt, ran=0.0 if at else self.ran)
 
     def _token(self, id: int, logprob: float, p: SamplingParams) -> Token:
         if p.logprobs is None:

@@ -26,7 +26,11 @@ BODIES = {
     "/vertex": {"instances": [{"inputs": "xyz"}]},
     "/v1/chat/completions": {"messages": USER, "logprobs": True, "top_logprobs": 2},
     "/v1/completions": {"prompt": "xyz", "logprobs": 2, "echo": True},
-}
+    "/v2/models/{model}/versions/{version}/infer": {
+        "id": "7", "outputs": [{"name": "text"}],
+        "inputs": [{"name": "prompt", "shape": [3], "datatype": "BYTES", "data": [120, 121, 122]}],
+    },
+}  # fmt: skip
 POSTS = [o for o in OPERATIONS if o.method == "POST"]
 
 
@@ -67,7 +71,7 @@ def test_the_page_lists_them_and_loads_nothing():
 
 @pytest.mark.parametrize("o", POSTS, ids=lambda o: o.path)
 def test_replies_are_of_the_documents_shapes(o):
-    answer = Server.new().post(o.path, BODIES[o.path])
+    answer = Server.new().post(o.path.format(model="nick", version="1"), BODIES[o.path])
     assert answer.status == 200
     if o.reply:
         assert fits(answer.json, o.reply), answer.json
@@ -85,12 +89,18 @@ def test_errors_are_of_the_documents_shapes(o):
     assert fits(answer.json, [replies.OpenAIError if o.openai else replies.TGIError])
 
 
-@pytest.mark.parametrize("path", ["/info", "/v1/models", "/v1/models/nick", "/debug/requests/1"])
+KSERVE = "/v2/models/{model}/versions/{version}"
+TOLD = {
+    "/v1/models/nick": "/v1/models/{id}", "/debug/requests/1": "/debug/requests/{id}",
+    "/v2/models/nick/versions/1": KSERVE, "/v2/models/nick/versions/1/ready": f"{KSERVE}/ready",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/info", "/v1/models", "/v2", "/v2/health/live", "/v2/health/ready", *TOLD])
 def test_what_is_asked_for_is_of_the_documents_shapes(path):
     server = Server.new()
     server.post("/generate", {"inputs": "x"})
-    told = {"/v1/models/nick": "/v1/models/{id}", "/debug/requests/1": "/debug/requests/{id}"}.get(path, path)
-    (o,) = (o for o in OPERATIONS if o.path == told)
+    (o,) = (o for o in OPERATIONS if o.path == TOLD.get(path, path) and o.method == "GET")
     again = Server.new()
     again.client.submitted = server.client.submitted
     assert fits(again.get(path).json, o.reply)

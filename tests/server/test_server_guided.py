@@ -43,6 +43,30 @@ def test_openai_response_formats():
         assert found.kind == "json_schema" and json.loads(found.value) == SCHEMA
 
 
+def test_tgis_response_formats():
+    assert chat(response_format={"type": "regex", "value": "a+"}) == Grammar("regex", "a+")
+    for kind in ("json", "json_object"):
+        assert json.loads(chat(response_format={"type": kind, "value": SCHEMA}).value) == SCHEMA
+    answer = Server.new().post("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "json"}})
+    assert answer.status == 400 and answer.json["error"]["param"] == "response_format"
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/generate", tgi("regex", "a+")),
+        ("/v1/chat/completions", {"messages": MESSAGES, "response_format": {"type": "json_object"}}),
+        ("/v1/completions", {"prompt": "x", "guided_regex": "a+"}),
+        ("/vertex", {"instances": [tgi("regex", "a+")]}),
+    ],
+)
+def test_grammars_can_be_switched_off(path, body):
+    for off in (True, False):
+        answer = Server.new(disable_grammar_support=off).post(path, body)
+        assert (answer.status == 200) != off
+        assert not off or b"--disable-grammar-support" in answer.body
+
+
 @pytest.mark.parametrize("wrap", [lambda n, v: {f"guided_{n}": v}, lambda n, v: {"structured_outputs": {n: v}}])
 def test_vllm_fields(wrap):
     body = {"prompt": "x", "max_tokens": 90}

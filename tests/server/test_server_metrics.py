@@ -10,6 +10,11 @@ from pathlib import Path
 import pytest
 from serving import Server, until
 
+from ridgeline.config import AccessConfig
+from ridgeline.engine.records import Counters, StepDelta, Steps
+from ridgeline.server.exposition import exposition
+from ridgeline.server.tgi_metrics import TGIMetrics
+
 BOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
 CHAT = "/v1/chat/completions"
 USER = {"messages": [{"role": "user", "content": "hello"}]}
@@ -108,6 +113,68 @@ def test_failures_have_tgis_words(set_up, body, word):
     samples, _ = after(server, ("/generate", body))
     assert samples[f'tgi_request_failure{{err="{word}"}}'] == 1 == samples["tgi_request_count"]
     assert samples["tgi_request_success"] == 0
+
+
+def test_what_never_was_the_models_is_not_counted():
+    server = Server.new(access=AccessConfig(api_key="k"))
+
+    async def look():
+        async with server.running():
+            await server.ask("POST", "/generate", {"inputs": "x"})
+            return await server.ask("GET", "/metrics", headers=[(b"authorization", b"Bearer k")])
+
+    samples, _ = read(asyncio.run(look()).body)
+    assert samples["tgi_request_count"] == 0 and samples['ridgeline_requests_total{key="",status="401"}'] == 1
+
+
+def test_times_are_those_of_answers():
+    server = Server.new()
+    server.client.crash_at = 3
+    samples, _ = after(server, ("/generate", {"inputs": "x"}))
+    assert samples["tgi_request_duration_count"] == samples["tgi_request_queue_duration_count"] == 0
+
+
+def test_the_queue_and_the_model_share_the_time():
+    server = Server.new()
+    server.client.pace, server.client.ran = 0.01, 0.004
+
+    async def wait():
+        server.client.gate.clear()
+        async with server.running():
+            asked = asyncio.ensure_future(server.ask("POST", "/generate", {"inputs": "x"}))
+            await until(lambda: bool(server.client.submitted))
+            await asyncio.sleep(0.06)
+            server.client.gate.set()
+            return await asked, read((await server.ask("GET", "/metrics")).body)[0]
+
+    answer, samples = asyncio.run(wait())
+    times = {name: int(answer.headers[f"x-{name}-time"]) for name in ("queue", "inference", "validation", "total")}
+    assert times["queue"] >= 50 and times["inference"] >= 15 * 10 - 10
+    assert abs(times["total"] - times["queue"] - times["inference"] - times["validation"]) <= 3
+    queued, inferred = (samples[f"tgi_request_{what}_duration_sum"] for what in ("queue", "inference"))
+    assert queued == pytest.approx(times["queue"] / 1e3, abs=0.005) and inferred >= times["inference"] / 1e3
+    assert samples["tgi_request_mean_time_per_token_duration_sum"] == pytest.approx(inferred / 16)
+
+
+def test_steps_are_told_as_prefill_or_decode():
+    metrics = TGIMetrics(Server.new().client.info)
+
+    def step(number: int, reading: Steps, answering: Steps) -> dict[str, float]:
+        last = StepDelta(number, (), 5, 0, 0, counters=Counters(reading=reading, answering=answering))
+        metrics.stepped(last)
+        return read(exposition(metrics.families(last)))[0]
+
+    step(1, Steps(1, 0.5, 0.25), Steps())
+    samples = step(4, Steps(1, 0.5, 0.25), Steps(3, 0.3, 0.03))
+    assert [samples[f'tgi_batch_inference_count{{method="{m}"}}'] for m in ("prefill", "decode")] == [1, 3]
+    assert [samples[f'tgi_batch_forward_duration_sum{{method="{m}"}}'] for m in ("prefill", "decode")] == [0.5, 0.3]
+    assert samples['tgi_batch_decode_duration_sum{method="prefill"}'] == 0.25
+    assert samples['tgi_batch_inference_duration_sum{method="decode"}'] == pytest.approx(0.33)
+    assert samples['tgi_batch_inference_duration_count{method="decode"}'] == 3
+    assert samples["tgi_batch_next_size_count"] == 4
+    again = step(1, Steps(), Steps(1, 0.1, 0.0))  # of a new engine
+    assert again['tgi_batch_inference_count{method="decode"}'] == 4
+    assert again['tgi_batch_forward_duration_sum{method="decode"}'] == pytest.approx(0.4)
 
 
 def test_who_leaves_is_dropped():

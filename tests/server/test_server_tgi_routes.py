@@ -7,6 +7,9 @@ from serving import ANSWER, Server, byte_tokenizer
 
 from ridgeline.config import EngineConfig, ServerConfig
 from ridgeline.errors import ConfigError
+from ridgeline.server.app import create_app
+from ridgeline.server.service import sha_of
+from ridgeline.weights.hub import ResolvedModel
 
 USER = [{"role": "user", "content": "héy"}]
 TEXT = "<user>héy</user><assistant>"
@@ -106,6 +109,27 @@ def test_vertex_keeps_the_terms_of_chats():
     assert apart.status == 422 and "cache_salt" in apart.json["error"]
 
 
+def test_vertex_warns_of_every_instance_and_of_grammars():
+    instances = [
+        {"inputs": "x", "parameters": {"odd": 1, "max_new_tokens": 1}},
+        {"inputs": "x", "parameters": {"even": 1, "max_new_tokens": 1}},
+        {"messages": USER, "guided_grammar": "start: /a+/", "max_tokens": 1},
+    ]
+    said = Server.new().post("/vertex", {"instances": instances}).headers["x-ridgeline-warning"]
+    assert "parameters.odd" in said and "parameters.even" in said and "grammar" in said
+
+
+def test_vertex_keeps_the_limit_of_prompts_for_chats():
+    answer = Server.new(max_input_tokens=5).post("/vertex", {"instances": [{"messages": USER}]})
+    assert answer.status == 422 and "5" in answer.json["error"] and "instances[0]" in answer.json["error"]
+
+
+def test_a_stream_that_is_not_to_be_had_is_told():
+    answer = Server.new().post("/generate", {"inputs": "x", "stream": True})
+    assert answer.json["generated_text"] == ANSWER and "stream" in answer.headers["x-ridgeline-warning"]
+    assert "x-ridgeline-warning" not in Server.new().post("/generate_stream", {"inputs": "x", "stream": True}).headers
+
+
 def test_vertex_routes_are_where_vertex_wants_them():
     given = {"predict_route": "/ai/predict", "health_route": "/ai/health"}
     answer = Server.new(**given).post("/ai/predict", {"instances": [{"inputs": "xyz"}]})
@@ -191,3 +215,31 @@ def test_a_bug_inside_a_stream_has_tgis_word_for_it(monkeypatch):
     monkeypatch.setattr(tgi, "_final", lambda *_: 1 / 0)
     body = {"inputs": "x", "parameters": {"details": True}}
     assert Server.new().post("/generate_stream", body).events[-1]["error_type"] == "incomplete_generation_stream"
+
+
+# --- what the model's file is
+
+
+def test_info_has_the_models_sha():
+    client, tokenizer = Server.new().client, byte_tokenizer()
+    app = create_app(client, tokenizer, ServerConfig(EngineConfig("fake")), "fake", "abc")
+    assert Server(client, app).get("/info").json["model_sha"] == "abc"
+    assert Server.new().get("/info").json["model_sha"] is None
+
+
+def test_the_sha_is_the_files_or_the_snapshots(tmp_path):
+    commit = "0123456789abcdef" * 2 + "01234567"
+    snapshot = tmp_path / "models--a--b" / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    link = tmp_path / "link"
+    link.symlink_to(snapshot)
+    for path, kind, known, sha in (
+        (tmp_path / "m.gguf", "gguf", "abc", "abc"),
+        (tmp_path / "m.gguf", "gguf", None, None),
+        (snapshot / "m.gguf", "gguf", None, commit),
+        (snapshot, "dir", None, commit),
+        (link, "dir", None, commit),
+        (tmp_path, "dir", None, None),
+        (tmp_path / "m.gguf", "random", "abc", None),
+    ):
+        assert sha_of(ResolvedModel(path, "name", kind, known)) == sha

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import logging
 
 import pytest
 from serving import Server, engine_info, until
 
-from ridgeline.config import EngineConfig, ServerConfig
+from ridgeline.config import LOG_LEVELS, EngineConfig, ServerConfig
 from ridgeline.errors import ConfigError
 from ridgeline.server import tracing
 from ridgeline.server.front import Front
-from ridgeline.server.log import Log
+from ridgeline.server.log import Log, keep_quiet
 from ridgeline.server.record import Record
 
 CHAT = "/v1/chat/completions"
@@ -86,6 +87,33 @@ def test_lines_for_people_and_none_by_default(monkeypatch):
     assert logged("none", monkeypatch, *ROUTES) == []
     with pytest.raises(ConfigError, match="log_format"):
         ServerConfig(EngineConfig("fake", backend="reference"), log_format="xml")
+
+
+def test_the_log_says_no_less_than_its_level():
+    ends = ((200, ""), (0, "dropped"), (422, "validation"), (500, "incomplete_generation"), (200, "generation"))
+    said = {}
+    for level in LOG_LEVELS:
+        file = io.StringIO()
+        log = Log("text", file, level)
+        for status, error in ends:
+            log(Record(status=status, error=error))
+        said[level] = len(file.getvalue().splitlines())
+    assert said == {"debug": 5, "info": 5, "warn": 3, "error": 2}
+
+
+def test_the_rest_of_the_log_keeps_to_the_level(caplog):
+    ours = logging.getLogger("ridgeline")
+    before = ours.level
+    try:
+        for level, kept in (("warn", 1), ("error", 0)):
+            keep_quiet(level)
+            caplog.clear()
+            logging.getLogger("ridgeline.server.keys").warning("the keys cannot be read")
+            assert len(caplog.records) == kept
+    finally:
+        ours.setLevel(before)
+    with pytest.raises(ConfigError, match="log_level"):
+        ServerConfig(EngineConfig("fake", backend="reference"), log_level="loud")
 
 
 def test_a_log_that_nobody_reads_stops_nothing():

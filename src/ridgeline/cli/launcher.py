@@ -2,13 +2,12 @@
 
 Its flags, and the environment variables of the same names, are turned into `serve`'s words by one table: mapped to a
 flag of ours, or accepted with a note where there is nothing to set any more, or refused where an answer would differ.
-What follows `--` is `serve`'s own.
+What follows `--` is `serve`'s own. TGI's command listens for everybody, and so does this one, which `serve` warns of.
 """
 
 from __future__ import annotations
 
 import argparse
-import inspect
 import ipaddress
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -16,16 +15,18 @@ from functools import partial
 import msgspec
 
 from ridgeline.cli.output import say
-from ridgeline.config import set_variables
+from ridgeline.config import LOG_LEVELS, set_variables
 from ridgeline.errors import ConfigError
 
-_OFF = ("false", "0", "off", "no")
+_OFF = ("false", "0", "off", "no", "n", "f")
+_ON = ("true", "1", "on", "yes")
 _DEFAULTS = {"model-id": "bigscience/bloom-560m", "hostname": "0.0.0.0", "port": "3000"}
 
 
 class Flag(msgspec.Struct, frozen=True):
-    """What becomes of one of TGI's: `to` is `serve`'s flag, with `values` ours for TGI's; `note` says what there is
-    instead of an obsolete one; `refused` what to do instead of one that is not built, unless it has a `neutral` value.
+    """What becomes of one of TGI's: `to` is `serve`'s flag, with `values` ours for TGI's ("": ours is a bare word);
+    `note` says what there is instead of an obsolete one, or of a value not among them; `refused` what to do instead of
+    one that is not built, unless it has a `neutral` value. `several`: it may be given more than once.
     """
 
     to: str = ""
@@ -34,6 +35,7 @@ class Flag(msgspec.Struct, frozen=True):
     refused: str = ""
     neutral: tuple[str, ...] = ()
     switch: bool = False
+    several: bool = False
     alias: str = ""
 
 
@@ -71,13 +73,14 @@ FLAGS: dict[str, Flag] = {
     "waiting-served-ratio": Flag(note=_STEP),
     "max-waiting-tokens": Flag(note=_STEP),
     "enable-prefill-logprobs": Flag(note="they are always there for who asks", switch=True),
-    "disable-grammar-support": Flag(note="grammars stay allowed; they do not hold others up", switch=True),
+    "disable-grammar-support": Flag("--disable-grammar-support", {"true": ""}, switch=True),
+    "max-image-fetch-size": Flag(note="no images are fetched"),
     "watermark-gamma": Flag("--watermark-gamma"),
     "watermark-delta": Flag("--watermark-delta"),
     "hostname": Flag("--hostname"),
     "port": Flag("--port"),
     "api-key": Flag("--api-key"),
-    "cors-allow-origin": Flag("--cors-allow-origin"),
+    "cors-allow-origin": Flag("--cors-allow-origin", several=True),
     "graceful-termination-timeout": Flag("--drain-timeout"),
     "prometheus-port": Flag(note="/metrics is on the server's own port"),
     "json-output": Flag("--log-format", {"true": "json"}, switch=True),
@@ -87,7 +90,7 @@ FLAGS: dict[str, Flag] = {
     "env": Flag(note="see `ridgeline hardware`", switch=True),
     "huggingface-hub-cache": Flag(note=_CACHE),
     "weights-cache-override": Flag(note=_CACHE),
-    "validation-workers": Flag(note="prompts are read by as many threads as it takes"),
+    "validation-workers": Flag(note="the number of threads that read prompts is fixed"),
     "master-addr": Flag(note=_ONE),
     "master-port": Flag(note=_ONE),
     "shard-uds-path": Flag(note=_ONE),
@@ -100,37 +103,53 @@ FLAGS: dict[str, Flag] = {
     **{f"quantize {q}": Flag(refused=_INT4) for q in ("awq", "exl2", "gptq", "marlin", "bitsandbytes-nf4")},
     "quantize": Flag(refused=_INT8),
 }
-_VARIABLES = {  # that have no flag: `serve`'s flag, or "" where there is nothing to set any more
-    "AIP_HTTP_PORT": "--port", "AIP_PREDICT_ROUTE": "--predict-route", "AIP_HEALTH_ROUTE": "--health-route",
-    "ATTENTION": "", "PREFIX_CACHING": "", "PREFILL_CHUNKING": "", "TGI_WIGGLE_ROOM": "", "REQUEST_LOGPROBS": "",
-    "USE_FLASH_ATTENTION": "", "EXLLAMA_VERSION": "", "COMPUTE_TYPE": "",
+_LEVELS = {**{level: level for level in LOG_LEVELS}, "trace": "debug", "warning": "warn", "off": "error"}
+_KERNELS = "there is one set of kernels, which serves every model"
+_TOKEN = "models are fetched without one; fetch what is gated yourself, and give its directory as the model"
+VARIABLES: dict[str, Flag] = {  # that have no flag
+    "AIP_HTTP_PORT": Flag("--port"),
+    "AIP_PREDICT_ROUTE": Flag("--predict-route"),
+    "AIP_HEALTH_ROUTE": Flag("--health-route"),
+    "LOG_LEVEL": Flag("--log-level", _LEVELS, note=f"it is one of {', '.join(_LEVELS)}"),
+    "PREFIX_CACHING": Flag(note="prefixes are cached; `-- --prefix-sharing` says between whom", neutral=_ON),
+    "PREFILL_CHUNKING": Flag(note=f"prompts are read in parts: {_STEP}", neutral=_ON),
+    "TGI_WIGGLE_ROOM": Flag(note="`-- --kv-memory` says how much memory to use"),
+    "REQUEST_LOGPROBS": Flag(note="they are there for who asks"),
+    "COMPUTE_TYPE": Flag(note="x-compute-type says what computes: cpu", neutral=("cpu",)),
+    "HF_HUB_OFFLINE": Flag(note="what is in the cache is never asked for again", neutral=_OFF),
+    **{name: Flag(note=_TOKEN) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")},
+    **{
+        name: Flag(note=_KERNELS)
+        for name in (
+            "ATTENTION", "USE_FLASH_ATTENTION", "EXLLAMA_VERSION", "ROCM_USE_CUSTOM_PAGED_ATTN", "ROCM_USE_SKINNY_GEMM",
+            "PYTORCH_TUNABLEOP_ENABLED", "PYTORCH_TUNABLEOP_TUNING",
+        )
+    },
 }  # fmt: skip
 
 
 def translate(words: Sequence[str]) -> list[str]:
     """`ridgeline`'s words for the launcher's, and for the environment's, which give way. Notes go to stderr."""
     split = words.index("--") if "--" in words else len(words)
-    given = {**_DEFAULTS, **_environment(), **_parse(words[:split])}
-    made = {}
-    for name, value in given.items():
-        if (ours := _translated(name, value)) is not None:
+    given = {name: [value] for name, value in {**_DEFAULTS, **_environment()}.items()} | _parse(words[:split])
+    made: dict[str, list[str]] = {}
+    for name, values in given.items():
+        if ours := [v for value in values if (v := _translated(f"--{name}", _flag(name, value), value)) is not None]:
             made[FLAGS[name].to] = ours
-    for name, value in set_variables(_VARIABLES).items():
-        if flag := _VARIABLES[name]:
-            made[flag] = value
-        else:
-            say(f"text-generation-launcher: {name} has no effect here")
+    for name, value in set_variables(VARIABLES).items():
+        ours = _translated(name, VARIABLES[name], value.lower() if name == "LOG_LEVEL" else value)
+        if ours is not None:
+            made[VARIABLES[name].to] = [ours]
+    if "--log-level" in made:  # TGI writes its log anyway; here there is one where it is asked for
+        made.setdefault("--log-format", ["text"])
     own = words[split + 1 :]
-    _check_known(made)
     if "--api-key" not in made and not {"--api-key", "--api-keys"} & set(own):
-        if "open" in _serve_names():
-            own = ["--open", *own]
-        else:
-            say(f"text-generation-launcher: warning: whoever reaches {given['hostname']} is served, without a key")
-    return ["serve", given["model-id"], *(w for flag, value in made.items() for w in (flag, value)), *own]
+        own = ["--open", *own]
+    flags = [word for flag, values in made.items() for value in values for word in (flag, value) if word]
+    return ["serve", *given["model-id"], *flags, *own]
 
 
-def _parse(words: Sequence[str]) -> dict[str, str]:
+def _parse(words: Sequence[str]) -> dict[str, list[str]]:
     parser = argparse.ArgumentParser(
         "text-generation-launcher",
         usage="text-generation-launcher [OPTIONS] [-- OPTIONS OF `ridgeline serve`]",
@@ -145,9 +164,10 @@ def _parse(words: Sequence[str]) -> dict[str, str]:
         names = [*short.get(name, ()), f"--{name}", *([f"--{flag.alias}"] if flag.alias else ())]
         refused = f"not built: {flag.refused}" if flag.refused and not flag.to else ""
         help = (flag.note and f"no effect: {flag.note}") or refused or (flag.to and f"`ridgeline serve {flag.to}`")
-        kind = {"action": "store_const", "const": "true"} if flag.switch else {"metavar": "VALUE"}
+        kind = {"action": "store_const", "const": ["true"]} if flag.switch else {"metavar": "VALUE", "action": "append"}
         parser.add_argument(*names, dest=name, help=help or None, **kind)
-    return {name: value for name, value in vars(parser.parse_args(words)).items() if value is not None}
+    found = {name: values for name, values in vars(parser.parse_args(words)).items() if values is not None}
+    return {name: values if FLAGS[name].several else values[-1:] for name, values in found.items()}
 
 
 def _environment() -> dict[str, str]:
@@ -171,27 +191,19 @@ def _is_address(text: str) -> bool:
         return False
 
 
-def _translated(name: str, value: str) -> str | None:
+def _flag(name: str, value: str) -> Flag:
+    return FLAGS.get(f"{name} {value}") or FLAGS[name]
+
+
+def _translated(shown: str, flag: Flag, value: str) -> str | None:
     """The value of `serve`'s flag; None where there is nothing to set. ConfigError for what is not built."""
-    flag = FLAGS.get(f"{name} {value}") or FLAGS[name]
-    if value in flag.neutral or (flag.switch and value.lower() in _OFF):
+    if flag.switch:
+        value = "false" if value.lower() in _OFF else "true"
+    if value in flag.neutral or (flag.switch and value == "false"):
         return None
-    if flag.note:
-        say(f"text-generation-launcher: --{name} has no effect here: {flag.note}")
+    if flag.note and value not in flag.values:
+        say(f"text-generation-launcher: {shown} has no effect here: {flag.note}")
         return None
     if flag.refused and value not in flag.values:
-        raise ConfigError(f"--{name} {value} is not built: {flag.refused}")
+        raise ConfigError(f"{shown} {value} is not built: {flag.refused}")
     return flag.values.get(value, value) if flag.to else None
-
-
-def _serve_names() -> set[str]:
-    from ridgeline.cli.serve import serve
-
-    return set(inspect.signature(serve).parameters)
-
-
-def _check_known(made: Mapping[str, str]) -> None:
-    names = _serve_names() | {"max_total_tokens"}
-    for flag in made:
-        if flag.removeprefix("--").replace("-", "_") not in names:
-            raise ConfigError(f"{flag} is not built yet in this server; leave it out")

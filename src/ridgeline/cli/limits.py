@@ -37,6 +37,10 @@ LIMIT_OPTIONS: dict[str, tuple[Any, Any]] = {
         Annotated[bool, Option("Do as TGI where this server deviates for the better (docs/tgi.md).")],
         ServerConfig.tgi_strict,
     ),
+    "disable_grammar_support": (
+        Annotated[bool, Option("Refuse requests that need a grammar.", flag="--disable-grammar-support")],
+        ServerConfig.disable_grammar_support,
+    ),
 }
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from ridgeline.cli.command import Option
 from ridgeline.cli.options import Group
-from ridgeline.config import LOG_FORMATS, WATERMARKS, AccessConfig, ServerConfig
+from ridgeline.config import LOG_FORMATS, LOG_LEVELS, WATERMARKS, AccessConfig, ServerConfig
 
 _ACCESS: dict[str, tuple[Any, Any]] = {
     "api_keys": (Annotated[str, Option("Ask for keys of this file; see `ridgeline keys`.", metavar="FILE")], ""),
@@ -31,6 +31,10 @@ _WATCHING: dict[str, tuple[Any, Any]] = {
     "log_format": (
         Annotated[str, Option(f"A line on stderr for each request: {', '.join(LOG_FORMATS)}.")],
         ServerConfig.log_format,
+    ),
+    "log_level": (
+        Annotated[str, Option(f"Of the log, no less than this: {', '.join(LOG_LEVELS)}.")],
+        ServerConfig.log_level,
     ),
     "otlp_endpoint": (
         Annotated[str, Option("Send traces to this collector, such as http://localhost:4318.", metavar="URL")],

@@ -360,7 +360,7 @@ def check_grammar(
     check_params(params, info.vocab)
     limit = check_prompt(info, prompt, params)
     if compiler is None:
-        raise InvalidRequest("grammars are not available here", "grammar")
+        raise InvalidRequest("grammars are not available here (--disable-grammar-support)", "grammar")
     return compiler.check(params.grammar, limit)
 
 

@@ -214,10 +214,12 @@ class Engine:
         for i, row in enumerate(rows):
             if row.target < 0:
                 row.sequence.sources.append((self.step_number, i))
-        for c in chunks:
-            c.sequence.computed = c.start + c.count
-            self._copies += c.copies
         begin = self.clock()
+        for c in chunks:
+            s = c.sequence
+            s.computed = c.start + c.count
+            s.began = begin if s.began is None else s.began
+            self._copies += c.copies
         self._flights.append(Flight(self.executor.submit(batch), chunks, rows, begin))
 
     def _commit(self, flight: Flight) -> list[Delta]:
@@ -264,6 +266,8 @@ class Engine:
         for id, beams in searches.items():
             if beams.ready:
                 deltas += self._advance(id, beams)
+        steps = self.scheduler.counters.reading if tokens > len(flight.chunks) else self.scheduler.counters.answering
+        steps.add(now - before, self.clock() - now)
         if self.observe is not None:
             self.observe(flight, result)
         return deltas
@@ -276,7 +280,7 @@ class Engine:
             return []
         deltas: list[Delta] = []
         lines = list(self._live[id])
-        cached = lines[0].cached or 0
+        cached, ran = lines[0].cached or 0, self._ran(lines[0])
         for s, answer in zip_longest(lines, beams.search.answers):
             if answer is None:  # no beam can go on: logits that are not numbers, or all likely tokens end too soon
                 self._end(s, FAILED)
@@ -286,7 +290,7 @@ class Engine:
             shown = answer.tokens if answer.finish == LENGTH else answer.tokens[:-1]
             text = "".join([s.text.push(token.id)[0] for token in shown]) + s.text.flush()
             self._end(s, answer.finish)
-            deltas.append(Delta(id, s.choice, tuple(answer.tokens), text, answer.finish, None, cached))
+            deltas.append(Delta(id, s.choice, tuple(answer.tokens), text, answer.finish, None, cached, b"", ran))
         return deltas[: lines[0].params.n]
 
     def _guided(self, wait: bool, alone: bool = False) -> list[Delta]:
@@ -325,14 +329,17 @@ class Engine:
             finish = EOS
         elif len(s.tokens) >= s.limit:
             finish = LENGTH
-        cached = s.cached or 0 if len(s.tokens) == s.prompt_len + 1 else 0
+        cached, ran = (s.cached or 0, self._ran(s)) if len(s.tokens) == s.prompt_len + 1 else (0, 0.0)
         prompt = tuple(self._prompts.pop(s.id)) if s.wants_prompt and s.id in self._prompts else None
         if s.wants_prompt:
             prompt, s.wants_prompt = prompt or (), False
         if finish is not None:
             text += s.text.flush()
             self._end(s, finish)
-        return Delta(s.id, s.choice, (token,), text, finish, prompt, cached)
+        return Delta(s.id, s.choice, (token,), text, finish, prompt, cached, b"", ran)
+
+    def _ran(self, s: Sequence) -> float:
+        return 0.0 if s.began is None else self.clock() - s.began
 
     def _embed(self, s: Sequence, row: Row, hidden: Array) -> list[Delta]:
         """Take a row of an embedding; the last one ends it."""
@@ -344,7 +351,7 @@ class Engine:
             return []
         s.sources.pop(0)
         self._end(s, EMBEDDED)
-        return [Delta(s.id, s.choice, (), "", EMBEDDED, None, s.cached or 0, s.embedding.vector)]
+        return [Delta(s.id, s.choice, (), "", EMBEDDED, None, s.cached or 0, s.embedding.vector, self._ran(s))]
 
     def _end(self, s: Sequence, finish: str) -> None:
         assert s.finish is None, f"request {s.id} choice {s.choice} ends twice"

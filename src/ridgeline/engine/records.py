@@ -89,7 +89,8 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
     `prompt` comes once, before the first token, if prompt logprobs were asked for. `cached` comes with a choice's first
     token: how many prompt tokens the prefix cache had. `finish` is set exactly once. `vector` comes with the end of an
-    embedding: float32, little-endian [hidden].
+    embedding: float32, little-endian [hidden]. `ran` comes with the first token of a choice that read its prompt, or
+    with the vector: the seconds since its first step began.
     """
 
     id: int
@@ -100,6 +101,20 @@ class Delta(msgspec.Struct, frozen=True, array_like=True, gc=False):
     prompt: tuple[Token, ...] | None = None
     cached: int = 0
     vector: bytes = b""
+    ran: float = 0.0
+
+
+class Steps(msgspec.Struct, array_like=True, gc=False):
+    """How many steps there were, the seconds that the model took in them, and those of making text of their tokens."""
+
+    count: int = 0
+    forward_s: float = 0.0
+    decode_s: float = 0.0
+
+    def add(self, forward_s: float, decode_s: float) -> None:
+        self.count += 1
+        self.forward_s += forward_s
+        self.decode_s += decode_s
 
 
 class Counters(msgspec.Struct, array_like=True, gc=False):
@@ -108,6 +123,8 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
     cached_tokens: int = 0  # that the prefix cache saved computing
     preemptions: int = 0
     recomputed_tokens: int = 0  # that preemption made compute again
+    reading: Steps = msgspec.field(default_factory=Steps)  # that read prompts, beside what else they did
+    answering: Steps = msgspec.field(default_factory=Steps)  # the others
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):

@@ -37,7 +37,7 @@ class Sequence:
 
     # With more than 30 attributes CPython gives each its own hash table, and a step reads most of them of all.
     __slots__ = (
-        "bans", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "guide",
+        "bans", "began", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "guide",
         "held", "history", "id", "job", "limit", "looks_back", "lost", "mask", "match", "most_pages", "node",
         "params", "prompt_len", "rank", "record", "root", "scored", "seed", "shared", "shares", "sources", "tables",
         "text", "tokens", "waits", "wants_prompt",
@@ -71,6 +71,7 @@ class Sequence:
         self.waits = ""  # what it was last said to wait for
         self.lost = 0  # tokens that had keys when it was preempted
         self.cached: int | None = None  # prompt tokens that the cache had when this sequence first ran
+        self.began: float | None = None  # when the first step with it was
         self.followers: list[Sequence] = []  # other choices, which wait for this one to read their common prompt
         self.text = text
         self.record: array[int] | None = None  # what build.py keeps of it

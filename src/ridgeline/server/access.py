@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from urllib.parse import urlsplit
 
@@ -44,10 +44,13 @@ def scope_of(method: str, path: str) -> str:
 
 
 class Access:
-    """The rules of one server. `health`: one more path that tells of its health (ServerConfig.health_route)."""
+    """The rules of one server. `health`: one more path that tells of its health (ServerConfig.health_route). `unasked`:
+    methods and paths that need no key either."""
 
-    def __init__(self, config: AccessConfig, hub: Hub, health: str = "") -> None:
-        self._config, self._hub, self._health = config, hub, health
+    def __init__(
+        self, config: AccessConfig, hub: Hub, health: str = "", unasked: Collection[tuple[str, str]] = ()
+    ) -> None:
+        self._config, self._hub, self._health, self._unasked = config, hub, health, unasked
         self._keys, self._quotas = KeyRing(config.api_keys, config.api_key), Quotas()
 
     def admit(self, scope: Scope, record: Record) -> AbstractContextManager[None]:
@@ -56,7 +59,7 @@ class Access:
         Sets the record's key, and makes the key's name the tenant, as if a header had said so.
         """
         headers = headers_of(scope)
-        needed = scope_of(scope["method"], "/health" if scope["path"] == self._health else scope["path"])
+        needed = self._needed(scope["method"], scope["path"])
         if not self._keys or self._config.allowed_hosts:
             self._check_host(headers.get("host"))
         if not self._keys:
@@ -75,6 +78,11 @@ class Access:
         account = self._quotas.of(record.key)
         record.spend = account.spend
         return account.request(record.key, self._hub.client.retry_after)
+
+    def _needed(self, method: str, path: str) -> str:
+        if ("GET" if method == "HEAD" else method, path) in self._unasked:
+            return OPEN
+        return scope_of(method, "/health" if path == self._health else path)
 
     def _find(self, headers: Mapping[str, str], needed: str) -> Key:
         kind, _, secret = headers.get("authorization", "").partition(" ")

@@ -10,14 +10,11 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
 from types import FrameType
-from urllib.parse import quote
 
-import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -33,42 +30,53 @@ from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
 from ridgeline.errors import ConfigError, RidgelineError
 from ridgeline.guidance.compiler import Compiler
-from ridgeline.server import debug, openai, tgi
+from ridgeline.server import debug, kserve, openai, tgi
 from ridgeline.server.access import Access, is_loopback
 from ridgeline.server.chat import chat
 from ridgeline.server.clouds import invocations, vertex
 from ridgeline.server.completions import completions
 from ridgeline.server.document import document, page
 from ridgeline.server.embeddings import embeddings
-from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, TGIErrors, Unhealthy, shape_of
+from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, shape_of
 from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
-from ridgeline.server.http import Call, Endpoint, Events
+from ridgeline.server.health import health_reply
+from ridgeline.server.http import Call, Endpoint, Events, as_response
 from ridgeline.server.hub import Hub
 from ridgeline.server.keys import KeyRing
+from ridgeline.server.log import keep_quiet
 from ridgeline.server.observe import observers
 from ridgeline.server.patience import ignore_lost_peers, patient
 from ridgeline.server.record import REQUEST_ID
-from ridgeline.server.schema import REASON_HEADER, WARNING_HEADER
-from ridgeline.server.service import Service, public_name
-from ridgeline.server.strict import StrictErrors, strictly
+from ridgeline.server.schema import WARNING_HEADER
+from ridgeline.server.service import Service, public_name, sha_of
+from ridgeline.server.strict import OPEN_ROUTES, StrictErrors, strictly, tgi_models
 from ridgeline.server.tgi_tokens import chat_tokenize
 from ridgeline.server.tokens import detokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
+from ridgeline.weights.hub import ResolvedModel
 
+_UVICORN_LOG = {"debug": "debug", "error": "error"}  # of less than warnings, nothing but on demand
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
 ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # or their pools take the engine's cores
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
 
 
-def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str) -> Starlette:
-    """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's."""
-    if client.compiler is None:
+def create_app(
+    client: EngineClient, tokenizer: Tokenizer, config: ServerConfig, model_name: str, model_sha: str | None = None
+) -> Starlette:
+    """The ASGI app. It pumps `client` between lifespan's startup and shutdown; closing the client is the caller's.
+
+    `model_sha`: of the model's file or snapshot, where it is known.
+    """
+    if config.disable_grammar_support:
+        client.compiler = None
+    elif client.compiler is None:
         client.compiler = Compiler(tokenizer, client.info.vocab)
     hub = Hub(client, config.max_undelivered, config.max_pause)
-    service = Service(client.info, tokenizer, config, model_name)
+    service = Service(client.info, tokenizer, config, model_name, sha=model_sha)
     keyed = bool(config.access.api_keys or config.access.api_key)
 
     @contextlib.asynccontextmanager
@@ -79,10 +87,11 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
         finally:
             hub.stop()
 
-    access = Access(config.access, hub, config.health_route)
+    access = Access(config.access, hub, config.health_route, OPEN_ROUTES if config.tgi_strict else ())
+    shape = partial(_shape, strict=config.tgi_strict)
     app = Starlette(
         routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
-        middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub))],
+        middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub), shape)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
     )
@@ -105,7 +114,7 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
         "/v1/embeddings": embeddings, "/detokenize": detokenize,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
         "/tokenize": tokenize, "/chat_tokenize": chat_tokenize, "/invocations": invocations, "/vertex": vertex,
-        "/watermark/detect": detect_mark,
+        "/watermark/detect": detect_mark, kserve.INFER: kserve.infer,
     }  # fmt: skip
     if route := service.config.predict_route:
         handlers[route] = vertex
@@ -120,32 +129,28 @@ def _posts(service: Service, hub: Hub) -> list[Route]:
 
 def _gets(service: Service, hub: Hub) -> list[Route]:
     async def health(request: Request) -> Response:
-        problem = hub.problem
-        if problem is None:
-            return Response()
-        reply = TGIErrors().reply(Unhealthy("unhealthy"))  # TGI's own words; ours say why
-        return _response(replace(reply, headers={**reply.headers, REASON_HEADER: quote(problem, safe=" ,.:;()'")}))
+        return as_response(health_reply(hub))
 
     async def metrics(request: Request) -> Response:
         return Response(hub.metrics.text(hub.client, hub.problem is None), headers={"content-type": CONTENT_TYPE})
 
     async def info(request: Request) -> Response:
-        return _response(tgi.info(service))
+        return as_response(tgi.info(service))
 
     async def openapi(request: Request) -> Response:
-        return _response(Reply(document(service)))
+        return as_response(Reply(document(service)))
 
     async def docs(request: Request) -> Response:
         return HTMLResponse(page(service))
 
     async def models(request: Request) -> Response:
-        return _response(openai.list_models(service))
+        return as_response((tgi_models if service.config.tgi_strict else openai.list_models)(service))
 
     async def model(request: Request) -> Response:
         try:
-            return _response(openai.get_model(service, request.path_params["id"]))
+            return as_response(openai.get_model(service, request.path_params["id"]))
         except RidgelineError as error:
-            return _response(OpenAIErrors().reply(error))
+            return as_response(_shape("/v1/models", service.config.tgi_strict).reply(error))
 
     paths = {
         "/": health, "/health": health, "/ping": health, "/info": info, "/metrics": metrics,
@@ -154,7 +159,7 @@ def _gets(service: Service, hub: Hub) -> list[Route]:
     }  # fmt: skip
     if route := service.config.health_route:
         paths[route] = health
-    return [Route(path, handler, methods=["GET"]) for path, handler in paths.items()]
+    return [*(Route(path, handler, methods=["GET"]) for path, handler in paths.items()), *kserve.routes(service, hub)]
 
 
 def _shape(path: str, strict: bool) -> ErrorShape:
@@ -163,17 +168,12 @@ def _shape(path: str, strict: bool) -> ErrorShape:
     return StrictErrors() if strict and isinstance(shape, OpenAIErrors) else shape
 
 
-def _response(reply: Reply) -> Response:
-    body = msgspec.json.encode(reply.body)
-    return Response(body, reply.status, dict(reply.headers), media_type="application/json")
-
-
 async def _no_route(request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HTTPException)
     what = f"{request.method} {request.url.path[:200]}"
     message = f"there is no route {what}" if fault.status_code == 404 else f"{what}: {fault.detail}"
     reply = shape_of(request.url.path).reply(NoRoute(message, fault.status_code))
-    response = _response(reply)
+    response = as_response(reply)
     response.headers.update(fault.headers or {})
     if fault.status_code == 405:  # Starlette names the methods of the first route of this path alone
         here = [x for x in request.app.routes if x.matches(request.scope)[0] is not Match.NONE]
@@ -182,7 +182,7 @@ async def _no_route(request: Request, fault: Exception) -> Response:
 
 
 async def _unforeseen(request: Request, fault: Exception) -> Response:
-    return _response(shape_of(request.url.path).reply(NoRoute("the server failed on this request", 500)))
+    return as_response(shape_of(request.url.path).reply(NoRoute("the server failed on this request", 500)))
 
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
@@ -190,12 +190,14 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     for name, value in ONE_THREAD.items():  # the engine process inherits them
         os.environ.setdefault(name, value)
     check(config)
+    keep_quiet(config.log_level)
     listener = listen(config)
     try:
-        name, tokenizer = _open_tokenizer(config, progress)
+        found, tokenizer = _open_tokenizer(config, progress)
+        name = public_name(found)
         client = ProcessClient(config.engine)
         try:
-            app = create_app(client, tokenizer, config, name)
+            app = create_app(client, tokenizer, config, name, sha_of(found))
             server = uvicorn.Server(uvicorn_config(app, config))
             stop_gently(server, app.state.hub, config.drain_timeout)
             listener.listen()
@@ -214,8 +216,8 @@ def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
     """How uvicorn serves an app. ConfigError for TLS that cannot be used."""
     access = config.access
     settings = uvicorn.Config(
-        app, http=patient(config.max_pause), log_level="warning", access_log=False, lifespan="on",
-        timeout_graceful_shutdown=FLUSH_S, ssl_certfile=access.tls_cert or None,
+        app, http=patient(config.max_pause), log_level=_UVICORN_LOG.get(config.log_level, "warning"),
+        access_log=False, lifespan="on", timeout_graceful_shutdown=FLUSH_S, ssl_certfile=access.tls_cert or None,
         ssl_keyfile=access.tls_key or None,
     )  # fmt: skip
     try:
@@ -268,10 +270,9 @@ def _url(listener: socket.socket, tls: bool) -> str:
     return f"http{'s' * tls}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
-def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
-    """The model's public name (never a path of this machine) and its tokenizer."""
+def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[ResolvedModel, Tokenizer]:
     found = find(config.engine.model, progress)
-    return public_name(found), tokenizer_of(found)
+    return found, tokenizer_of(found)
 
 
 def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:

@@ -96,6 +96,7 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
         "CompletionRequest": common | {
             "prompt": _prompts(service), "logprobs": _range(0, MAX_TOP_LOGPROBS), "max_tokens": _range(0, new),
         },
+        "InferRequest": {"inputs": {"minItems": 1, "maxItems": config.max_client_batch_size}},
         "VertexRequest": {"instances": {
             "minItems": 1, "maxItems": config.max_client_batch_size,
             "items": {"anyOf": [{"$ref": f"#/components/schemas/{x}"} for x in ("GenerateRequest", "ChatRequest")]},

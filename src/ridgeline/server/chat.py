@@ -10,7 +10,7 @@ import msgspec
 
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
 from ridgeline.engine.records import LENGTH, Delta, Token
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import InvalidRequest, ToolError
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call, Events
@@ -81,7 +81,7 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
     if calls is not None and params.grammar is not None:
-        raise InvalidRequest("calls that tools force leave no room for another grammar; ask for one of them", "tools")
+        raise ToolError("calls that tools force leave no room for another grammar; ask for one of them", "tools")
     if calls is not None:
         params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)

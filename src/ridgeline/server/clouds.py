@@ -20,8 +20,9 @@ from ridgeline.server.errors import OpenAIErrors, Reply
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
 from ridgeline.server.openai import terms
-from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi
+from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi, warn
 from ridgeline.server.service import Choice, Service, collect
+from ridgeline.server.strict import StrictErrors, strictly
 from ridgeline.server.terms import terms_of
 
 
@@ -32,8 +33,11 @@ async def invocations(service: Service, call: Call) -> Reply | Events:
         return await tgi.legacy(service, call)
     if "messages" not in raw and "prompt" not in raw:
         raise InvalidRequest("the body has none of inputs, messages and prompt; give one of them")
-    answer = await (chat if "messages" in raw else completions)(service, call)
-    return replace(answer, errors=OpenAIErrors()) if isinstance(answer, Events) else answer
+    handler, strict = chat if "messages" in raw else completions, service.config.tgi_strict
+    answer = await (strictly(handler) if strict else handler)(service, call)
+    if not isinstance(answer, Events):
+        return answer
+    return replace(answer, errors=StrictErrors() if strict else OpenAIErrors())
 
 
 @dataclass(frozen=True)
@@ -50,15 +54,17 @@ class _Instance:
 async def vertex(service: Service, call: Call) -> Reply:
     """POST /vertex: a text per instance. As with TGI, tokens are sampled unless an instance says otherwise."""
 
-    def submit() -> list[_Instance]:
-        found = _instances(service, call)
-        call.stream.submit([x.job for x in found], found[0].terms)
-        return found
+    def submit() -> tuple[list[_Instance], dict[str, str]]:
+        found, headers = _instances(service, call), dict[str, str]()
+        jobs = [x.job for x in found]
+        warn(headers, *dict.fromkeys(said for x in found for said in x.headers.values()), *call.stream.check(jobs))
+        call.stream.submit(jobs, found[0].terms)
+        return found, headers
 
-    found = await call.stream.run(submit)
+    found, headers = await call.stream.run(submit)
     done = await collect(call.stream, [x.job.params.n for x in found])
     texts = [x.text(candidates) for x, candidates in zip(found, done, strict=True)]
-    return Reply({"predictions": texts}, headers={name: said for x in found for name, said in x.headers.items()})
+    return Reply({"predictions": texts}, headers=headers)
 
 
 def _instances(service: Service, call: Call) -> list[_Instance]:
@@ -85,6 +91,7 @@ def _instance(service: Service, call: Call, raw: Any) -> _Instance:
     body = msgspec.json.encode(raw)
     if "inputs" not in raw:
         chatted = understand_chat(service, body)
+        service.check_input(len(chatted.job.prompt), "messages")
         return _Instance(chatted.job, "", chatted.headers, terms(service, chatted.request, call.headers))
     request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:

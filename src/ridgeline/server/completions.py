@@ -82,14 +82,15 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
 
 
 def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
-    wanted = DEFAULT_MAX_TOKENS if r.max_tokens is None else r.max_tokens
+    usual = None if service.config.tgi_strict else DEFAULT_MAX_TOKENS  # None: all the room there is
+    wanted = usual if r.max_tokens is None else r.max_tokens
     check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
     if r.logprobs is not None and not 0 <= r.logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"logprobs must be 0 to {MAX_TOP_LOGPROBS}, is {r.logprobs}", "logprobs")
     scored = bool(r.echo) and r.logprobs is not None
     if scored and r.stream and (r.n or 1) > 1:
         raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
-    more = {"max_tokens": max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
+    more = {"max_tokens": None if wanted is None else max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
     return sampling(r, service, **more), wanted == 0
 
 

@@ -6,9 +6,8 @@ For whoever runs the server: a key of scope admin, or without keys only loopback
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from typing import Any
 
-import msgspec
+from msgspec.structs import asdict
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -16,6 +15,7 @@ from starlette.routing import Route
 from ridgeline.errors import RidgelineError
 from ridgeline.server.access import is_loopback
 from ridgeline.server.errors import NoRoute, Reply, TGIErrors
+from ridgeline.server.http import as_response
 from ridgeline.server.hub import Hub
 
 
@@ -47,6 +47,7 @@ def about_request(hub: Hub, id: str) -> Reply:
 def about_engine(hub: Hub) -> Reply:
     """Sequences and pages after the engine's last step, and what it has done since it was loaded."""
     last, info = hub.client.last, hub.client.info
+    done = last.counters
     free = info.pages - last.pages_used - last.pages_cached - last.pages_withheld
     return Reply({
         "step": last.step, "running": last.running, "waiting": last.waiting, "paused": last.paused,
@@ -55,7 +56,7 @@ def about_engine(hub: Hub) -> Reply:
             "total": info.pages, "used": last.pages_used, "cached": last.pages_cached,
             "free": free, "withheld": last.pages_withheld, "bytes_each": info.page_bytes,
         },
-        **{name: getattr(last.counters, name) for name in last.counters.__struct_fields__},
+        **asdict(done), "reading": asdict(done.reading), "answering": asdict(done.answering),
         "policy": info.policy, "admission": info.admission, "prefix_sharing": info.prefix_sharing,
         "problem": hub.problem,
     })  # fmt: skip
@@ -71,7 +72,6 @@ def _answered(
             reply = await handler(asked)
         except RidgelineError as error:
             reply = TGIErrors().reply(error)
-        body: Any = msgspec.json.encode(reply.body)
-        return Response(body, reply.status, dict(reply.headers), media_type="application/json")
+        return as_response(reply)
 
     return answer

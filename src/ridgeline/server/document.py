@@ -7,6 +7,7 @@ among each route's statuses.
 from __future__ import annotations
 
 import html
+import re
 from typing import Any
 
 import msgspec
@@ -18,7 +19,9 @@ from ridgeline.server import schema as s
 from ridgeline.server.bounds import narrow
 from ridgeline.server.embeddings import EmbeddingRequest
 from ridgeline.server.errors import OpenAIErrors, shape_of
+from ridgeline.server.kserve import MODEL, InferRequest
 from ridgeline.server.service import Service
+from ridgeline.server.strict import loosen
 from ridgeline.server.tokens import DetokenizeRequest, PromptRequest
 
 _JSON, _SSE = "application/json", "text/event-stream"
@@ -69,11 +72,12 @@ class Operation(msgspec.Struct, frozen=True):
     def openai(self) -> bool:
         return isinstance(shape_of(self.path), OpenAIErrors)
 
-    def all_statuses(self) -> tuple[int, ...]:
-        """But for success."""
+    def all_statuses(self, strict: bool = False) -> tuple[int, ...]:
+        """But for success. `strict`: as TGI has them."""
         if not self.takes:
             return self.statuses
-        found = {401, 403, 408, 413, 415, 500, 400 if self.openai else 422, *self.statuses}
+        wrong = (400, 422) if strict else (400,) if self.openai else (422,)
+        found = {401, 403, 408, 413, 415, 500, *wrong, *self.statuses}
         if s.ChatRequest in self.takes:
             found |= {404, 422}  # another model; a template that fails
         if s.CompletionRequest in self.takes:
@@ -85,7 +89,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 _TEXT, _CHAT, _COMPLETION = (s.GenerateRequest,), (s.ChatRequest,), (s.CompletionRequest,)
 _ANY = (dict[str, Any],)
-_HEALTH = "200 where requests are served"
+_HEALTH, _MODEL = "200 where requests are served", MODEL.replace(":path", "")
 OPERATIONS = (
     *(Operation("GET", path, _HEALTH, statuses=(403, 503)) for path in ("/", "/health", "/ping")),
     Operation("GET", "/metrics", "What Prometheus reads", statuses=(401, 403)),
@@ -115,6 +119,12 @@ OPERATIONS = (
     Operation("POST", "/v1/completions", "Continue texts", (r.Completion,), _COMPLETION, (r.Completion,)),
     Operation("POST", "/v1/embeddings", "Vectors of texts", (r.Embeddings,), (EmbeddingRequest,), statuses=(404,)),
     Operation("POST", "/watermark/detect", "Whether a text is marked", (Finding,), (s.DetectRequest,)),
+    Operation("GET", "/v2", "KServe's: the server", (r.Served,), statuses=(401, 403)),
+    Operation("GET", "/v2/health/live", "Whether the server runs", (r.Ready,), statuses=(401, 403)),
+    Operation("GET", "/v2/health/ready", "Whether requests are served", (r.Ready,), statuses=(401, 403, 503)),
+    Operation("GET", _MODEL, "KServe's: the model", (r.Served,), statuses=(401, 403, 404)),
+    Operation("GET", f"{_MODEL}/ready", "Whether it is served", (r.Ready,), statuses=(401, 403, 404, 503)),
+    Operation("POST", f"{_MODEL}/infer", "Continue texts", (r.InferReply,), (InferRequest,), statuses=(404,)),
 )  # fmt: skip
 
 
@@ -125,9 +135,11 @@ def document(service: Service) -> dict[str, Any]:
     schemas, components = msgspec.json.schema_components(ordered, ref_template="#/components/schemas/{name}")
     narrow(service, components)
     told = dict(zip(ordered, schemas, strict=True))
+    if service.config.tgi_strict:
+        loosen(components)
     paths: dict[str, Any] = {}
     for operation in OPERATIONS:
-        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told)
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, told, service)
     for named, route in (("/vertex", service.config.predict_route), ("/health", service.config.health_route)):
         if route:
             paths[route] = paths[named]
@@ -135,22 +147,31 @@ def document(service: Service) -> dict[str, Any]:
     return {"openapi": "3.2.0", "info": about, "paths": paths, "components": {"schemas": components}}
 
 
-def _operation(o: Operation, told: dict[Any, Any]) -> dict[str, Any]:
-    error = {_JSON: {"schema": told[r.OpenAIError if o.openai else r.TGIError]}}
+def _operation(o: Operation, told: dict[Any, Any], service: Service) -> dict[str, Any]:
+    strict = service.config.tgi_strict
+    error = {_JSON: {"schema": told[r.OpenAIError if o.openai and not strict else r.TGIError]}}
+    plain = {**error, "text/plain": {"schema": {"type": "string"}}} if strict else error
     good: dict[str, Any] = {_JSON: {"schema": _any(told, o.reply)}} if o.reply else {}
     if o.event:
         good[_SSE] = {"itemSchema": _event(_any(told, o.event), ends=o.event != (r.StreamReply,))}
     if page_type := _PAGES.get(o.path):
         good = {page_type: {"schema": {"type": "string"}}}
     responses: dict[str, Any] = {"200": {"description": o.says, **({"content": good} if good else {})}}
-    for status in o.all_statuses():
-        responses[str(status)] = {"description": _WORDS[status], "content": error}
+    for status in o.all_statuses(strict):
+        shown = plain if status in (400, 413, 415, 422) else error
+        responses[str(status)] = {"description": _WORDS[status], "content": shown}
     made: dict[str, Any] = {"summary": o.says, "responses": responses}
     if o.takes:
         made["requestBody"] = {"required": True, "content": {_JSON: {"schema": _any(told, o.takes)}}}
-    if "{id}" in o.path:
-        made["parameters"] = [{"name": "id", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if names := re.findall(r"{(\w+)}", o.path):
+        made["parameters"] = [_parameter(name, service) for name in names]
     return made
+
+
+def _parameter(name: str, service: Service) -> dict[str, Any]:
+    known = name == "model" and not service.config.tgi_strict
+    schema = {"enum": [*service.names]} if known else {"type": "string"}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
 
 
 def _any(told: dict[Any, Any], kinds: tuple[Any, ...]) -> Any:

@@ -125,14 +125,16 @@ class OpenAIErrors:
 
 @dataclass(frozen=True)
 class TGIErrors:
-    """{"error", "error_type"}; validation is 422. `strict`: a malformed body is told in plain text, which TGI's clients
-    cannot read."""
+    """{"error", "error_type"}; validation is 422. `strict`: what is wrong with a body as such is told in plain text,
+    which TGI's clients cannot read, and of a key that is missing nothing is said."""
 
     strict: bool = False
 
     def reply(self, error: RidgelineError) -> Reply:
-        if self.strict and isinstance(error, Malformed):
-            return Reply(str(error), error.plain)
+        if self.strict and isinstance(error, (Malformed, NotJSON, BodyTooLarge)):
+            return Reply(str(error), error.plain if isinstance(error, Malformed) else error.status)
+        if self.strict and isinstance(error, Unauthorized):
+            return Reply(None, error.status, _headers(error))
         return Reply(self._body(error), error.status, _headers(error))
 
     def in_stream(self, error: RidgelineError) -> bytes:

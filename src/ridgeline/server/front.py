@@ -13,7 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ridgeline.errors import RidgelineError
 from ridgeline.server.access import Access
-from ridgeline.server.errors import shape_of
+from ridgeline.server.errors import ErrorShape, shape_of
 from ridgeline.server.http import send_reply
 from ridgeline.server.record import REQUEST_ID, Record, record_of
 from ridgeline.server.schema import WARNING_HEADER
@@ -23,10 +23,17 @@ Observer = Callable[[Record], None]
 
 
 class Front:
-    """Names, admits and records every HTTP request of `app`; `observers` see each record once, when it has ended."""
+    """Names, admits and records every HTTP request of `app`; `observers` see each record once, when it has ended.
+    `shape`: how errors of a path are spelt."""
 
-    def __init__(self, app: ASGIApp, access: Access, observers: Sequence[Observer] = ()) -> None:
-        self._app, self._access, self._observers = app, access, observers
+    def __init__(
+        self,
+        app: ASGIApp,
+        access: Access,
+        observers: Sequence[Observer] = (),
+        shape: Callable[[str], ErrorShape] = shape_of,
+    ) -> None:
+        self._app, self._access, self._observers, self._shape = app, access, observers, shape
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,5 +61,5 @@ class Front:
                 place.enter_context(self._access.admit(scope, record))
             except RidgelineError as error:
                 record.error = error.kind
-                return await send_reply(send, shape_of(scope["path"]).reply(error))
+                return await send_reply(send, self._shape(scope["path"]).reply(error))
             await self._app(scope, receive, send)

@@ -36,20 +36,21 @@ def grammar_of(r: OpenAIRequest) -> Grammar | None:
     return next(iter(asked.values()), None)
 
 
-def tgi_grammar(given: Any) -> Grammar | None:
-    """TGI's `grammar`: an object's properties are all that is generated unless its additionalProperties says more."""
+def tgi_grammar(given: Any, field: str = "grammar") -> Grammar | None:
+    """TGI's `grammar`, which its chats have as response_format: an object's properties are all that is generated unless
+    its additionalProperties says more."""
     if given is None:
         return None
-    kind, value = _get(given, "type", "grammar"), _get(given, "value", "grammar")
+    kind, value = _get(given, "type", field), _get(given, "value", field)
     if kind == "regex":
-        return Grammar("regex", _text(value, "grammar.value"))
+        return Grammar("regex", _text(value, f"{field}.value"))
     if kind == "json_schema":
-        value = _get(value, "schema", "grammar.value")
+        value = _get(value, "schema", f"{field}.value")
     elif kind not in ("json", "json_object"):
-        raise InvalidRequest("grammar.type must be json, json_object, json_schema or regex", "grammar")
-    schema = _schema(value, "grammar.value")
+        raise InvalidRequest(f"{field}.type must be json, json_object, json_schema or regex", field)
+    schema = _schema(value, f"{field}.value")
     if not isinstance(schema.get("properties"), dict):
-        raise InvalidRequest("grammar.value must have a 'properties' field", "grammar")
+        raise InvalidRequest(f"{field}.value must have a 'properties' field", field)
     return Grammar("json_schema", _encoded(_mapped(schema, _closed)))
 
 
@@ -59,12 +60,16 @@ def _response_format(given: Any) -> Grammar | None:
     kind = _get(given, "type", "response_format")
     if kind == "text":
         return None
+    if kind in ("json", "regex") or (kind == "json_object" and given.get("value") is not None):  # TGI's
+        return tgi_grammar(given, "response_format")
     if kind == "json_object":
         return Grammar("json_object")
     if kind == "json_schema":
         inner = _get(given, "json_schema", "response_format")
         return Grammar("json_schema", _encoded(_schema(_get(inner, "schema", "response_format.json_schema"), "schema")))
-    raise InvalidRequest("response_format.type must be text, json_object or json_schema", "response_format")
+    raise InvalidRequest(
+        "response_format.type must be text, json_object, json_schema, or TGI's json and regex", "response_format"
+    )
 
 
 def _structured(given: Any) -> dict[str, Grammar]:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
+from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
 from ridgeline.errors import RidgelineError
@@ -162,6 +163,13 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
+
+
+def as_response(reply: Reply) -> Response:
+    """A whole answer, for routes that are Starlette's own."""
+    kind = None if reply.body is None else "application/json"
+    body = b"" if reply.body is None else msgspec.json.encode(reply.body)
+    return Response(body, reply.status, dict(reply.headers), media_type=kind)
 
 
 async def send_reply(send: Send, reply: Reply) -> None:

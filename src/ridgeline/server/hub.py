@@ -174,7 +174,7 @@ class Hub:
 
     def _spread(self, batch: list[tuple[Stream, Event]]) -> None:
         now = time.perf_counter()
-        self.metrics.stepped(self.client.last, now)
+        self.metrics.stepped(self.client.last)
         for stream, event in batch:
             stream.push(event, now)
 
@@ -327,6 +327,8 @@ class Stream:
                 self._hub.metrics.gap(record.gap)
         if delta.choice == 0:  # the others share its prompt
             record.cached += delta.cached
+        if delta.ran:
+            record.ran(delta.ran, now)
         if delta.finish is not None:
             self._left -= 1
             record.finish = delta.finish

@@ -1,28 +1,51 @@
-"""The log of requests: one line each, as JSON or for people. Nothing of prompts or answers is in it."""
+"""The log of requests: one line each, as JSON or for people. Nothing of prompts or answers is in it.
+
+A line is of level info; of warn, where the request was refused; of error, where it is our failure.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import logging
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
 import msgspec
 
+from ridgeline.config import LOG_LEVELS
 from ridgeline.server.record import Record
 
 LEFT = "client left"
 
 
-class Log:
-    """Writes a line of each request that ends."""
+_PYTHONS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
-    def __init__(self, format: str, file: TextIO) -> None:
+
+def keep_quiet(level: str) -> None:
+    """Let what is below a level go unsaid in the rest of our log, too."""
+    logging.getLogger("ridgeline").setLevel(_PYTHONS[level])
+
+
+class Log:
+    """Writes a line of each request that ends, unless it is below `level`."""
+
+    def __init__(self, format: str, file: TextIO, level: str = "info") -> None:
         self._line, self._file = (_json if format == "json" else _text), file
+        self._least = LOG_LEVELS.index(level)
 
     def __call__(self, record: Record) -> None:
+        if LOG_LEVELS.index(level_of(record)) < self._least:
+            return
         with contextlib.suppress(OSError):  # nobody reads the log: requests go on
             self._file.write(self._line(described(record)) + "\n")
             self._file.flush()
+
+
+def level_of(record: Record) -> str:
+    """Of LOG_LEVELS. A stream may fail after its 200."""
+    if record.status >= 500 or record.error in ("generation", "incomplete_generation"):
+        return "error"
+    return "warn" if record.status >= 400 else "info"
 
 
 def described(record: Record) -> dict[str, Any]:

@@ -44,9 +44,9 @@ class Metrics:
         """Between two tokens of an answer."""
         self._gap.observe(seconds)
 
-    def stepped(self, last: StepDelta, now: float) -> None:
-        """A step's results arrived."""
-        self._tgi.stepped(last, now)
+    def stepped(self, last: StepDelta) -> None:
+        """Results of one step or more arrived."""
+        self._tgi.stepped(last)
 
     def ended(self, record: Record) -> None:
         """A request ended, one way or another."""

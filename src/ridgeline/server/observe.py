@@ -15,7 +15,7 @@ def observers(config: ServerConfig, hub: Hub) -> list[Observer]:
     """In the order in which they are told."""
     found: list[Observer] = [hub.metrics.ended]
     if config.log_format != "none":
-        found.append(Log(config.log_format, sys.stderr))
+        found.append(Log(config.log_format, sys.stderr, config.log_level))
     if config.otlp_endpoint:
         found.append(tracer(config.otlp_endpoint, config.otlp_service_name, hub.client.info))
     return found

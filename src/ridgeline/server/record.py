@@ -37,6 +37,7 @@ class Record:
     begin: float = field(default_factory=time.perf_counter)
     wall: int = field(default_factory=time.time_ns)
     submitted: float = 0.0
+    started: float = 0.0  # by the engine, the first of its choices
     first: float = 0.0  # token
     last: float = 0.0
     end: float = 0.0
@@ -55,6 +56,16 @@ class Record:
     def name(self) -> str:
         """Of its key; "" for none."""
         return self.key.name if self.key is not None else ""
+
+    @property
+    def waited_until(self) -> float:
+        """When the engine began with it, as far as is known."""
+        return self.started or self.submitted
+
+    def ran(self, seconds: float, now: float) -> None:
+        """The engine had been computing one of its choices for so long."""
+        began = max(now - seconds, self.submitted)
+        self.started = min(self.started or began, began)
 
     def tokens(self, count: int, now: float) -> bool:
         """Tokens arrived. Whether others had come before, `gap` seconds ago."""

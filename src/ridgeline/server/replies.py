@@ -117,6 +117,32 @@ class Predictions(Struct):
     predictions: list[str]
 
 
+class Ready(Struct):
+    live: bool
+
+
+class Served(Struct):
+    """KServe's: a server or a version of a model."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class OutputTensor(Struct):
+    """A text in UTF-8: `data` are its bytes."""
+
+    name: str
+    shape: list[int]
+    datatype: Literal["BYTES"]
+    data: list[int]
+
+
+class InferReply(Struct):
+    id: str
+    outputs: list[OutputTensor]
+
+
 class Info(Struct):
     model_id: str
     model_sha: str | None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,13 +22,15 @@ from ridgeline.weights.hub import ResolvedModel
 
 @dataclass(frozen=True)
 class Service:
-    """The model behind the routes. `model` is the id clients see; `created` seconds since the epoch."""
+    """The model behind the routes. `model` is the id clients see; `created` seconds since the epoch; `sha` its
+    file's or snapshot's, where that is known."""
 
     info: EngineInfo
     tokenizer: Tokenizer
     config: ServerConfig
     model: str
     created: int = field(default_factory=lambda: int(time.time()))
+    sha: str | None = None
 
     def __post_init__(self) -> None:
         most, longest = self.max_total_tokens, self.config.max_input_tokens
@@ -153,8 +156,19 @@ def spoken(tokens: tuple[Token, ...] | list[Token], finish: str | None, stop_ids
 
 
 def public_name(found: ResolvedModel) -> str:
-    """A local path's last part, without .gguf; other models are called what they were asked for as."""
+    """A local path's last part, without .gguf (never a path of this machine); other models are called what they were
+    asked for as."""
     if found.path != Path(found.alias).expanduser():
         return found.alias
     path = Path(os.path.abspath(found.path))  # links keep their own name
     return (path.stem if found.kind == "gguf" else path.name) or "model"
+
+
+def sha_of(found: ResolvedModel) -> str | None:
+    """SHA-256 of a file that was hashed when it was fetched, or the commit of a snapshot in the Hub's own cache."""
+    if found.kind == "random":
+        return None
+    if found.sha256 is not None:
+        return found.sha256
+    folder = (found.path if found.kind == "dir" else found.path.parent).resolve()
+    return folder.name if folder.parent.name == "snapshots" and re.fullmatch("[0-9a-f]{40}", folder.name) else None

@@ -1,11 +1,13 @@
 """OpenAI's routes as TGI has them, for `--tgi-strict`: around the usual handlers, bodies and replies are changed.
 
-Fields that TGI leaves aside are left aside here; finish reasons are TGI's words; every delta says its role; ids are
-empty; errors are TGI's. Must not know engines.
+Fields that TGI leaves aside are left aside here, the model's name among them; finish reasons are TGI's words; every
+delta says its role; ids are empty; errors are TGI's; a last message of the assistant's is continued. Must not know
+engines.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from typing import Any, cast
@@ -14,7 +16,7 @@ import msgspec
 
 from ridgeline import __version__
 from ridgeline.engine.records import EOS
-from ridgeline.errors import InvalidRequest, RidgelineError
+from ridgeline.errors import InvalidRequest, RidgelineError, ToolError
 from ridgeline.server import sse
 from ridgeline.server.errors import Malformed, Reply, TGIErrors
 from ridgeline.server.http import Call, Events
@@ -23,8 +25,13 @@ from ridgeline.server.schema import decode_object
 from ridgeline.server.service import Service
 
 Handler = Callable[[Service, Call], Awaitable[Reply | Events]]
-_IGNORED = ("n", "best_of", "logit_bias")
+OPEN_ROUTES = {  # that ask for no key, as with TGI, beside those that never do
+    *(("GET", path) for path in ("/info", "/metrics", "/v1/models", "/docs", "/api-doc/openapi.json")),
+    ("POST", "/chat_tokenize"),
+}
+_IGNORED = ("model", "n", "best_of", "logit_bias")
 _IGNORED_OF_TEXTS = (*_IGNORED, "logprobs", "echo", "stream_options")
+_LISTED = ("id", "object", "created", "owned_by")
 _COUNTS = ("prompt_tokens", "completion_tokens", "total_tokens")
 
 
@@ -54,8 +61,9 @@ def strictly(handler: Handler) -> Handler:
     """The handler of chats or of completions, as TGI's."""
 
     async def strict(service: Service, call: Call) -> Reply | Events:
-        asked = _asked(service, decode_object(call.body))
-        ends = _Ends(call.stream)
+        given = decode_object(call.body)
+        asked = _asked(service, given)
+        ends = _Ends(call.stream, _name(given), _call_id(given))
         answer = await handler(service, replace(call, body=msgspec.json.encode(asked), stream=cast(Stream, ends)))
         if isinstance(answer, Events):
             return _Lines(answer, ends).events()
@@ -65,11 +73,15 @@ def strictly(handler: Handler) -> Handler:
 
 
 class _Ends:
-    """How each choice ended; of whole answers, as their stream. Handlers ask for one choice of each prompt."""
+    """How each choice ended; of whole answers, as their stream. Handlers ask for one choice of each prompt.
 
-    def __init__(self, stream: Stream) -> None:
+    `model`: what an answer calls it, where not as usual; `call_id`: of a first call of a tool, the others count on.
+    """
+
+    def __init__(self, stream: Stream, model: str = "", call_id: int | None = None) -> None:
         self._stream = stream
         self.found: dict[int, str] = {}
+        self.model, self.call_id = model, call_id
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -92,9 +104,11 @@ class _Ends:
 def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
     """The body without what TGI leaves aside; errors where TGI's types are narrower."""
     chat = "messages" in raw
-    for name, kind in (("stop", list), ("logit_bias", list)):
+    if chat and raw.get("tools") and raw.get("response_format") is not None:
+        raise ToolError("response_format and tools exclude each other; give one of them", "tools")
+    for name, kind, said in (("stop", list, "a list"), ("logit_bias", list, "a list"), ("model", str, "a string")):
         if raw.get(name) is not None and not isinstance(raw[name], kind):
-            raise Malformed(f"the request is malformed: {name} must be a list", name, plain=422)
+            raise Malformed(f"the request is malformed: {name} must be {said}", name, plain=422)
     if not chat:
         _check_texts(service, raw)
     most = service.config.max_top_n_tokens
@@ -105,7 +119,43 @@ def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
         asked["repetition_penalty"] = penalty + 2
     if not chat and asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}
+    if chat and isinstance(told := asked.pop("tool_prompt", None), str) and told and asked.get("tools"):
+        asked["messages"] = _prompted(asked["messages"], told)
+    if chat and _is_open(asked["messages"]):
+        asked |= {"continue_final_message": True, "add_generation_prompt": None}
     return asked
+
+
+def _name(raw: dict[str, Any]) -> str:
+    """The model that a chat asks for: TGI serves its own under any name, and answers with that."""
+    given = raw.get("model")
+    return given if "messages" in raw and isinstance(given, str) and given != "tgi" else ""
+
+
+def _is_open(messages: Any) -> bool:
+    """Whether the last message is the assistant's, to be continued."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    return isinstance(last, dict) and last.get("role") == "assistant" and bool(last.get("content"))
+
+
+def _prompted(messages: Any, told: str) -> Any:
+    """Messages, the last of which says this too."""
+    last = messages[-1] if isinstance(messages, list) and messages else None
+    if not isinstance(last, dict) or not isinstance(content := last.get("content"), (str, list)):
+        return messages
+    more = f"\n---\n{told}"
+    joined = content + more if isinstance(content, str) else [*content, {"type": "text", "text": more}]
+    return [*messages[:-1], last | {"content": joined}]
+
+
+def _call_id(raw: dict[str, Any]) -> int | None:
+    """TGI counts calls through a conversation; where others made their ids, these go on as usual."""
+    messages = raw.get("messages")
+    calls = [m.get("tool_calls") for m in messages if isinstance(m, dict)] if isinstance(messages, list) else []
+    ids = [c.get("id") for found in calls if isinstance(found, list) for c in found if isinstance(c, dict)]
+    if not all(isinstance(id, str) and re.fullmatch(r"[0-9]{1,9}", id) for id in ids):
+        return None
+    return max((int(id) + 1 for id in ids), default=0)
 
 
 def _check_texts(service: Service, raw: dict[str, Any]) -> None:
@@ -121,11 +171,11 @@ def _check_texts(service: Service, raw: dict[str, Any]) -> None:
 
 
 def _whole(body: dict[str, Any], ends: _Ends) -> dict[str, Any]:
-    return _head(body) | {"choices": [_choice(c, ends) for c in body["choices"]], "usage": _usage(body["usage"])}
+    return _head(body, ends) | {"choices": [_choice(c, ends) for c in body["choices"]], "usage": _usage(body["usage"])}
 
 
-def _head(body: dict[str, Any]) -> dict[str, Any]:
-    return body | {"id": "", "system_fingerprint": f"{__version__}-native"}
+def _head(body: dict[str, Any], ends: _Ends) -> dict[str, Any]:
+    return body | {"id": "", "model": ends.model or body["model"], "system_fingerprint": f"{__version__}-native"}
 
 
 def _usage(counts: dict[str, Any]) -> dict[str, Any]:
@@ -137,18 +187,46 @@ def _choice(choice: dict[str, Any], ends: _Ends) -> dict[str, Any]:
     made = dict(choice)
     if choice["finish_reason"] in ("stop", "length"):
         made["finish_reason"] = ends.reason(choice["index"])
+    elif choice["finish_reason"] == "tool_calls":
+        made["finish_reason"] = "stop"
     if "message" in choice:
-        made["message"] = {name: value for name, value in choice["message"].items() if name != "refusal"}
+        said = _numbered(choice["message"], ends)
+        made["message"] = {name: value for name, value in said.items() if name != "refusal"}
     if "delta" in choice:
-        made["delta"] = {"role": "assistant", "content": "", **choice["delta"]}
+        made["delta"] = {"role": "assistant", "content": "", **_numbered(choice["delta"], ends)}
     if choice["logprobs"] is not None:
         made["logprobs"] = {"content": [_bare(item) for item in choice["logprobs"]["content"]]}
     return made
 
 
+def _numbered(said: dict[str, Any], ends: _Ends) -> dict[str, Any]:
+    """A message or a delta, with TGI's ids of calls."""
+    if ends.call_id is None or "tool_calls" not in said:
+        return said
+    calls = [
+        call | ({"id": str(ends.call_id + call.get("index", i))} if "id" in call else {})
+        for i, call in enumerate(said["tool_calls"])
+    ]
+    return said | {"tool_calls": calls}
+
+
 def _bare(item: dict[str, Any]) -> dict[str, Any]:
     top = {"top_logprobs": [_bare(x) for x in item["top_logprobs"]]} if "top_logprobs" in item else {}
     return {"token": item["token"], "logprob": item["logprob"], **top}
+
+
+def tgi_models(service: Service) -> Reply:
+    """GET /v1/models: the one there is, as TGI lists it."""
+    record = dict(zip(_LISTED, (service.model, "model", 0, service.model), strict=True))
+    return Reply({"object": "list", "data": [record]})
+
+
+def loosen(components: dict[str, dict[str, Any]]) -> None:
+    """Make the schemas of OpenAI's replies fit these."""
+    for name in ("ChatChoice", "ChatChunkChoice", "CompletionChoice"):
+        components[name]["properties"]["finish_reason"] = {"type": ["string", "null"]}
+    for name, kept in {"Usage": _COUNTS, "ChatMessage": ("role", "content"), "Model": _LISTED}.items():
+        components[name]["required"] = [*kept]
 
 
 class _Lines:
@@ -177,7 +255,7 @@ class _Lines:
 
 
 def _event(event: dict[str, Any], ends: _Ends, last: list[dict[str, Any]]) -> bytes:
-    head = _head({name: value for name, value in event.items() if name != "usage"})
+    head = _head({name: value for name, value in event.items() if name != "usage"}, ends)
     choices, counts = event["choices"], event.get("usage")
     if event["object"] == "text_completion":
         if not choices:

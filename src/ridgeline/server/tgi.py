@@ -25,6 +25,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Event, Job
+from ridgeline.server.record import Record
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
 from ridgeline.server.service import Choice, Service, collect
 from ridgeline.server.terms import terms_of
@@ -45,7 +46,6 @@ class Plan:
     job: Job
     seeds: list[int | None]
     stream: bool
-    ready: float  # perf_counter
     headers: dict[str, str]
 
     @property
@@ -55,6 +55,10 @@ class Plan:
     @property
     def prefix(self) -> str:
         return self.inputs if self.parameters.return_full_text else ""
+
+    def text(self, candidates: list[Choice]) -> str:
+        """The answer: the likeliest of them, behind the prompt where that was asked for."""
+        return self.prefix + candidates[ranked(candidates)[0]].text
 
 
 async def legacy(service: Service, call: Call) -> Reply | Events:
@@ -80,7 +84,7 @@ def info(service: Service) -> Reply:
     """GET /info."""
     engine, config = service.info, service.config
     return Reply({
-        "model_id": service.model, "model_sha": None, "model_pipeline_tag": "text-generation",
+        "model_id": service.model, "model_sha": service.sha, "model_pipeline_tag": "text-generation",
         "model_dtype": engine.format, "model_device_type": "cpu",
         "max_concurrent_requests": engine.max_requests + engine.queue, "max_best_of": config.max_best_of,
         "max_stop_sequences": config.max_stop_sequences, "max_top_n_tokens": config.max_top_n_tokens,
@@ -97,6 +101,8 @@ def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
         p = request.parameters or Parameters(do_sample=True)
         request.parameters = msgspec.structs.replace(p, return_full_text=_or(p.return_full_text, True))
     plan = understand(service, request, bool(request.stream) if stream is None else stream, headers)
+    if request.stream and stream is False:
+        warn(plan.headers, "stream is for POST / and has no effect here")
     warn(plan.headers, *call.stream.check([plan.job]))
     call.stream.submit([plan.job], terms_of(service, call.headers))
     return plan
@@ -110,7 +116,7 @@ def understand(service: Service, request: GenerateRequest, stream: bool, headers
     seeds = _seeds(p, _samples(request))
     warned = service.warned(headers, request.inputs)
     job = Job(prompt, _params(p, seeds, service))
-    return Plan(request.inputs, p, job, seeds, stream, time.perf_counter(), warned)
+    return Plan(request.inputs, p, job, seeds, stream, warned)
 
 
 def _samples(request: GenerateRequest) -> bool:
@@ -240,7 +246,7 @@ async def _whole(service: Service, plan: Plan, call: Call) -> Reply:
             others = zip(described[1:], order[1:], strict=True)
             texts = [{"generated_text": plan.prefix + candidates[i].text, **details} for details, i in others]
             body["details"]["best_of_sequences"] = texts
-    return Reply(body, headers={**plan.headers, **_timings(service, plan, call, len(best.tokens))})
+    return Reply(body, headers={**plan.headers, **timings(call.stream.record, len(plan.inputs), len(best.tokens))})
 
 
 def _details(
@@ -261,29 +267,33 @@ def _prefill(tokenizer: Tokenizer, plan: Plan, candidates: list[Choice]) -> list
     return [{"id": id, "text": tokenizer.token_text(id), "logprob": logprob} for id, logprob in pairs]
 
 
-def _timings(service: Service, plan: Plan, call: Call, generated: int) -> dict[str, str]:
-    """TGI's headers: x-compute-time in seconds, the others in ms. The engine's own queue counts as inference."""
+def timings(record: Record, characters: int, generated: int) -> dict[str, str]:
+    """TGI's headers, so far: x-compute-time in seconds, the others in whole ms as TGI has them."""
     now = time.perf_counter()
-    inference = (now - plan.ready) * 1e3
+    inference = now - record.waited_until
     return {
-        **_compute(plan),
-        "x-compute-time": f"{now - call.begin:.6f}",
-        "x-total-time": f"{(now - call.begin) * 1e3:.3f}",
-        "x-validation-time": f"{(plan.ready - call.begin) * 1e3:.3f}",
-        "x-queue-time": "0",
-        "x-inference-time": f"{inference:.3f}",
-        "x-time-per-token": f"{inference / max(generated, 1):.3f}",
-        "x-prompt-tokens": str(len(plan.prompt)),
+        **_compute(characters),
+        "x-compute-time": f"{now - record.begin:.6f}",
+        "x-total-time": _ms(now - record.begin),
+        "x-validation-time": _ms(record.submitted - record.begin),
+        "x-queue-time": _ms(record.waited_until - record.submitted),
+        "x-inference-time": _ms(inference),
+        "x-time-per-token": _ms(inference / max(generated, 1)),
+        "x-prompt-tokens": str(record.prompt),
         "x-generated-tokens": str(generated),
     }
 
 
-def _compute(plan: Plan) -> dict[str, str]:
-    return {"x-compute-type": "cpu", "x-compute-characters": str(len(plan.inputs))}
+def _ms(seconds: float) -> str:
+    return str(int(seconds * 1e3))
+
+
+def _compute(characters: int) -> dict[str, str]:
+    return {"x-compute-type": "cpu", "x-compute-characters": str(characters)}
 
 
 def _events(service: Service, plan: Plan) -> Events:
-    return Events(b"", _Lines(service, plan).event, bytes, {**plan.headers, **_compute(plan)})
+    return Events(b"", _Lines(service, plan).event, bytes, {**plan.headers, **_compute(len(plan.inputs))})
 
 
 class _Lines:

@@ -1,24 +1,32 @@
 """TGI's metrics under TGI's names, with TGI's buckets, so that its dashboards go on.
 
-Steps are mixed here, so all of them are counted as `decode`, and a prefill for each first token; what has no meaning
-here (filtering and concatenating batches, speculated tokens, a queue of the router's own) is there and stays empty.
+Steps are mixed here: one that reads prompts counts as `prefill`, whatever else it does, and any other as `decode`. What
+has no meaning here (filtering and concatenating batches, speculated tokens) is there and stays empty.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ridgeline.engine.records import PAGE, EngineInfo, StepDelta
+from ridgeline.engine.records import PAGE, EngineInfo, StepDelta, Steps
 from ridgeline.server.exposition import Histogram, Number
 from ridgeline.server.record import Record
 
 _DURATIONS = tuple(1e-4 * 1.5**i for i in range(1, 36))
 _METHODS = ("prefill", "decode")
-_FAILURES = {  # kind of error: TGI's word
-    "validation": "validation", "overloaded": "overloaded", "rate_limit_exceeded": "overloaded",
-    "template_error": "template", "generation": "generation", "dropped": "dropped",
+_KINDS = {  # TGI's word: kinds of errors
+    "validation": (
+        "validation", "unsupported", "model_not_found", "tool_error", "utf8", "length mismatch",
+        "suffix not supported", "batch size exceeded",
+    ),
+    "overloaded": ("overloaded", "rate_limit_exceeded"), "template": ("template_error", "missing_template_variable"),
+    "generation": ("generation",), "dropped": ("dropped",),
 }  # fmt: skip
+_FAILURES = {kind: word for word, kinds in _KINDS.items() for kind in kinds}
 _OTHERS = "incomplete"
+_UNASKED = {  # of requests that never were the model's, which TGI does not count
+    "invalid_api_key", "forbidden", "unsupported_media_type", "payload_too_large", "slow_request", "not_found",
+}  # fmt: skip
 
 
 def _lengths(limit: int) -> list[float]:
@@ -33,7 +41,7 @@ class TGIMetrics:
         self._count = Number("tgi_request_count", "Requests that were made.", "counter")
         self._success = Number("tgi_request_success", "And answered.", "counter")
         self._failure = Number("tgi_request_failure", "And not.", "counter", "err")
-        for word in (*dict.fromkeys(_FAILURES.values()), _OTHERS):
+        for word in (*_KINDS, _OTHERS):
             self._failure.add(0, word)
         self._batches = [
             Number(f"tgi_batch_inference_{what}", about, "counter", "method")
@@ -60,45 +68,50 @@ class TGIMetrics:
             for what in ("inference", "forward", "decode", "filter", "concat")
             for method in _METHODS
         }
-        self._step, self._at = 0, 0.0  # number and time of the last step
+        self._seen = {method: Steps() for method in _METHODS}
 
-    def stepped(self, last: StepDelta, now: float) -> None:
-        """Results of one step or more arrived; their time is known where they followed others."""
-        steps = last.step - self._step if last.step >= self._step else last.step  # a new engine begins at 0
-        self._step = last.step
-        if steps <= 0:
-            return
-        for family in self._batches[:2]:
-            family.add(steps, "decode")
-        self._size.observe(last.running)
-        if self._at:
-            self._steps["inference", "decode"].observe((now - self._at) / steps)
-        self._at = now if last.running else 0.0
+    def stepped(self, last: StepDelta) -> None:
+        """Results of one step or more arrived."""
+        for method, steps in zip(_METHODS, (last.counters.reading, last.counters.answering), strict=True):
+            if steps.count < self._seen[method].count:  # a new engine begins at 0
+                self._seen[method] = Steps()
+            seen = self._seen[method]
+            count = steps.count - seen.count
+            if not count:
+                continue
+            forward, decode = (steps.forward_s - seen.forward_s) / count, (steps.decode_s - seen.decode_s) / count
+            for what, each in (("forward", forward), ("decode", decode), ("inference", forward + decode)):
+                self._steps[what, method].observe(each, count)
+            for family in self._batches[:2]:
+                family.add(count, method)
+            self._size.observe(last.running, count)
+            self._seen[method] = Steps(steps.count, steps.forward_s, steps.decode_s)
 
     def refused(self, record: Record) -> None:
         """A request ended before it was submitted; only errors were for the model."""
-        if record.error:
+        if record.error and record.error not in _UNASKED:
             self._count.add(1)
             self._failure.add(1, _FAILURES.get(record.error, _OTHERS))
 
     def ended(self, record: Record) -> None:
-        """A request that was submitted ended."""
+        """A request that was submitted ended. As with TGI, times are those of answers."""
         self._count.add(1)
-        self._durations[""].observe(record.end - record.begin)
-        self._durations["validation"].observe(record.submitted - record.begin)
-        self._durations["inference"].observe(record.end - record.submitted)
         self._input.observe(record.prompt)
-        if record.first:
-            for family in self._batches[:2]:
-                family.add(1, "prefill")
         if record.most:
             self._most.observe(record.most)
         if record.error:
             return self._failure.add(1, _FAILURES.get(record.error, _OTHERS))
         self._success.add(1)
         self._generated.observe(record.generated)
-        mean = (record.end - record.submitted) / max(record.generated, 1)
-        self._durations["mean_time_per_token"].observe(mean)
+        inference = record.end - record.waited_until
+        for what, seconds in {
+            "": record.end - record.begin,
+            "validation": record.submitted - record.begin,
+            "queue": record.waited_until - record.submitted,
+            "inference": inference,
+            "mean_time_per_token": inference / max(record.generated, 1),
+        }.items():
+            self._durations[what].observe(seconds)
 
     def families(self, last: StepDelta) -> Iterator[Number | Histogram]:
         """All of them, with gauges as of the engine's last step."""

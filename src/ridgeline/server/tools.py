@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from ridgeline.engine.params import Grammar
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import ToolError
 from ridgeline.server.schema import ChatRequest
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.dialogue import Dialogue
@@ -51,13 +51,13 @@ class ToolUse:
 
 
 def tool_use(request: ChatRequest) -> ToolUse | None:
-    """None where nothing may be called. InvalidRequest names the tool or the field at fault."""
+    """None where nothing may be called. ToolError names the tool or the field at fault."""
     tools = [_tool(i, raw) for i, raw in enumerate(request.tools or ())]
     names = [tool.function.name for tool in tools]
     if len(tools) > _MAX_TOOLS:
-        raise InvalidRequest(f"{len(tools)} tools are given; at most {_MAX_TOOLS} are allowed", "tools")
+        raise ToolError(f"{len(tools)} tools are given; at most {_MAX_TOOLS} are allowed", "tools")
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        raise InvalidRequest(f"tools has {twice[0]!r} twice; give each function a name of its own", "tools")
+        raise ToolError(f"tools has {twice[0]!r} twice; give each function a name of its own", "tools")
     forced, allowed = _choice(request.tool_choice, names)
     if not allowed:
         return None
@@ -97,19 +97,19 @@ def special_id(tokenizer: Tokenizer, mark: str) -> int | None:
 def _tool(index: int, raw: dict[str, Any]) -> Tool:
     where = f"tools[{index}]"
     if raw.get("type", "function") != "function":
-        raise InvalidRequest(f"{where}: only tools of type 'function' are served, not {raw['type']!r:.40}", "tools")
+        raise ToolError(f"{where}: only tools of type 'function' are served, not {raw['type']!r:.40}", "tools")
     try:
         tool = msgspec.convert(raw, Tool)
     except (msgspec.ValidationError, RecursionError) as error:
-        raise InvalidRequest(f"{where}: {str(error).replace('`', chr(39))}", "tools") from None
+        raise ToolError(f"{where}: {str(error).replace('`', chr(39))}", "tools") from None
     if not _NAME.fullmatch(tool.function.name):
-        raise InvalidRequest(
+        raise ToolError(
             f"{where}: a name has 1 to 64 letters, digits and any of _ . : / -; it is {tool.function.name[:80]!r}",
             "tools",
         )
     kind = (tool.function.parameters or {}).get("type", "object")
     if kind != "object":
-        raise InvalidRequest(f"{where}: parameters must be the schema of an object, not of {kind!r:.40}", "tools")
+        raise ToolError(f"{where}: parameters must be the schema of an object, not of {kind!r:.40}", "tools")
     return tool
 
 
@@ -129,15 +129,15 @@ def _choice(given: str | dict[str, Any] | None, names: list[str]) -> tuple[bool,
     if mode == "required" and wanted is None:
         wanted = names
     if wanted is None or mode not in ("auto", "required"):
-        raise InvalidRequest(
+        raise ToolError(
             "tool_choice is none, auto, required, {'type': 'function', 'function': {'name': ...}}, or allowed_tools",
             "tool_choice",
         )
     if not names:
-        raise InvalidRequest("tool_choice asks for a call, but tools is empty; give the tools", "tool_choice")
+        raise ToolError("tool_choice asks for a call, but tools is empty; give the tools", "tool_choice")
     for name in wanted:
         if name not in names:
-            raise InvalidRequest(f"tool_choice names {name[:80]!r}, which is not among the tools", "tool_choice")
+            raise ToolError(f"tool_choice names {name[:80]!r}, which is not among the tools", "tool_choice")
     return mode == "required", wanted
 
 

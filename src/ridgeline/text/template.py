@@ -11,7 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, Protocol
 
-from ridgeline.errors import InvalidRequest, TemplateError
+import jinja2
+
+from ridgeline.errors import InvalidRequest, MissingVariable, TemplateError
 from ridgeline.text.metered import BUDGET, compile_template, describe
 from ridgeline.text.sandbox import Budget, Limits
 
@@ -70,8 +72,8 @@ class ChatTemplate:
 
         `add_generation_prompt` opens the assistant's turn; None means yes, unless `continue_final_message`,
         which leaves the last message open instead. Raises TemplateError for what the template refuses, fails
-        at or overspends, naming the roles it was given; InvalidRequest where the two options contradict each
-        other.
+        at or overspends, naming the roles it was given (MissingVariable where it reads what it was not given);
+        InvalidRequest where the two options contradict each other.
         """
         if continue_final_message and add_generation_prompt:
             raise InvalidRequest(
@@ -90,7 +92,7 @@ class ChatTemplate:
             text = self._run(variables)
         except TemplateError as error:
             roles = ", ".join(str(message.get("role"))[:20] for message in messages[:20])
-            raise TemplateError(f"{error} (roles: {roles})") from error
+            raise type(error)(f"{error} (roles: {roles})") from error
         return _cut_open(text) if continue_final_message else text
 
     def _run(self, variables: dict[str, Any]) -> str:
@@ -107,6 +109,8 @@ class ChatTemplate:
                 pieces.append(piece)
         except TemplateError:
             raise
+        except jinja2.UndefinedError as error:
+            raise MissingVariable(f"the chat template failed: {describe(self._template, error)}") from error
         except Exception as error:  # whatever a template's own code can raise is the template's fault
             raise TemplateError(f"the chat template failed: {describe(self._template, error)}") from error
         return "".join(pieces)
