@@ -8,9 +8,26 @@ import pytest
 
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.calls import CallParser
-from ridgeline.text.conventions import CONVENTIONS, GEMMA, GEMMA4, HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, written
+from ridgeline.text.conventions import (
+    COMMAND,
+    CONVENTIONS,
+    DEEPSEEK,
+    GEMMA,
+    GEMMA4,
+    GLM,
+    GRANITE,
+    HERMES,
+    LLAMA,
+    MINIMAX,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PHI4,
+    QWEN_CODER,
+    written,
+)
 from ridgeline.text.pieces import CALL
 from ridgeline.text.reasoning import KNOWN
+from spellings import deepseek, glm, minimax, xml
 
 SCHEMAS = {
     "get_weather": {
@@ -21,7 +38,7 @@ SCHEMAS = {
     },
     "now": {},
 }
-SPECIAL = ("[TOOL_CALLS]", "<escape>", "[ARGS]", "</think>")
+SPECIAL = ("[TOOL_CALLS]", "<escape>", "[ARGS]", "</think>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<|END_ACTION|>")
 WEATHER = written("get_weather", '{"city": "Oslo", "days": 3}')
 NOW = written("now", "{}")
 GEMMAS = "<start_function_call>call:get_weather{city:<escape>O{,}slo<escape>,unit:<escape>c<escape>}<end_function_call>"
@@ -70,6 +87,26 @@ FORCED = [
     (GEMMA, "<start_function_call>call:get_weather{}<end_function_call>", False),
     (GEMMA, "<start_function_call>call:now{}<end_function_call>", True),
     (GEMMA4, '<|tool_call>call:get_weather{city:<|"|>Oslo<|"|>,days:3}<tool_call|>', True),
+    (QWEN_CODER, xml("get_weather", city="O\n<s>lo", days="3", unit="c"), True),
+    (QWEN_CODER, xml("get_weather", city="Oslo"), True),
+    (QWEN_CODER, xml("get_weather", days="3"), False),
+    (QWEN_CODER, xml("get_weather", city="Oslo", unit="k"), False),
+    (QWEN_CODER, xml("get_weather", city="Oslo", days="three"), False),
+    (QWEN_CODER, f"{xml('now')}\n{xml('now')}", True),
+    (QWEN_CODER, "Hello", False),
+    (GLM, glm("get_weather", city="Oslo", days="3"), True),
+    (GLM, glm("get_weather", days="3"), False),
+    (GLM, glm("now"), True),
+    (MINIMAX, minimax("get_weather", city="Oslo", days="3"), True),
+    (DEEPSEEK, deepseek(("get_weather", '{"city": "Oslo"}')), True),
+    (DEEPSEEK, deepseek(("get_weather", "{}")), False),
+    (GRANITE, '<|tool_call|>[{"name": "now", "arguments": {}}]', True),
+    (PHI4, 'functools[{"name": "now", "arguments": {}}]', True),
+    (
+        COMMAND,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+        True,
+    ),
 ]
 
 

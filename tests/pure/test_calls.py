@@ -145,7 +145,7 @@ def test_arguments_come_as_they_are_written():
 
 FRAGMENTS = [
     *(text for _, text in SPELLED.values()),
-    *(mark for c in CONVENTIONS for mark in (c.syntax.opens, c.syntax.closes, c.syntax.more) if mark),
+    *(mark for c in CONVENTIONS for mark in (c.syntax.opens, *c.syntax.closes, c.syntax.more) if mark),
     '{"name": "now"', '"arguments": {', '"a": [1, "\\u00e9\\n"]',
     "}", "}}", " ", "\n", "x", "{", ",", "é", "call:now{", "[",
 ]  # fmt: skip

@@ -184,6 +184,7 @@ def test_overload_is_429_with_retry_after(path):
 
     refused, served = asyncio.run(crowd())
     assert refused.status == 429 and refused.headers["retry-after"] == "1"
+    assert 0 < int(refused.headers["retry-after-ms"]) <= 1000  # what openai's client looks at first
     kind = refused.json["error"]["code"] if path.startswith("/v1/") else refused.json["error_type"]
     assert kind == "overloaded"
     assert all(a.status == 200 for a in served)

@@ -92,7 +92,7 @@ def create_app(client: EngineClient, tokenizer: Tokenizer, config: ServerConfig,
 def _cors(access: AccessConfig) -> list[Middleware]:
     if not access.cors_allow_origin:
         return []
-    shown = [REQUEST_ID, WARNING_HEADER, "retry-after"]
+    shown = [REQUEST_ID, WARNING_HEADER, "retry-after", "retry-after-ms"]
     allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
     return [Middleware(CORSMiddleware, allow_origins=list(access.cors_allow_origin), **allowed)]
 

@@ -13,14 +13,16 @@ from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.extras import of_answer, of_prompt, scored
+from ridgeline.server.functions import modern, use_of
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
-from ridgeline.server.schema import ChatRequest, decode_openai
+from ridgeline.server.schema import ChatRequest, decode_openai, ignored
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
-from ridgeline.server.tools import ToolUse, grammar_of, special_id, tool_use
+from ridgeline.server.tools import ToolUse, grammar_of, special_id
 from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.reasoning import is_open
 from ridgeline.text.tokenizer import Tokenizer
@@ -30,13 +32,15 @@ _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_fin
 
 @dataclass(frozen=True)
 class Plan:
-    """A chat request, understood: one job, which continues `text`, and how its answers are heard."""
+    """A chat request, understood: one job, which continues `text`, and how its answers are heard. `echo` is put in
+    front of their content."""
 
     head: Head
     request: ChatRequest
     text: str
     job: Job
     hearing: Hearing
+    echo: str
     short_ids: bool
     headers: dict[str, str]
 
@@ -67,16 +71,18 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     service.check_model(request.model)
     if not request.messages:
         raise InvalidRequest("messages is empty; give at least one", "messages")
-    more: dict[str, Any] = {"max_tokens": _max_tokens(request), "logprobs": _logprobs(request)}
-    dialogue, use = service.dialogue_of(request.chat_template), tool_use(request)
+    more: dict[str, Any] = {"max_tokens": _max_tokens(request), **scored(request, _logprobs(request))}
+    dialogue, use = service.dialogue_of(request.chat_template), use_of(request)
+    messages = [plain(i, m) for i, m in enumerate(modern(request.messages))]
     text = dialogue.render(
-        [plain(i, m) for i, m in enumerate(request.messages)],
+        messages,
         use.shown if use is not None else [],
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         **_template_arguments(request, dialogue),
     )
-    hearing = _hearing(dialogue, use, text)
+    ignored(headers, _unread(request, dialogue.template.source), service.config.strict)
+    hearing = _hearing(dialogue, use, text, old=bool(request.functions))
     params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
     if calls is not None and params.grammar is not None:
@@ -85,15 +91,17 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
         params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)
-    return Plan(head, request, text, job, hearing, dialogue.short_ids, service.warned(headers, text))
+    echo = messages[-1]["content"] if request.echo and messages[-1]["role"] == "assistant" else ""
+    return Plan(head, request, text, job, hearing, echo, dialogue.short_ids, service.warned(headers, text))
 
 
-def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str) -> Hearing:
+def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str, old: bool) -> Hearing:
     marks = dialogue.marks
     inside = marks is not None and is_open(marks, prompt)
-    if use is None:
+    syntax = dialogue.convention.syntax
+    if use is None and not syntax.silent:
         return Hearing(marks, inside)
-    return Hearing(marks, inside, dialogue.convention.syntax, use.schemas)
+    return Hearing(marks, inside, syntax, {} if use is None else use.schemas, old)
 
 
 def _audible(params: SamplingParams, hearing: Hearing, dialogue: Dialogue, tokenizer: Tokenizer) -> SamplingParams:
@@ -124,6 +132,14 @@ def _template_arguments(request: ChatRequest, dialogue: Dialogue) -> dict[str, A
     return extra
 
 
+def _unread(request: ChatRequest, source: str) -> list[str]:
+    """What a request has for the template, and the template does not look at."""
+    found = [f"chat_template_kwargs.{name}" for name in request.chat_template_kwargs or {} if name not in source]
+    effort = request.reasoning_effort
+    reads = "reasoning_effort" in source or (effort == "none" and "enable_thinking" in source)
+    return found if effort is None or reads else [*found, "reasoning_effort"]
+
+
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
     """The whole answer, of the one job's choices. All candidates count as usage, as with OpenAI."""
     chosen = [_choice(service.tokenizer, plan, i, c) for i, c in enumerate(best(done[0], shown(plan.request)))]
@@ -132,7 +148,8 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
         thought.add(choice.tokens)
     generated, thought_tokens = sum(len(c.tokens) for c in done[0]), sum(t.tokens for t in thoughts)
     count = usage(len(plan.job.prompt), generated, done[0][0].cached, thought_tokens)
-    return plan.head.wrap("chat.completion", chosen, usage=count)
+    more = of_prompt(plan.request, service.tokenizer, plan.job.prompt, done[0][0].prompt)
+    return plan.head.wrap("chat.completion", chosen, usage=count, **more)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -157,45 +174,59 @@ def _choice(tokenizer: Tokenizer, plan: Plan, index: int, c: Choice) -> dict[str
     tokens = spoken(c.tokens, c.finish, plan.params.stop_token_ids)
     speech = plan.speech(index)
     said = message(speech.push(c.text, last=True))
+    if plan.echo:
+        said["content"] = plan.echo + (said["content"] or "")
     return {
         "index": index,
         "message": said,
-        "logprobs": _logprob_items(tokenizer, tokens) if plan.request.logprobs else None,
+        "logprobs": _logprob_items(tokenizer, tokens, plan.request) if plan.request.logprobs else None,
         "finish_reason": _finish(c.finish, speech),
+        **of_answer(plan.request, c.tokens),
     }
 
 
 def _finish(finish: str, speech: Speech) -> str:
-    return "tool_calls" if speech.called and finish != LENGTH else FINISH[finish]
+    if not speech.called or finish == LENGTH:
+        return FINISH[finish]
+    return "function_call" if speech.old else "tool_calls"
 
 
-def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
+def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token], request: ChatRequest) -> dict[str, Any]:
+    most = request.top_logprobs or 0
+
     def item(id: int, logprob: float) -> dict[str, Any]:
         spelled = tokenizer.token_bytes(id)
         text = spelled.decode("utf-8", "replace")
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(spelled)}
 
-    listed = [item(t.id, t.logprob) | {"top_logprobs": [item(*alternative) for alternative in t.top]} for t in tokens]
+    listed = [
+        item(t.id, t.logprob) | {"top_logprobs": [item(*alternative) for alternative in t.top[:most]]} for t in tokens
+    ]
     return {"content": listed, "refusal": None}
 
 
 async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
     """Role first, then content, then an empty delta with the finish reason, per choice; usage if asked; the end."""
-    pending = {"usage": None} if plan.request.include_usage else {}
+    pending: dict[str, Any] = {"usage": None} if plan.request.include_usage else {}
 
-    def line(choice: dict[str, Any]) -> bytes:
-        return sse.data(plan.head.wrap("chat.completion.chunk", [choice], **pending))
+    def line(choice: dict[str, Any], **more: Any) -> bytes:
+        if plan.request.usage_throughout:
+            pending["usage"] = tally()
+        return sse.data(plan.head.wrap("chat.completion.chunk", [choice], **pending, **more))
 
     def tally() -> dict[str, Any]:
         return usage(len(plan.job.prompt), generated, cached, sum(t.tokens for t in thoughts))
 
     choices = range(plan.params.n)
-    yield b"".join(line(_piece(i, {"role": "assistant", "content": ""})) for i in choices)
     generated = cached = 0
     speeches, thoughts = (
         [plan.speech(i) for i in choices],
         [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices],
     )
+    more = of_prompt(plan.request, service.tokenizer, plan.job.prompt, None)
+    first = [_piece(i, {"role": "assistant", "content": ""}) for i in choices]
+    first += [_piece(i, {"content": plan.echo}) for i in choices if plan.echo]
+    yield b"".join(line(piece, **more) for piece in first)
     async for event in deltas(call.stream):
         if event is None:
             yield sse.KEEP_ALIVE
@@ -221,10 +252,13 @@ def _pieces(tokenizer: Tokenizer, plan: Plan, speech: Speech, delta: Delta) -> l
     """The chunks of what a delta says, the first of them with the logprobs of its tokens."""
     scored = plan.params.logprobs is not None and plan.request.logprobs
     tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids) if scored else []
+    ids = of_answer(plan.request, delta.tokens) if delta.tokens else {}
     said = speech.push(delta.text, last=delta.finish is not None)
-    if tokens and not said:
+    if (tokens or ids) and not said:
         said = [{"content": ""}]
     found = [_piece(delta.choice, one) for one in said]
     if tokens:
-        found[0]["logprobs"] = _logprob_items(tokenizer, tokens)
+        found[0]["logprobs"] = _logprob_items(tokenizer, tokens, plan.request)
+    if ids:
+        found[0] |= ids
     return found

@@ -16,12 +16,15 @@ from ridgeline.engine.records import LENGTH, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
+from ridgeline.text.infill import infill
+from ridgeline.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
 
@@ -64,8 +67,21 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     if len(given) * params.n > (most := service.config.max_client_batch_size):
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {most}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
-    prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
+    prompts = [_read(service.tokenizer, request, p) for p in given]
     return Plan(Head.new("cmpl", service, id), request, params, prompts, dropped, service.warned(headers, *texts))
+
+
+def _read(tokenizer: Tokenizer, r: CompletionRequest, given: str | list[int]) -> Prompt:
+    if not r.suffix:
+        return read_prompt(tokenizer, given, bool(r.echo))
+    if r.echo or not isinstance(given, str):
+        raise InvalidRequest(
+            "suffix goes with prompts that are text, and not with echo; leave one of them out", "suffix"
+        )
+    ids = infill(tokenizer, given, r.suffix)
+    if ids is None:
+        raise InvalidRequest("suffix needs a model that fills in the middle; this one has no tokens for it", "suffix")
+    return Prompt("", ids, [])
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
@@ -86,29 +102,29 @@ def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, boo
     check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
     if r.logprobs is not None and not 0 <= r.logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"logprobs must be 0 to {MAX_TOP_LOGPROBS}, is {r.logprobs}", "logprobs")
-    scored = bool(r.echo) and r.logprobs is not None
-    if scored and r.stream and (r.n or 1) > 1:
+    echoed = bool(r.echo) and r.logprobs is not None
+    if echoed and r.stream and (r.n or 1) > 1:
         raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
-    more = {"max_tokens": max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
-    return sampling(r, service, **more), wanted == 0
+    return sampling(r, service, max_tokens=max(wanted, 1), **scored(r, r.logprobs, echoed)), wanted == 0
 
 
 def _choice(
     service: Service, plan: Plan, p: int, index: int, choice: Choice, scores: tuple[Token, ...] | None
 ) -> dict[str, Any]:
     """A choice of prompt p, whose logprobs are `scores`: they came with its first candidate, and belong to all."""
-    echo = plan.request.echo
-    lists = LogprobLists(service.tokenizer, plan.params)
+    echo, more = plan.request.echo, of_prompt(plan.request, service.tokenizer, plan.prompts[p].ids, scores)
+    lists = LogprobLists(service.tokenizer, plan.params, plan.request.logprobs or 0)
     text = ""
     if echo:
         text += plan.prompts[p].text
         lists.add_prompt(plan.prompts[p], scores or ())
     if not plan.dropped:
+        more |= of_answer(plan.request, choice.tokens)
         text += choice.text
         lists.add(spoken(choice.tokens, choice.finish, plan.params.stop_token_ids), len(text))
-    scored = plan.request.logprobs is not None
+    logprobs = lists.take() if plan.request.logprobs is not None else None
     finish = LENGTH if plan.dropped else choice.finish
-    return _piece(index, text, lists.take() if scored else None, FINISH[finish])
+    return _piece(index, text, logprobs, FINISH[finish]) | more
 
 
 def _piece(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
@@ -120,7 +136,8 @@ class _Streamed:
 
     def __init__(self, service: Service, plan: Plan, event: Event) -> None:
         self._plan, self._prompt = plan, plan.prompts[event.job]
-        self._lists = LogprobLists(service.tokenizer, plan.params)
+        self._lists = LogprobLists(service.tokenizer, plan.params, plan.request.logprobs or 0)
+        self._more = of_prompt(plan.request, service.tokenizer, self._prompt.ids, None)
         self._length = 0
         self._index = event.job * plan.params.n + event.delta.choice
         self._begun = False
@@ -136,14 +153,15 @@ class _Streamed:
         if not plan.dropped:
             text += delta.text
             tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids)
+            self._more |= of_answer(plan.request, delta.tokens)
         self._length += len(text)
-        scored = plan.request.logprobs is not None
         # Before the end, text that may begin a stop string is held back: offsets are ahead of it.
         self._lists.add(tokens, sys.maxsize if delta.finish is None else self._length)
-        logprobs = self._lists.take() if scored else None
+        logprobs = self._lists.take() if plan.request.logprobs is not None else None
         found = []
-        if text or (logprobs is not None and logprobs["tokens"]):
-            found.append(_piece(self._index, text, logprobs, None))
+        if text or self._more or (logprobs is not None and logprobs["tokens"]):
+            found.append(_piece(self._index, text, logprobs, None) | self._more)
+        self._more = {}
         if delta.finish is not None:
             finish = LENGTH if plan.dropped else delta.finish
             found.append(_piece(self._index, "", None, FINISH[finish]))
@@ -151,7 +169,7 @@ class _Streamed:
 
 
 async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[bytes, None]:
-    pending = {"usage": None} if plan.request.include_usage else {}
+    pending: dict[str, Any] = {"usage": None} if plan.request.include_usage else {}
     choices: dict[tuple[int, int], _Streamed] = {}
     generated, cached = 0, dict.fromkeys(range(len(plan.prompts)), 0)
     async for event in deltas(call.stream):
@@ -160,6 +178,8 @@ async def _lines(service: Service, plan: Plan, call: Call) -> AsyncGenerator[byt
             continue
         generated += 0 if plan.dropped else len(event.delta.tokens)
         cached[event.job] = max(cached[event.job], event.delta.cached)
+        if plan.request.usage_throughout:
+            pending["usage"] = usage(plan.prompt_tokens, generated, sum(cached.values()))
         key = event.job, event.delta.choice
         if key not in choices:
             choices[key] = _Streamed(service, plan, event)

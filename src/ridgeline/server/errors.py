@@ -153,7 +153,9 @@ def _headers(error: RidgelineError) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, (Overloaded, DeadlinePassed, Unhealthy)) and error.retry_after is not None:
         more = {"connection": "close"} if isinstance(error, Unhealthy) else {}  # the next one may reach another server
-        return {"retry-after": str(math.ceil(error.retry_after)), **more}
+        # OpenAI's client looks at milliseconds first.
+        waits = {"retry-after": math.ceil(error.retry_after), "retry-after-ms": math.ceil(1000 * error.retry_after)}
+        return {**{name: str(value) for name, value in waits.items()}, **more}
     if isinstance(error, Unhealthy):
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx otherwise
     return {}

@@ -12,8 +12,9 @@ from typing import Any
 
 import msgspec
 
-from ridgeline.text.conventions import Convention
+from ridgeline.text.conventions import MARK, Convention
 from ridgeline.text.reasoning import Marks
+from ridgeline.text.tagged import Tags, kinds_of
 
 Spell = Callable[[str], str]  # a mark as a grammar has it: quoted text, or the special token that it is
 Schemas = Mapping[str, Mapping[str, Any]]  # of tools' arguments, by name
@@ -95,16 +96,30 @@ def _rules(c: Convention, tools: Schemas, spell: Spell) -> list[str]:
     bodies = " | ".join(f"body_{i}" for i in range(len(tools)))
     rules = [f"call:{opens} body", f"body: {bodies}"]
     for i, (name, schema) in enumerate(tools.items()):
-        after = f" {quoted(c.after)}" if c.after else ""
-        between = f" {spell(c.between)}" if c.between else ""
-        rules.append(f"body_{i}: {quoted(c.before + name)}{between} arguments_{i}{after}{closes}")
-        shape = _fenced(schema, spell(c.quote)) if c.quote else f"%json {json.dumps(_closed(schema))}"
-        rules.append(f"arguments_{i}: {shape}")
+        parts = (_spelled(text, spell) for text in (c.before + name, c.between))
+        rules.append(f"body_{i}: {' '.join(parts)} arguments_{i} {_spelled(c.after, spell)}{closes}")
+        if c.tags is not None:
+            rules += _tagged(i, schema, c.tags)
+        else:
+            shape = _fenced(schema, spell(c.quote)) if c.quote else f"%json {json.dumps(_closed(schema))}"
+            rules.append(f"arguments_{i}: {shape}")
+    if c.tags is not None:
+        rules.append(f"tagged[lazy]: {_ANY} {quoted(_behind(c.tags))}")
     if c.quote:
         mark = spell(c.quote)
         text = "/[^<]*/" if mark.startswith('"') else _ANY
         rules += [f"string: {mark} STRING {mark}", f"STRING: {text}", _FENCED.strip()]
     return rules
+
+
+def _spelled(text: str, spell: Spell) -> str:
+    """Text of a convention, its marks as what they are."""
+    found, at = [], 0
+    for mark in MARK.finditer(text):
+        if (token := spell(mark[0])).startswith("<"):
+            found += [*([quoted(text[at : mark.start()])] if mark.start() > at else []), token]
+            at = mark.end()
+    return " ".join([*found, quoted(text[at:])] if text[at:] else found)
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -140,3 +155,37 @@ def _members(members: Mapping[str, Any], required: Any, quote: str) -> str:
         return " ".join(['("{"', ' "," '.join(must), *(f'("," {text})?' for text in may), '"}")'])
     starts = [" ".join([first, *(f'("," {text})?' for text in may[i + 1 :])]) for i, first in enumerate(may)]
     return '("{" (' + " | ".join(starts) + ')? "}")' if starts else '"{}"'
+
+
+def _tagged(i: int, schema: Mapping[str, Any], tags: Tags) -> list[str]:
+    """Rules of a tool's arguments as tagged text: required members, then any of the others in their order. Of strings
+    only choices are looked at."""
+    members = schema.get("properties")
+    members = members if isinstance(members, Mapping) else {}
+    required = schema.get("required") or ()
+    gap = "\n" if tags.lines or tags.value[0] else ""
+    rules, must, may = list[str](), list[str](), list[str]()
+    for j, (name, shape) in enumerate(members.items()):
+        value = "tagged"
+        if kinds_of(shape, schema) != {"string"} or (isinstance(shape, Mapping) and "enum" in shape):
+            value = f"value_{i}_{j} {quoted(_behind(tags))}"
+            rules.append(f"value_{i}_{j}: {_plain(shape, schema)}")
+        member = f"{quoted(tags.key[0] + name + tags.key[1] + gap + tags.value[0])} {value}"
+        (must if name in required else may).append(member)
+    arguments = " ".join([*must, *(f"({member})?" for member in may)])
+    return [f"arguments_{i}: {arguments or quoted('')}", *rules]
+
+
+def _behind(tags: Tags) -> str:
+    """What stands between a value and what comes next."""
+    return ("\n" if tags.lines else "") + tags.value[1] + "\n"
+
+
+def _plain(shape: Any, root: Mapping[str, Any]) -> str:
+    """A value that is not any text: one of several, or JSON."""
+    choices = shape.get("enum") if isinstance(shape, Mapping) else None
+    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+        return " | ".join(quoted(choice) for choice in choices)
+    inner = dict(shape) if isinstance(shape, Mapping) else {}
+    inner |= {key: root[key] for key in ("$defs", "definitions") if key in root}
+    return f"%json {json.dumps({**inner, 'x-guidance': _COMPACT})}"
