@@ -20,6 +20,11 @@ def minimax(name: str, **members: str) -> str:
     return f'<minimax:tool_call>\n<invoke name="{name}">\n{inner}</invoke>\n</minimax:tool_call>'
 
 
+def seed(name: str, **members: str) -> str:
+    inner = "".join(f"<parameter={key}>{value}</parameter>\n" for key, value in members.items())
+    return f"<seed:tool_call>\n<function={name}>\n{inner}</function>\n</seed:tool_call>"
+
+
 def deepseek(*calls: tuple[str, str]) -> str:
     inner = "\n".join(DEEPSEEK_CALL.format(*call) for call in calls)
     return f"<｜tool▁calls▁begin｜>{inner}<｜tool▁calls▁end｜>"

@@ -12,7 +12,7 @@ from ridgeline.text import conventions as c
 from ridgeline.text.calls import CallParser
 from ridgeline.text.conventions import convention_of
 from ridgeline.text.pieces import ARGUMENTS, CALL, CONTENT, Piece, joined
-from spellings import deepseek, glm, minimax, xml
+from spellings import deepseek, glm, minimax, seed, xml
 
 SCHEMAS = {
     "get_weather": {
@@ -39,7 +39,7 @@ def parse(convention, *texts: str) -> list[Piece]:
 
 SPELLED = {
     "qwen-coder": (c.QWEN_CODER, xml("get_weather", city="Paris", days="3")),
-    "seed": (c.SEED, xml("get_weather", city="Paris", days="3").replace("tool_call>", "seed:tool_call>")),
+    "seed": (c.SEED, seed("get_weather", city="Paris", days="3")),
     "glm": (c.GLM, glm("get_weather", city="Paris", days="3")),
     "glm-4.7": (c.GLM, glm("get_weather", city="Paris", days="3").replace("\n", "")),
     "minimax": (c.MINIMAX, minimax("get_weather", city="Paris", days="3")),
@@ -78,6 +78,9 @@ def test_what_is_no_tool_is_content(name):
 PARALLEL = {
     "qwen-coder": xml("now") + "\n" + xml("get_weather", city="Paris", days="3"),
     "glm": glm("now") + "\n" + glm("get_weather", city="Paris", days="3"),
+    "minimax": minimax("now").replace(
+        "\n</minimax:tool_call>", minimax("get_weather", city="Paris", days="3").removeprefix("<minimax:tool_call>")
+    ),
     "deepseek": deepseek(("now", "{}"), ("get_weather", PARIS)),
     "granite": f'<|tool_call|>[{{"name": "now", "arguments": {{}}}}, {{"name": "get_weather", "arguments": {PARIS}}}]',
     "command": '<|START_ACTION|>[{"tool_name": "now", "parameters": {}}, {"tool_name": "get_weather", "parameters": '
@@ -113,9 +116,9 @@ def test_parallel_calls(name):
     ],
     ids=lambda x: str(x)[:30],
 )
-@pytest.mark.parametrize("write", [xml, glm, minimax])
+@pytest.mark.parametrize("write", [xml, glm, minimax, seed])
 def test_values_are_what_the_schema_takes_them_for(write, members, wanted):
-    convention = {xml: c.QWEN_CODER, glm: c.GLM, minimax: c.MINIMAX}[write]
+    convention = {xml: c.QWEN_CODER, glm: c.GLM, minimax: c.MINIMAX, seed: c.SEED}[write]
     (_, arguments) = parse(convention, write("get_weather", **members))
     assert json.loads(arguments.text) == wanted
 

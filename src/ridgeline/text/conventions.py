@@ -83,13 +83,16 @@ GEMMA4 = Convention(
 )  # fmt: skip
 _LINES = Tags(("<function=", ">"), ("<parameter=", ">"), ("", "</parameter>"), "</function>", lines=True)
 QWEN_CODER = Convention(
-    "qwen-coder", ("<parameter=",), Syntax("<tool_call>", read_tagged(_LINES), closes=("</tool_call>",)),
+    "qwen-coder", ("<parameter=",),
+    Syntax("<tool_call>", read_tagged(_LINES), closes=("</tool_call>",), more="<function="),
     ("<tool_call>", "</tool_call>"), "\n<function=", ">\n", "</function>\n", several="\n", tags=_LINES,
     unlike=("<seed:tool_call>",),
 )  # fmt: skip
+_INLINE = Tags(("<function=", ">"), ("<parameter=", ">"), ("", "</parameter>"), "</function>")
 SEED = Convention(
-    "seed", ("<seed:tool_call>",), Syntax("<seed:tool_call>", read_tagged(_LINES), closes=("</seed:tool_call>",)),
-    ("<seed:tool_call>", "</seed:tool_call>"), "\n<function=", ">\n", "</function>\n", several="\n", tags=_LINES,
+    "seed", ("<seed:tool_call>",),
+    Syntax("<seed:tool_call>", read_tagged(_INLINE), closes=("</seed:tool_call>",), more="<function="),
+    ("<seed:tool_call>", "</seed:tool_call>"), "\n<function=", ">\n", "</function>\n", several="\n", tags=_INLINE,
 )  # fmt: skip
 _PAIRS = Tags(("", ""), ("<arg_key>", "</arg_key>"), ("<arg_value>", "</arg_value>"), "</tool_call>")
 GLM = Convention(
@@ -99,7 +102,7 @@ GLM = Convention(
 _INVOKED = Tags(('<invoke name="', '">'), ('<parameter name="', '">'), ("", "</parameter>"), "</invoke>")
 MINIMAX = Convention(
     "minimax", ("<minimax:tool_call>",),
-    Syntax("<minimax:tool_call>", read_tagged(_INVOKED), closes=("</minimax:tool_call>",)),
+    Syntax("<minimax:tool_call>", read_tagged(_INVOKED), closes=("</minimax:tool_call>",), more='<invoke name="'),
     ("<minimax:tool_call>", "</minimax:tool_call>"), '\n<invoke name="', '">\n', "</invoke>\n", tags=_INVOKED,
 )  # fmt: skip
 _BEGIN, _END, _SEPARATOR = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"

@@ -36,7 +36,7 @@ def read_tagged(tags: Tags) -> Callable[[Call], Reading[None]]:
 
     def read(call: Call) -> Reading[None]:
         char = yield from skip_blanks()
-        if tags.name[0]:
+        if char == tags.name[0][:1]:  # else this is a further call, and its mark has been read
             yield from _read_mark(tags.name[0], char)
             char = yield
         name = ""
