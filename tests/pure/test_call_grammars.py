@@ -162,6 +162,32 @@ def test_a_thought_before_a_forced_call(passes, inside, text, good, spelled):
     assert passes(grammar, text) == good
 
 
+def test_a_grammar_grows_no_faster_than_its_schema():
+    """A member per level, and many beside each other, none of them required."""
+
+    def grammar_of(count: int) -> int:
+        schema: dict = {"type": "object"}
+        for _ in range(10):
+            schema = {"properties": {f"m{i}": {"type": "string"} for i in range(count)} | {"inner": schema}}
+        return len(forcing(GEMMA, {"f": schema}, spell, several=False))
+
+    assert grammar_of(40) < 3 * grammar_of(20)
+
+
+def test_optional_members_in_gemmas_spelling(passes):
+    schema = {"properties": {name: {"type": "integer"} for name in "abc"}}
+    grammar = forcing(GEMMA4, {"f": schema}, quoted, several=False)
+    for members, good in (
+        ("", True),
+        ("b:1", True),
+        ("a:1,c:2", True),
+        ("a:1,b:2,c:3", True),
+        ("c:1,a:2", False),
+        ("a:1,", False),
+    ):
+        assert passes(grammar, f"<|tool_call>call:f{{{members}}}<tool_call|>") == good
+
+
 @pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda c: c.name)
 def test_every_convention_has_both(passes, convention):
     for write in (forcing, allowing):

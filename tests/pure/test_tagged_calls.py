@@ -12,6 +12,7 @@ from ridgeline.text import conventions as c
 from ridgeline.text.calls import CallParser
 from ridgeline.text.conventions import convention_of
 from ridgeline.text.pieces import ARGUMENTS, CALL, CONTENT, Piece, joined
+from ridgeline.text.tagged import kinds_of
 from spellings import deepseek, glm, minimax, seed, xml
 
 SCHEMAS = {
@@ -121,6 +122,12 @@ def test_values_are_what_the_schema_takes_them_for(write, members, wanted):
     convention = {xml: c.QWEN_CODER, glm: c.GLM, minimax: c.MINIMAX, seed: c.SEED}[write]
     (_, arguments) = parse(convention, write("get_weather", **members))
     assert json.loads(arguments.text) == wanted
+
+
+def test_types_behind_references_that_go_in_circles():
+    root = {"$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}] * 50}, "b": {"type": "integer"}}}
+    assert kinds_of({"$ref": "#/$defs/a"}, root) == frozenset()
+    assert kinds_of({"anyOf": [{"$ref": "#/$defs/b"}, {"type": "null"}]}, root) == {"integer", "null"}
 
 
 def test_a_string_comes_as_it_is_written():

@@ -19,7 +19,7 @@ from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Job
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
-from ridgeline.server.schema import ChatRequest, decode_openai, ignored
+from ridgeline.server.schema import ChatRequest, decode_openai, ignored, warn
 from ridgeline.server.service import Choice, Service, best, collect, deltas, spoken
 from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
 from ridgeline.server.tools import ToolUse, grammar_of, special_id
@@ -87,6 +87,8 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
     if calls is not None and params.grammar is not None:
         raise InvalidRequest("calls that tools force leave no room for another grammar; ask for one of them", "tools")
+    if use is not None and params.grammar is not None:
+        warn(headers, "the answer follows a grammar, so no tool can be called")
     if calls is not None:
         params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)

@@ -54,4 +54,4 @@ def _content(where: str, m: Message) -> str:
             raise InvalidRequest(f"{where}: {what} not supported by this model; send text parts", "messages")
         if part.type == "text" and part.text is None:
             raise InvalidRequest(f"{where}: a text part has no text", "messages")
-    return "".join(part.text or "" for part in m.content)
+    return "".join(part.text or part.refusal or "" for part in m.content)

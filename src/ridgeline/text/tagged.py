@@ -18,7 +18,7 @@ from ridgeline.text.json_stream import BLANKS, Malformed, Reading, expect, read_
 
 _KEY = 256  # characters of a key
 _HEAD = 128  # of what stands before a call's JSON, beside its name
-_REFERENCES = 8  # that are followed from a schema to its type
+_DEPTH = 16  # to which a schema's type is looked for
 
 
 class Tags(msgspec.Struct, frozen=True):
@@ -141,24 +141,34 @@ def _read_tagged_value(call: Call, tags: Tags, key: str) -> Reading[None]:
     call.put('"' if streamed else spelled(whole, kinds))
 
 
-def kinds_of(schema: Any, root: Mapping[str, Any], depth: int = 0) -> frozenset[str]:
+def kinds_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
     """The JSON types that a schema allows, as far as it names any."""
-    if not isinstance(schema, Mapping) or depth > _REFERENCES:
-        return frozenset()
-    kinds = schema.get("type")
-    if isinstance(kinds, str):
-        return frozenset([kinds])
-    if isinstance(kinds, list):
-        return frozenset(kind for kind in kinds if isinstance(kind, str))
-    choices = schema.get("enum")
-    if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
-        return frozenset(["string"])
-    reference = schema.get("$ref")
-    if isinstance(reference, str):
-        return kinds_of(_referred(reference, root), root, depth + 1)
-    branches = schema.get("anyOf") or schema.get("oneOf")
-    found = [kinds_of(branch, root, depth + 1) for branch in branches] if isinstance(branches, list) else []
-    return frozenset().union(*found) if all(found) else frozenset()
+    return _Kinds(root).of(schema)
+
+
+class _Kinds:
+    """Looks for types through references, each of them once: they may go in circles."""
+
+    def __init__(self, root: Mapping[str, Any]) -> None:
+        self._root = root
+        self._followed: set[str] = set()
+
+    def of(self, schema: Any, depth: int = 0) -> frozenset[str]:
+        if not isinstance(schema, Mapping) or depth > _DEPTH:
+            return frozenset()
+        kinds, choices, reference = schema.get("type"), schema.get("enum"), schema.get("$ref")
+        if isinstance(kinds, str):
+            return frozenset([kinds])
+        if isinstance(kinds, list):
+            return frozenset(kind for kind in kinds if isinstance(kind, str))
+        if isinstance(choices, list) and choices and all(isinstance(choice, str) for choice in choices):
+            return frozenset(["string"])
+        if isinstance(reference, str) and reference not in self._followed:
+            self._followed.add(reference)
+            return self.of(_referred(reference, self._root), depth + 1)
+        branches = schema.get("anyOf") or schema.get("oneOf")
+        found = [self.of(branch, depth + 1) for branch in branches] if isinstance(branches, list) else []
+        return frozenset().union(*found) if all(found) else frozenset()
 
 
 def _referred(reference: str, root: Mapping[str, Any]) -> Any:
