@@ -155,6 +155,7 @@ def test_a_template_that_refuses_is_422():
 def test_too_long_names_both_numbers():
     error = openai_error(Server.new().post(COMPLETIONS, {"prompt": "x" * 300}), 400)
     assert "300" in error["message"] and "200" in error["message"] and error["param"] == "prompt"
+    assert error["code"] == "context_length_exceeded"
     error = openai_error(Server.new().post(COMPLETIONS, {"prompt": "x" * 150, "max_tokens": 60}), 400)
     assert "150" in error["message"] and "60" in error["message"] and error["param"] == "max_tokens"
 

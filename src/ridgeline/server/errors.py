@@ -118,7 +118,7 @@ class OpenAIErrors:
     def _body(self, error: RidgelineError) -> dict[str, Any]:
         kinds = {429: "rate_limit_error", **dict.fromkeys((424, 500, 503, 504), "server_error")}
         kind = error.kind if isinstance(error, TemplateError) else kinds.get(error.status, "invalid_request_error")
-        code = None if error.kind == "validation" else error.kind
+        code = getattr(error, "code", None if error.kind == "validation" else error.kind)
         param = "model" if isinstance(error, ModelNotFound) else getattr(error, "param", None)
         return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
 
