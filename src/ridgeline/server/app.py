@@ -56,6 +56,8 @@ from ridgeline.server.tokens import detokenize, tokenize
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
+from ridgeline.weights.load import open_checkpoint
+from ridgeline.weights.pooling import pooling_of_folder, pooling_of_gguf
 
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
@@ -188,7 +190,8 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     check(config)
     listener = listen(config)
     try:
-        name, tokenizer = _open_tokenizer(config, progress)
+        name, tokenizer, pooling = _open(config, progress)
+        config = replace(config, pooling=config.pooling or pooling)
         client = ProcessClient(config.engine)
         try:
             app = create_app(client, tokenizer, config, name)
@@ -264,10 +267,16 @@ def _url(listener: socket.socket, tls: bool) -> str:
     return f"http{'s' * tls}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
-def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer]:
-    """The model's public name (never a path of this machine) and its tokenizer."""
+def _open(config: ServerConfig, progress: Progress | None) -> tuple[str, Tokenizer, str]:
+    """The model's public name (never a path of this machine), its tokenizer, and how its files pool embeddings, unless
+    that is settled."""
     found = find(config.engine.model, progress)
-    return public_name(found), tokenizer_of(found)
+    if found.kind == "dir":
+        pooling = None if config.pooling else pooling_of_folder(found.path)
+        return public_name(found), tokenizer_of(found), pooling or ""
+    checkpoint = open_checkpoint(found.path)
+    pooling = None if config.pooling else pooling_of_gguf(checkpoint.metadata)
+    return public_name(found), tokenizer_of(found, checkpoint), pooling or ""
 
 
 def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:
