@@ -232,6 +232,6 @@ def test_tools_and_grammars_through_inference_client(inference):
     assert done.finish_reason == "tool_calls" and done.message.tool_calls[0].function.name == "get_weather"
     shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
     told = inference.chat_completion(FRANCE, response_format=shape, max_tokens=60).choices[0].message.content
-    assert isinstance(json.loads(told)["city"], str)
+    assert isinstance(json.loads(told)["city"], str), told
     number = inference.text_generation("A number:", grammar={"type": "regex", "value": "[0-9]{3}"}, max_new_tokens=8)
     assert len(number) == 3 and number.isdigit()
