@@ -134,3 +134,11 @@ def test_real_answers_match(live):
 def test_a_grammar_that_cannot_be_followed_is_named_as_the_client_named_it(fields, param):
     reply = Server.new().post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], **fields})
     assert reply.status == 400 and reply.json["error"]["param"] == param, reply.body
+
+
+def test_a_response_format_of_tgis_has_its_value():
+    server = Server.new(answer="{}")
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object", "value": SCHEMA}}
+    server.post("/v1/chat/completions", body)
+    grammar = server.client.submitted[0].params.grammar
+    assert grammar.kind == "json_schema" and "properties" in grammar.value

@@ -70,6 +70,8 @@ def _response_format(given: Any) -> Grammar | None:
     kind = _get(given, "type", "response_format")
     if kind == "text":
         return None
+    if given.get("value") is not None:  # TGI's, which Hugging Face's client makes of OpenAI's
+        return tgi_grammar(given)
     if kind == "json_object":
         return Grammar("json_object")
     if kind == "json_schema":
