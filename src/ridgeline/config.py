@@ -191,7 +191,7 @@ class ServerConfig:
     0 = any time. drain_timeout: seconds that running answers have when the server is told to end. watermark_gamma of
     all tokens are green where an answer is marked, and gain watermark_delta. strict: OpenAI's routes refuse fields that
     they would ignore. trust_request_chat_template: a chat request may bring a template of its own. pooling: what an
-    embedding is made of, the hidden states of all tokens ("mean") or of the last one.
+    embedding is made of, the hidden states of all tokens ("mean") or of the last one; "": as the model's files say.
     """
 
     engine: EngineConfig
@@ -223,10 +223,10 @@ class ServerConfig:
     log_level: str = "info"
     otlp_endpoint: str = ""
     otlp_service_name: str = "ridgeline"
-    pooling: str = "last"
+    pooling: str = ""
 
     def __post_init__(self) -> None:
-        _one_of("pooling", self.pooling, POOLINGS)
+        _one_of("pooling", self.pooling or POOLINGS[0], POOLINGS)
         _one_of("watermark_scheme", self.watermark_scheme, WATERMARKS)
         if not 0 < self.watermark_gamma < 1:
             raise ConfigError(f"watermark_gamma must be above 0 and below 1, is {self.watermark_gamma:g}")

@@ -28,6 +28,12 @@ class ToolError(InvalidRequest):
     kind = "tool_error"
 
 
+class ContextExceeded(InvalidRequest):
+    """A prompt, or it and the answer asked for, is longer than the context."""
+
+    code = "context_length_exceeded"  # OpenAI's, by which clients know that cutting the prompt may help
+
+
 class TemplateError(RidgelineError):
     """The chat template is missing, fails, or exceeds its bounds."""
 

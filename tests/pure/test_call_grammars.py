@@ -8,9 +8,26 @@ import pytest
 
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.calls import CallParser
-from ridgeline.text.conventions import CONVENTIONS, GEMMA, GEMMA4, HERMES, LLAMA, MISTRAL, MISTRAL_ARGS, written
+from ridgeline.text.conventions import (
+    COMMAND,
+    CONVENTIONS,
+    DEEPSEEK,
+    GEMMA,
+    GEMMA4,
+    GLM,
+    GRANITE,
+    HERMES,
+    LLAMA,
+    MINIMAX,
+    MISTRAL,
+    MISTRAL_ARGS,
+    PHI4,
+    QWEN_CODER,
+    written,
+)
 from ridgeline.text.pieces import CALL
 from ridgeline.text.reasoning import KNOWN
+from spellings import deepseek, glm, minimax, xml
 
 SCHEMAS = {
     "get_weather": {
@@ -21,7 +38,7 @@ SCHEMAS = {
     },
     "now": {},
 }
-SPECIAL = ("[TOOL_CALLS]", "<escape>", "[ARGS]", "</think>")
+SPECIAL = ("[TOOL_CALLS]", "<escape>", "[ARGS]", "</think>", "<｜tool▁sep｜>", "<｜tool▁call▁end｜>", "<|END_ACTION|>")
 WEATHER = written("get_weather", '{"city": "Oslo", "days": 3}')
 NOW = written("now", "{}")
 GEMMAS = "<start_function_call>call:get_weather{city:<escape>O{,}slo<escape>,unit:<escape>c<escape>}<end_function_call>"
@@ -70,6 +87,26 @@ FORCED = [
     (GEMMA, "<start_function_call>call:get_weather{}<end_function_call>", False),
     (GEMMA, "<start_function_call>call:now{}<end_function_call>", True),
     (GEMMA4, '<|tool_call>call:get_weather{city:<|"|>Oslo<|"|>,days:3}<tool_call|>', True),
+    (QWEN_CODER, xml("get_weather", city="O\n<s>lo", days="3", unit="c"), True),
+    (QWEN_CODER, xml("get_weather", city="Oslo"), True),
+    (QWEN_CODER, xml("get_weather", days="3"), False),
+    (QWEN_CODER, xml("get_weather", city="Oslo", unit="k"), False),
+    (QWEN_CODER, xml("get_weather", city="Oslo", days="three"), False),
+    (QWEN_CODER, f"{xml('now')}\n{xml('now')}", True),
+    (QWEN_CODER, "Hello", False),
+    (GLM, glm("get_weather", city="Oslo", days="3"), True),
+    (GLM, glm("get_weather", days="3"), False),
+    (GLM, glm("now"), True),
+    (MINIMAX, minimax("get_weather", city="Oslo", days="3"), True),
+    (DEEPSEEK, deepseek(("get_weather", '{"city": "Oslo"}')), True),
+    (DEEPSEEK, deepseek(("get_weather", "{}")), False),
+    (GRANITE, '<|tool_call|>[{"name": "now", "arguments": {}}]', True),
+    (PHI4, 'functools[{"name": "now", "arguments": {}}]', True),
+    (
+        COMMAND,
+        '<|START_ACTION|>[\n    {"tool_call_id": "0", "tool_name": "now", "parameters": {}}\n]<|END_ACTION|>',
+        True,
+    ),
 ]
 
 
@@ -123,6 +160,32 @@ def test_a_thought_before_a_forced_call(passes, inside, text, good, spelled):
         text = text.replace("</think>", "</thi_nk>")
         grammar = grammar.replace("</think>", "</thi_nk>")
     assert passes(grammar, text) == good
+
+
+def test_a_grammar_grows_no_faster_than_its_schema():
+    """A member per level, and many beside each other, none of them required."""
+
+    def grammar_of(count: int) -> int:
+        schema: dict = {"type": "object"}
+        for _ in range(10):
+            schema = {"properties": {f"m{i}": {"type": "string"} for i in range(count)} | {"inner": schema}}
+        return len(forcing(GEMMA, {"f": schema}, spell, several=False))
+
+    assert grammar_of(40) < 3 * grammar_of(20)
+
+
+def test_optional_members_in_gemmas_spelling(passes):
+    schema = {"properties": {name: {"type": "integer"} for name in "abc"}}
+    grammar = forcing(GEMMA4, {"f": schema}, quoted, several=False)
+    for members, good in (
+        ("", True),
+        ("b:1", True),
+        ("a:1,c:2", True),
+        ("a:1,b:2,c:3", True),
+        ("c:1,a:2", False),
+        ("a:1,", False),
+    ):
+        assert passes(grammar, f"<|tool_call>call:f{{{members}}}<tool_call|>") == good
 
 
 @pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda c: c.name)

@@ -84,6 +84,27 @@ def test_folder_bos_habit_truncation_and_padding_of_the_file(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("template", "config", "tail"),
+    [
+        ("$A", {}, ()),
+        ("$A <|im_end|>", {}, (2,)),
+        ("<|im_start|> $A <|im_end|>", {"bos_token": "<|im_start|>"}, (2,)),
+        ("<|im_start|> $A", {"bos_token": "<|im_start|>", "eos_token": "<|im_end|>", "add_eos_token": True}, (2,)),
+        ("$A <|im_end|>", {"eos_token": "<|im_end|>", "add_eos_token": True}, (2,)),
+    ],
+)
+def test_what_ends_a_text_that_stands_for_itself(tmp_path, template, config, tail):
+    write_folder(tmp_path, tokenizer_config=config)
+    backend = tokenizers.Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    backend.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<|im_start|>", 1), ("<|im_end|>", 2)]
+    )
+    (tmp_path / "tokenizer.json").write_text(backend.to_str(), encoding="utf-8")
+    loaded = from_dir(tmp_path)
+    assert loaded.tail == tail and loaded.encode("x", add_special=True)[-1:] != [2]
+
+
+@pytest.mark.parametrize(
     ("name", "content", "error", "says"),
     [
         ("tokenizer.json", "{", ModelFileError, "tokenizer.json"),

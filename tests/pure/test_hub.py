@@ -22,6 +22,7 @@ from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights import fetch, hub
 from ridgeline.weights.aliases import ALIASES, Alias, Part
 from ridgeline.weights.hub import Sources, cached, resolve
+from ridgeline.weights.pooling import pooling_of_folder
 
 CONTENT = bytes(range(256)) * 20_000  # 5 MB: several pieces
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -237,6 +238,18 @@ def test_hub_repository_with_one_file(site, tmp_path):
     asked = len(site.requests)
     assert resolve("org/name", cache=tmp_path, sources=sources, offline=True) == model
     assert len(site.requests) == asked
+
+
+def test_a_repository_says_how_vectors_are_pooled(site, tmp_path):
+    more = {
+        "modules.json": json.dumps([{"type": "x.Transformer"}, {"type": "x.Pooling", "path": "1_Pooling"}]).encode(),
+        "1_Pooling/config.json": b'{"pooling_mode_mean_tokens": true}',
+        "model.safetensors": safetensors("w"),
+    }
+    repository(site, BASE | more)
+    model = resolve("org/name", cache=tmp_path, sources=Sources(site.url, forbidden))
+    assert pooling_of_folder(model.path) == "mean"
+    assert resolve("org/name", cache=tmp_path, sources=Sources(site.url, forbidden), offline=True) == model
 
 
 def test_hub_repository_with_shards(site, tmp_path):

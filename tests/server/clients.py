@@ -11,6 +11,7 @@ import sys
 
 MODEL = "smollm2-135m"
 FRANCE = "Name the capital of France."
+FRANCE_MESSAGES = [{"role": "user", "content": FRANCE}]
 SCHEMA = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {
     "type": "function",
@@ -67,6 +68,62 @@ def litellm(url: str) -> None:
         raise AssertionError("an unknown model was taken")
 
 
+def langchain_more(url: str) -> None:
+    """Structured output, logprobs, n with a seed, errors, and a stream that is left."""
+    import openai
+    from langchain_core.messages import HumanMessage
+    from langchain_openai import ChatOpenAI
+    from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: str
+
+    def model(**more):
+        given = {"temperature": 0, "max_tokens": 60, **more}
+        return ChatOpenAI(model=MODEL, base_url=f"{url}/v1", api_key="none", max_retries=0, **given)
+
+    for method in ("json_schema", "function_calling"):
+        place = model().with_structured_output(Place, method=method).invoke(FRANCE)
+        assert isinstance(place, Place), (method, place)
+    scored = model(max_tokens=4).bind(logprobs=True, top_logprobs=2).invoke(FRANCE)
+    assert len(scored.response_metadata["logprobs"]["content"][0]["top_logprobs"]) == 2
+    several = [model(n=2, seed=3, temperature=1.5, max_tokens=8).generate([[HumanMessage(FRANCE)]]) for _ in range(2)]
+    one, two = ([choice.text for choice in result.generations[0]] for result in several)
+    assert one == two and len(set(one)) == 2, several
+    stream = model(max_tokens=400).stream(FRANCE)
+    next(stream)
+    stream.close()
+    told = "".join(
+        chunk["args"] or ""
+        for piece in model().bind_tools([WEATHER], tool_choice="get_weather").stream("How is the weather in Paris?")
+        for chunk in piece.tool_call_chunks
+    )
+    assert "city" in json.loads(told)
+    for wrong, kind in (({"temperature": -1}, openai.BadRequestError), ({"model": "gpt-9"}, openai.NotFoundError)):
+        raises(kind, lambda wrong=wrong: model().bind(**wrong).invoke(FRANCE))
+
+
+def litellm_more(url: str) -> None:
+    """Structured output, n with a seed, errors, and a stream that is left. Its tools want packages of its proxy."""
+    import litellm as package
+
+    given = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none", "temperature": 0, "max_tokens": 60}
+    given["messages"] = [{"role": "user", "content": FRANCE}]
+    shape = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": SCHEMA}}
+    shown = package.completion(response_format=shape, **given).choices[0].message.content
+    assert isinstance(json.loads(shown)["city"], str)
+    sampled = {**given, "temperature": 1.5, "max_tokens": 8, "n": 2, "seed": 3}
+    one, two = ([c.message.content for c in package.completion(**sampled).choices] for _ in range(2))
+    assert one == two and len(set(one)) == 2, (one, two)
+    vectors = package.embedding(model=f"openai/{MODEL}", input=["a cat"], api_base=f"{url}/v1", api_key="none")
+    assert len(vectors.data[0]["embedding"]) == 576
+    long = {**given, "messages": [{"role": "user", "content": "word " * 600}]}
+    raises(package.ContextWindowExceededError, lambda: package.completion(**long))
+    left = package.completion(**{**given, "max_tokens": 400}, stream=True)
+    next(iter(left))
+    del left
+
+
 def forced(url: str) -> None:
     """Clients that force a call: instructor, and langchain's with tool_choice."""
     import instructor
@@ -87,6 +144,45 @@ def forced(url: str) -> None:
     assert [call["name"] for call in done.tool_calls] == ["get_weather"] and "city" in done.tool_calls[0]["args"]
 
 
+def instructor_more(url: str) -> None:
+    """Its other modes, streams of parts, a list of things, and errors."""
+    import instructor
+    from openai import OpenAI
+    from pydantic import BaseModel
+
+    class Place(BaseModel):
+        city: str
+
+    given = {"model": MODEL, "response_model": Place, "messages": FRANCE_MESSAGES, "max_tokens": 60, "seed": 1}
+    with OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        for mode in (instructor.Mode.JSON_SCHEMA, instructor.Mode.TOOLS_STRICT):
+            made = instructor.from_openai(client, mode=mode).chat.completions
+            assert isinstance(made.create(max_retries=0, **given).city, str), mode
+        tools = instructor.from_openai(client, mode=instructor.Mode.TOOLS).chat.completions
+        *_, last = tools.create_partial(max_retries=0, **given)
+        assert isinstance(last.city, str)
+        place, whole = tools.create_with_completion(max_retries=0, **given)
+        assert whole.choices[0].finish_reason == "tool_calls" and json.loads(
+            whole.choices[0].message.tool_calls[0].function.arguments
+        ) == {"city": place.city}
+        try:
+            tools.create(max_retries=0, **{**given, "max_tokens": -1})
+        except Exception as error:  # its own, whose place in the package moves
+            assert "max_tokens must be at least 1" in str(error)
+        else:
+            raise AssertionError("a negative max_tokens was taken")
+
+
+def raises(kind: type[Exception], call) -> None:
+    try:
+        call()
+    except kind:
+        return
+    raise AssertionError(f"{kind.__name__} was not raised")
+
+
+TESTS = (langchain, langchain_more, litellm, litellm_more, forced, instructor_more)
+
 if __name__ == "__main__":
-    {"langchain": langchain, "litellm": litellm, "forced": forced}[sys.argv[1]](sys.argv[2])
+    {test.__name__: test for test in TESTS}[sys.argv[1]](sys.argv[2])
     print(json.dumps({"client": sys.argv[1], "good": True}))

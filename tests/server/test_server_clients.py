@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from serving import Server, listening
 
@@ -207,3 +209,29 @@ def test_what_tgi_tells_in_plain_text_its_client_only_passes_on():
 def test_chat_through_inference_client(inference):
     done = inference.chat_completion(FRANCE, max_tokens=12, temperature=0)
     assert "Paris" in done.choices[0].message.content
+    streamed = inference.chat_completion(FRANCE, max_tokens=12, temperature=0, stream=True)
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in streamed)
+    assert text == done.choices[0].message.content
+
+
+def test_more_of_chat_through_inference_client(inference):
+    scored = inference.chat_completion(FRANCE, max_tokens=4, logprobs=True, top_logprobs=2).choices[0]
+    assert len(scored.logprobs.content) <= 4 and len(scored.logprobs.content[0].top_logprobs) == 2
+    given = {"max_tokens": 8, "temperature": 1.5, "seed": 3, "n": 2}
+    one, two = ([c.message.content for c in inference.chat_completion(FRANCE, **given).choices] for _ in range(2))
+    assert one == two and len(set(one)) == 2
+    stream = inference.chat_completion(FRANCE, max_tokens=400, stream=True)
+    next(stream)
+    stream.close()
+
+
+def test_tools_and_grammars_through_inference_client(inference):
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+    tool = {"type": "function", "function": {"name": "get_weather", "description": "Tells it.", "parameters": schema}}
+    done = inference.chat_completion(FRANCE, tools=[tool], tool_choice="get_weather", max_tokens=60).choices[0]
+    assert done.finish_reason == "tool_calls" and done.message.tool_calls[0].function.name == "get_weather"
+    shape = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+    told = inference.chat_completion(FRANCE, response_format=shape, max_tokens=60).choices[0].message.content
+    assert isinstance(json.loads(told)["city"], str), told
+    number = inference.text_generation("A number:", grammar={"type": "regex", "value": "[0-9]{3}"}, max_new_tokens=8)
+    assert len(number) == 3 and number.isdigit()

@@ -86,6 +86,23 @@ def test_bad_requests_are_400_and_named(fields, param):
     assert reply.status == 400 and reply.json["error"]["param"] == param, reply.body
 
 
+def test_texts_end_as_the_tokenizer_ends_them_and_ids_are_as_given():
+    server = Server.new()
+    server.client._tokenizer.tail = (256,)
+    body = embed(["ab", "c"], server).json
+    assert [list(s.prompt) for s in server.client.submitted] == [[*ids_of("ab"), 256], [*ids_of("c"), 256]]
+    assert body["usage"]["prompt_tokens"] == 5
+    server = Server.new()
+    server.client._tokenizer.tail = (256,)
+    embed([ids_of("ab")], server)
+    assert list(server.client.submitted[0].prompt) == ids_of("ab")
+
+
+def test_the_servers_limit_of_inputs_holds_here_too():
+    reply = embed(["abc", "abcd"], Server.new(max_input_tokens=3))
+    assert reply.status == 400 and reply.json["error"]["message"].startswith("input 1: ")
+
+
 def test_unknown_models_and_fields():
     assert embed("a", model="other").status == 404
     assert embed("a", odd=1).headers["x-ridgeline-warning"] == "ignored fields: odd"

@@ -155,6 +155,7 @@ def test_a_template_that_refuses_is_422():
 def test_too_long_names_both_numbers():
     error = openai_error(Server.new().post(COMPLETIONS, {"prompt": "x" * 300}), 400)
     assert "300" in error["message"] and "200" in error["message"] and error["param"] == "prompt"
+    assert error["code"] == "context_length_exceeded"
     error = openai_error(Server.new().post(COMPLETIONS, {"prompt": "x" * 150, "max_tokens": 60}), 400)
     assert "150" in error["message"] and "60" in error["message"] and error["param"] == "max_tokens"
 
@@ -184,6 +185,7 @@ def test_overload_is_429_with_retry_after(path):
 
     refused, served = asyncio.run(crowd())
     assert refused.status == 429 and refused.headers["retry-after"] == "1"
+    assert 0 < int(refused.headers["retry-after-ms"]) <= 1000  # what openai's client looks at first
     kind = refused.json["error"]["code"] if path.startswith("/v1/") else refused.json["error_type"]
     assert kind == "overloaded"
     assert all(a.status == 200 for a in served)

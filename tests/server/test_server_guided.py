@@ -144,3 +144,25 @@ def test_real_answers_match(live):
         assert reply["details"]["finish_reason"] == "eos_token"
         given["parameters"]["grammar"] = {"type": "regex", "value": "[0-9]{3}-[0-9]{4}"}
         assert re.fullmatch("[0-9]{3}-[0-9]{4}", http.post("/generate", json=given).json()["generated_text"])
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"schema": {"unheard-of": 1, "type": 5}}}},
+         "response_format"),
+        ({"guided_regex": "("}, "guided_regex"),
+        ({"structured_outputs": {"grammar": "start ::: ("}}, "structured_outputs"),
+    ],
+)  # fmt: skip
+def test_a_grammar_that_cannot_be_followed_is_named_as_the_client_named_it(fields, param):
+    reply = Server.new().post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], **fields})
+    assert reply.status == 400 and reply.json["error"]["param"] == param, reply.body
+
+
+def test_a_response_format_of_tgis_has_its_value():
+    server = Server.new(answer="{}")
+    body = {"messages": [{"role": "user", "content": "x"}], "response_format": {"type": "json_object", "value": SCHEMA}}
+    server.post("/v1/chat/completions", body)
+    grammar = server.client.submitted[0].params.grammar
+    assert grammar.kind == "json_schema" and "properties" in grammar.value

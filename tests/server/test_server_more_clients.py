@@ -46,7 +46,7 @@ def run_client(name: str, url: str) -> None:
     assert json.loads(done.stdout.splitlines()[-1]) == {"client": name, "good": True}
 
 
-@pytest.mark.parametrize("name", ["langchain", "litellm"])
+@pytest.mark.parametrize("name", ["langchain", "langchain_more", "litellm", "litellm_more", "instructor_more"])
 def test_clients(live, name):
     run_client(name, live.url)
 
@@ -85,6 +85,43 @@ def test_a_forced_call(openai, guided):
             pass
         (streamed,) = stream.get_final_completion().choices[0].message.tool_calls
     assert streamed.function.arguments == call.function.arguments
+
+
+def test_structured_output(openai):
+    schema = {**WEATHER["function"]["parameters"], "additionalProperties": False}
+    given = {
+        "model": MODEL, "messages": FRANCE, "temperature": 0, "max_tokens": 60,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": schema}},
+    }  # fmt: skip
+    done = openai.chat.completions.create(**given).choices[0]
+    assert list(json.loads(done.message.content)) == ["city"] and done.finish_reason == "stop"
+    streamed = openai.chat.completions.create(**given, stream=True)
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == done.message.content
+    pydantic = pytest.importorskip("pydantic")
+    place = pydantic.create_model("Place", city=(str, ...))
+    parsed = openai.chat.completions.parse(model=MODEL, messages=FRANCE, max_tokens=60, response_format=place)
+    assert isinstance(parsed.choices[0].message.parsed.city, str)
+
+
+def test_functions_under_their_old_names(openai):
+    given = {
+        "model": MODEL, "messages": FRANCE, "functions": [WEATHER["function"]], "temperature": 0, "max_tokens": 60,
+        "function_call": {"name": "get_weather"},
+    }  # fmt: skip
+    done = openai.chat.completions.create(**given).choices[0]
+    assert done.finish_reason == "function_call" and done.message.function_call.name == "get_weather"
+    told = [c.choices[0].delta.function_call for c in openai.chat.completions.create(**given, stream=True)]
+    assert "".join(x.arguments or "" for x in told if x) == done.message.function_call.arguments
+
+
+def test_scores_and_ids_of_a_prompt(openai):
+    extra = {"prompt_logprobs": 2, "return_token_ids": True}
+    done = openai.completions.create(model=MODEL, prompt="The capital of", max_tokens=2, extra_body=extra).choices[0]
+    assert done.prompt_logprobs[0] is None and len(done.prompt_logprobs) == len(done.prompt_token_ids)
+    for id, entry in list(zip(done.prompt_token_ids, done.prompt_logprobs, strict=True))[1:]:
+        ranked = sorted(entry.values(), key=lambda told: -told["logprob"])
+        assert entry[str(id)]["logprob"] <= ranked[0]["logprob"] <= 0 and ranked[0]["rank"] == 1
+    assert len(done.token_ids) == 2
 
 
 def test_embeddings(openai):

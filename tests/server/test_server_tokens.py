@@ -22,6 +22,13 @@ def test_a_conversation_to_ids():
     assert Server.new().post("/tokenize", bare).json["tokens"] == ids_of("<user>hi</user>")
 
 
+def test_the_texts_of_a_conversations_tokens():
+    body = {"messages": [{"role": "user", "content": "hi"}], "return_token_strs": True}
+    reply = Server.new().post("/tokenize", body)
+    assert "".join(reply.json["token_strs"]) == "<user>hi</user><assistant>"
+    assert "x-ridgeline-warning" not in reply.headers
+
+
 def test_detokenize_gives_text_with_special_tokens():
     reply = Server.new().post("/detokenize", {"tokens": [*ids_of("hé"), 256]})
     assert reply.json == {"prompt": "hé" + EOS_TEXT}

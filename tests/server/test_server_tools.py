@@ -240,6 +240,43 @@ def test_bad_tools_are_400_and_named(fields, param):
     assert server.client.submitted == []
 
 
+GEMMAS = HERMES.replace("<tool_call>", "<start_function_call>")
+CODERS = HERMES.replace("<tool_call>", "<tool_call><parameter=")
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, HERMES, GEMMAS, CODERS], ids=["told", "hermes", "gemma", "coder"])
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"properties": {"a": {"type": "string"}}, "required": 5},
+        {"properties": [1]},
+        {"properties": {"a": 5}},
+        {"properties": {"a": {"enum": []}}},
+        {"properties": {"a": {"$ref": "#/nowhere"}}},
+        {"properties": {"": {"type": "string"}, " \n": {"type": "integer"}}},
+    ],
+    ids=str,
+)
+def test_odd_schemas_are_served_or_the_tools_are_named(template, schema):
+    _, reply = ask(template=template, tools=[{"type": "function", "function": {"name": "f", "parameters": schema}}],
+                   tool_choice="required")  # fmt: skip
+    assert reply.status in (200, 400), reply.body
+    if reply.status == 400:
+        error = reply.json["error"]
+        assert error["param"] == "tools" and "lark" not in error["message"] and "body_0" not in error["message"]
+
+
+def test_tools_beside_a_grammar_cannot_be_called_and_that_is_said():
+    _, reply = ask(answer="{}", template=HERMES, response_format={"type": "json_object"})
+    assert reply.status == 200 and "no tool can be called" in reply.headers["x-ridgeline-warning"]
+
+
+def test_a_refusal_goes_back_as_it_was():
+    parts = [{"type": "refusal", "refusal": "I will not."}]
+    server, _ = ask(template=HERMES, messages=[*USER, {"role": "assistant", "content": parts}, *USER])
+    assert "<assistant>I will not.<user>" in prompt_of(server)
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 2), st.lists(st.integers(0, 200), max_size=6), st.booleans())
 def test_deltas_of_any_cut_make_the_message_of_the_whole(which, cuts, inside):

@@ -8,7 +8,7 @@ import numpy as np
 
 from ridgeline.backends.base import MULTIPLIES, ReadWeight, Store, open_states, run_copies
 from ridgeline.ops.attention import KVPages
-from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
+from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, WANT_SAMPLE, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Program, Weight
 from ridgeline.quant.format import FORMATS
@@ -55,6 +55,8 @@ class ReferenceStep:
         want = batch["want"]
         holding = np.flatnonzero(want & WANT_HOLD)
         self.held[batch["hold_slot"][holding]] = kept[holding]
+        if want.size and not np.any(want & WANT_SAMPLE):
+            return StepResult(batch.size("step"), np.zeros(len(want), np.int32), hidden=hidden, extra=tuple(extra))
         ids, logprobs, top_ids, top_logprobs, logits = interpret(self.program.sample, [hidden], bindings)
         return StepResult(
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,

@@ -23,7 +23,7 @@ from ridgeline.errors import ConfigError, Unsupported
 from ridgeline.ops.attention import PAGE
 from ridgeline.ops.linear import QuantizedRows
 from ridgeline.ops.spec import OPS, TERM_RATIO, TWO_TERMS, groups_of
-from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, Batch, BatchLayout, StepResult
+from ridgeline.program.batch import WANT_HIDDEN, WANT_HOLD, WANT_LOGITS, WANT_SAMPLE, Batch, BatchLayout, StepResult
 from ridgeline.program.interpret import Bindings, interpret
 from ridgeline.program.ir import Field, Program, State, Weight
 from ridgeline.quant.format import FORMATS
@@ -309,13 +309,17 @@ class TorchStep:
             bindings = self._bind(batch)
             kept, hidden, *extra = interpret(self.program.forward, [], bindings, meanings=MEANINGS)
             self.held[batch["hold_slot"][holding].tolist()] = kept[holding.tolist()]
+            extra = [x.cpu().numpy() for x in extra]
+            if want.size and not np.any(want & WANT_SAMPLE):
+                ids = np.zeros(len(want), np.int32)
+                return StepResult(batch.size("step"), ids, hidden=hidden.cpu().numpy(), extra=tuple(extra))
             found = interpret(self.program.sample, [hidden], bindings, meanings=MEANINGS)
         ids, logprobs, top_ids, top_logprobs, logits = found
         return StepResult(
             batch.size("step"), ids, logprobs, top_ids, top_logprobs,
             hidden.cpu().numpy() if np.any(want & WANT_HIDDEN) else None,
             logits.cpu().numpy() if np.any(want & WANT_LOGITS) else None,
-            tuple(x.cpu().numpy() for x in extra),
+            tuple(extra),
         )  # fmt: skip
 
     def logits(self, batch: Batch) -> Tensor:

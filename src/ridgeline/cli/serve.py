@@ -53,7 +53,8 @@ def serve(
         bool, Option("Let chat requests bring their own template.", flag="--trust-request-chat-template")
     ] = False,
     pooling: Annotated[
-        str, Option("Embeddings are made of the last token's hidden state, or of all tokens': last or mean.")
+        str,
+        Option("Of whose hidden states embeddings are made: last or mean. Default: as the model's files say, or last."),
     ] = ServerConfig.pooling,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""

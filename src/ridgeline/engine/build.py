@@ -105,7 +105,7 @@ class Builder:
         p = s.params
         ints[self._out_rows + i] = row.token
         if p.embed:
-            ints[self._want + i] = WANT_IDS | WANT_HIDDEN
+            ints[self._want + i] = WANT_HIDDEN
         else:
             ints[self._want + i] = WANT_IDS if p.logprobs is None and not given else WANT_IDS | WANT_LOGPROBS
         begin = self._sampler + i * _INTS

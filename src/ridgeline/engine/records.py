@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import msgspec
 
 from ridgeline.engine.params import SamplingParams
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import ContextExceeded, InvalidRequest
 
 PAGE = 64  # keys in a page; the same number as ops.attention.PAGE, kept free of numpy for clients
 
@@ -233,9 +233,9 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
     if prompt == 0:
         raise InvalidRequest("the prompt is empty; give at least one token", "prompt")
     if prompt >= info.context:
-        raise InvalidRequest(
-            f"the prompt has {prompt} tokens; the context of {info.context} leaves room for at most "
-            f"{info.context - 1} and one new token",
+        raise ContextExceeded(
+            f"the prompt has {prompt} tokens, so it is longer than the model's context length of {info.context} "
+            f"allows: at most {info.context - 1} and one new token",
             "prompt",
         )
     if params.n > info.max_requests + info.queue:
@@ -252,9 +252,9 @@ def check_room(info: EngineInfo, prompt: int, params: SamplingParams) -> int:
         )
     wanted = params.max_tokens if params.max_tokens is not None else room - prompt
     if prompt + wanted > info.context:
-        raise InvalidRequest(
-            f"{prompt} prompt tokens + max_tokens {wanted} = {prompt + wanted} exceed the context of {info.context}; "
-            f"max_tokens may be at most {info.context - prompt}",
+        raise ContextExceeded(
+            f"{prompt} prompt tokens + max_tokens {wanted} = {prompt + wanted} is longer than the model's context "
+            f"length of {info.context}; max_tokens may be at most {info.context - prompt}",
             "max_tokens",
         )
     if prompt + wanted > room:

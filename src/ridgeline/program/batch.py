@@ -25,6 +25,7 @@ _ALIGN = 64
 
 # want bits of a row
 WANT_IDS, WANT_LOGPROBS, WANT_HIDDEN, WANT_LOGITS, WANT_HOLD = 1, 2, 4, 8, 16
+WANT_SAMPLE = WANT_IDS | WANT_LOGPROBS | WANT_LOGITS  # a step in which no row wants any of these computes no logits
 
 # Axes: T tokens, R requests, L rows, C copies, E bias entries, H history entries, M masks; P pages of a request,
 # D path depth, I input rows, A position axes, V mask words, W hidden columns are capacities fixed at compile time.

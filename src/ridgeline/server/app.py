@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -57,6 +58,8 @@ from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
 from ridgeline.weights.hub import ResolvedModel
+from ridgeline.weights.load import open_checkpoint
+from ridgeline.weights.pooling import pooling_of_folder, pooling_of_gguf
 
 _UVICORN_LOG = {"debug": "debug", "error": "error"}  # of less than warnings, nothing but on demand
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
@@ -103,7 +106,7 @@ def create_app(
 def _cors(access: AccessConfig) -> list[Middleware]:
     if not access.cors_allow_origin:
         return []
-    shown = [REQUEST_ID, WARNING_HEADER, "retry-after"]
+    shown = [REQUEST_ID, WARNING_HEADER, "retry-after", "retry-after-ms"]
     allowed = {"allow_methods": ["GET", "POST"], "allow_headers": ["*"], "expose_headers": shown}
     return [Middleware(CORSMiddleware, allow_origins=list(access.cors_allow_origin), **allowed)]
 
@@ -193,8 +196,8 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     keep_quiet(config.log_level)
     listener = listen(config)
     try:
-        found, tokenizer = _open_tokenizer(config, progress)
-        name = public_name(found)
+        found, tokenizer, pooling = _open(config, progress)
+        name, config = public_name(found), replace(config, pooling=config.pooling or pooling)
         client = ProcessClient(config.engine)
         try:
             app = create_app(client, tokenizer, config, name, sha_of(found))
@@ -270,9 +273,15 @@ def _url(listener: socket.socket, tls: bool) -> str:
     return f"http{'s' * tls}://" + (f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
 
 
-def _open_tokenizer(config: ServerConfig, progress: Progress | None) -> tuple[ResolvedModel, Tokenizer]:
+def _open(config: ServerConfig, progress: Progress | None) -> tuple[ResolvedModel, Tokenizer, str]:
+    """The model's files, its tokenizer, and how they pool embeddings, unless that is settled."""
     found = find(config.engine.model, progress)
-    return found, tokenizer_of(found)
+    if found.kind == "dir":
+        pooling = None if config.pooling else pooling_of_folder(found.path)
+        return found, tokenizer_of(found), pooling or ""
+    checkpoint = open_checkpoint(found.path)
+    pooling = None if config.pooling else pooling_of_gguf(checkpoint.metadata)
+    return found, tokenizer_of(found, checkpoint), pooling or ""
 
 
 def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:

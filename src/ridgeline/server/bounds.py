@@ -81,7 +81,7 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
             "input": _prompts(service), "model": common["model"], "dimensions": {"minimum": 1},
             "encoding_format": {"enum": [None, "float", "base64"]}, "cache_salt": common["cache_salt"],
         },
-        "Message": {"role": {"enum": ["assistant", "developer", "system", "tool", "user"]}},
+        "Message": {"role": {"enum": ["assistant", "developer", "function", "system", "tool", "user"]}},
         "Parameters": {
             "best_of": _range(1, config.max_best_of), "temperature": _above(0, 100),
             "repetition_penalty": _above(0, 100), "frequency_penalty": _range(-2, 2), "top_k": _range(1, 1 << 30),
@@ -118,7 +118,8 @@ def _common(service: Service) -> dict[str, Schema]:
             "maxProperties": MAX_BIAS, "propertyNames": {"pattern": "^[0-9]{1,9}$"},
             "additionalProperties": {"type": "number", **_range(-100, 100)},
         },
-        "seed": _range(-(1 << 63), (1 << 64) - 1), "cache_salt": {"maxLength": 128},
+        "prompt_logprobs": _range(0, MAX_TOP_LOGPROBS), "seed": _range(-(1 << 63), (1 << 64) - 1),
+        "cache_salt": {"maxLength": 128},
         **({} if service.info.policy == "priority" else {"priority": {"enum": [None, 0]}}),
     }  # fmt: skip
 

@@ -13,30 +13,35 @@ from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest, ToolError
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.extras import of_answer, of_prompt, scored
+from ridgeline.server.functions import modern, use_of
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
-from ridgeline.server.schema import ChatRequest, decode_openai
+from ridgeline.server.schema import ChatRequest, decode_openai, ignored, warn
 from ridgeline.server.service import Choice, Service, best, collect, spoken
 from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
-from ridgeline.server.tools import ToolUse, grammar_of, special_id, tool_use
+from ridgeline.server.tools import ToolUse, grammar_of, special_id
 from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.reasoning import is_open
 from ridgeline.text.tokenizer import Tokenizer
 
+_CHUNK = "chat.completion.chunk"
 _RESERVED = {"self", "messages", "tools", "add_generation_prompt", "continue_final_message"}
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A chat request, understood: one job, which continues `text`, and how its answers are heard."""
+    """A chat request, understood: one job, which continues `text`, and how its answers are heard. `echo` is put in
+    front of their content."""
 
     head: Head
     request: ChatRequest
     text: str
     job: Job
     hearing: Hearing
+    echo: str
     short_ids: bool
     headers: dict[str, str]
 
@@ -68,33 +73,39 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     service.check_model(request.model)
     if not request.messages:
         raise InvalidRequest("messages is empty; give at least one", "messages")
-    more: dict[str, Any] = {"max_tokens": _max_tokens(request), "logprobs": _logprobs(request)}
-    dialogue, use = service.dialogue_of(request.chat_template), tool_use(request)
+    more: dict[str, Any] = {"max_tokens": _max_tokens(request), **scored(request, _logprobs(request))}
+    dialogue, use = service.dialogue_of(request.chat_template), use_of(request)
+    messages = [plain(i, m) for i, m in enumerate(modern(request.messages))]
     text = dialogue.render(
-        [plain(i, m) for i, m in enumerate(request.messages)],
+        messages,
         use.shown if use is not None else [],
         add_generation_prompt=request.add_generation_prompt,
         continue_final_message=bool(request.continue_final_message),
         **_template_arguments(request, dialogue),
     )
-    hearing = _hearing(dialogue, use, text)
+    ignored(headers, _unread(request, dialogue.template.source), service.config.strict)
+    hearing = _hearing(dialogue, use, text, old=bool(request.functions))
     params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
     if calls is not None and params.grammar is not None:
         raise ToolError("calls that tools force leave no room for another grammar; ask for one of them", "tools")
+    if use is not None and params.grammar is not None:
+        warn(headers, "the answer follows a grammar, so no tool can be called")
     if calls is not None:
         params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)
-    return Plan(head, request, text, job, hearing, dialogue.short_ids, service.warned(headers, text))
+    echo = messages[-1]["content"] if request.echo and messages[-1]["role"] == "assistant" else ""
+    return Plan(head, request, text, job, hearing, echo, dialogue.short_ids, service.warned(headers, text))
 
 
-def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str) -> Hearing:
+def _hearing(dialogue: Dialogue, use: ToolUse | None, prompt: str, old: bool) -> Hearing:
     marks = dialogue.marks
     inside = marks is not None and is_open(marks, prompt)
-    if use is None:
+    syntax = dialogue.convention.syntax
+    if use is None and not syntax.silent:
         return Hearing(marks, inside)
-    return Hearing(marks, inside, dialogue.convention.syntax, use.schemas)
+    return Hearing(marks, inside, syntax, {} if use is None else use.schemas, old)
 
 
 def _audible(params: SamplingParams, hearing: Hearing, dialogue: Dialogue, tokenizer: Tokenizer) -> SamplingParams:
@@ -125,6 +136,14 @@ def _template_arguments(request: ChatRequest, dialogue: Dialogue) -> dict[str, A
     return extra
 
 
+def _unread(request: ChatRequest, source: str) -> list[str]:
+    """What a request has for the template, and the template does not look at."""
+    found = [f"chat_template_kwargs.{name}" for name in request.chat_template_kwargs or {} if name not in source]
+    effort = request.reasoning_effort
+    reads = "reasoning_effort" in source or (effort == "none" and "enable_thinking" in source)
+    return found if effort is None or reads else [*found, "reasoning_effort"]
+
+
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
     """The whole answer, of the one job's choices. All candidates count as usage, as with OpenAI."""
     chosen = [_choice(service.tokenizer, plan, i, c) for i, c in enumerate(best(done[0], shown(plan.request)))]
@@ -133,7 +152,8 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
         thought.add(choice.tokens)
     generated, thought_tokens = sum(len(c.tokens) for c in done[0]), sum(t.tokens for t in thoughts)
     count = usage(len(plan.job.prompt), generated, done[0][0].cached, thought_tokens)
-    return plan.head.wrap("chat.completion", chosen, usage=count)
+    more = of_prompt(plan.request, service.tokenizer, plan.job.prompt, done[0][0].prompt)
+    return plan.head.wrap("chat.completion", chosen, usage=count, **more)
 
 
 def _max_tokens(request: ChatRequest) -> int | None:
@@ -158,25 +178,34 @@ def _choice(tokenizer: Tokenizer, plan: Plan, index: int, c: Choice) -> dict[str
     tokens = spoken(c.tokens, c.finish, plan.params.stop_token_ids)
     speech = plan.speech(index)
     said = message(speech.push(c.text, last=True))
+    if plan.echo:
+        said["content"] = plan.echo + (said["content"] or "")
     return {
         "index": index,
         "message": said,
-        "logprobs": _logprob_items(tokenizer, tokens) if plan.request.logprobs else None,
+        "logprobs": _logprob_items(tokenizer, tokens, plan.request) if plan.request.logprobs else None,
         "finish_reason": _finish(c.finish, speech),
+        **of_answer(plan.request, c.tokens),
     }
 
 
 def _finish(finish: str, speech: Speech) -> str:
-    return "tool_calls" if speech.called and finish != LENGTH else FINISH[finish]
+    if not speech.called or finish == LENGTH:
+        return FINISH[finish]
+    return "function_call" if speech.old else "tool_calls"
 
 
-def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token]) -> dict[str, Any]:
+def _logprob_items(tokenizer: Tokenizer, tokens: Sequence[Token], request: ChatRequest) -> dict[str, Any]:
+    most = request.top_logprobs or 0
+
     def item(id: int, logprob: float) -> dict[str, Any]:
         spelled = tokenizer.token_bytes(id)
         text = spelled.decode("utf-8", "replace")
         return {"token": text, "logprob": max(logprob, MIN_LOGPROB), "bytes": list(spelled)}
 
-    listed = [item(t.id, t.logprob) | {"top_logprobs": [item(*alternative) for alternative in t.top]} for t in tokens]
+    listed = [
+        item(t.id, t.logprob) | {"top_logprobs": [item(*alternative) for alternative in t.top[:most]]} for t in tokens
+    ]
     return {"content": listed, "refusal": None}
 
 
@@ -185,14 +214,19 @@ class _Lines:
 
     def __init__(self, service: Service, plan: Plan) -> None:
         self._tokenizer, self._plan, choices = service.tokenizer, plan, range(plan.params.n)
-        self._line = plan.head.line("chat.completion.chunk", **({"usage": None} if plan.request.include_usage else {}))
+        self._pending: dict[str, Any] = {"usage": None} if plan.request.include_usage else {}
+        self._line = plan.head.line(_CHUNK, **self._pending)
         self._speeches = [plan.speech(i) for i in choices]
         self._thoughts = [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices]
         self._generated = self._cached = 0
 
     def begin(self) -> bytes:
-        role = {"role": "assistant", "content": ""}
-        return b"".join(self._line([_piece(i, role)]) for i in range(self._plan.params.n))
+        plan, choices = self._plan, range(self._plan.params.n)
+        first = [_piece(i, {"role": "assistant", "content": ""}) for i in choices]
+        first += [_piece(i, {"content": plan.echo}) for i in choices if plan.echo]
+        more = of_prompt(plan.request, self._tokenizer, plan.job.prompt, None)
+        line = plan.head.line(_CHUNK, **self._pending | more)
+        return b"".join(line([piece]) for piece in first)
 
     def event(self, event: Event) -> bytes:
         delta, speech = event.delta, self._speeches[event.delta.choice]
@@ -202,14 +236,18 @@ class _Lines:
         pieces = _pieces(self._tokenizer, self._plan, speech, delta)
         if delta.finish is not None:
             pieces.append(_piece(delta.choice, {}) | {"finish_reason": _finish(delta.finish, speech)})
+        if self._plan.request.usage_throughout:
+            self._line = self._plan.head.line(_CHUNK, usage=self._usage())
         return b"".join(self._line([piece]) for piece in pieces)
 
     def end(self) -> bytes:
         if not self._plan.request.include_usage:
             return sse.DONE
+        return sse.data(self._plan.head.wrap(_CHUNK, [], usage=self._usage())) + sse.DONE
+
+    def _usage(self) -> dict[str, Any]:
         thoughts = sum(t.tokens for t in self._thoughts)
-        count = usage(len(self._plan.job.prompt), self._generated, self._cached, thoughts)
-        return sse.data(self._plan.head.wrap("chat.completion.chunk", [], usage=count)) + sse.DONE
+        return usage(len(self._plan.job.prompt), self._generated, self._cached, thoughts)
 
 
 def _piece(index: int, delta: dict[str, Any]) -> dict[str, Any]:
@@ -220,10 +258,13 @@ def _pieces(tokenizer: Tokenizer, plan: Plan, speech: Speech, delta: Delta) -> l
     """The chunks of what a delta says, the first of them with the logprobs of its tokens."""
     scored = plan.params.logprobs is not None and plan.request.logprobs
     tokens = spoken(delta.tokens, delta.finish, plan.params.stop_token_ids) if scored else []
+    ids = of_answer(plan.request, delta.tokens) if delta.tokens else {}
     said = speech.push(delta.text, last=delta.finish is not None)
-    if tokens and not said:
+    if (tokens or ids) and not said:
         said = [{"content": ""}]
     found = [_piece(delta.choice, one) for one in said]
     if tokens:
-        found[0]["logprobs"] = _logprob_items(tokenizer, tokens)
+        found[0]["logprobs"] = _logprob_items(tokenizer, tokens, plan.request)
+    if ids:
+        found[0] |= ids
     return found

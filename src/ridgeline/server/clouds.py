@@ -92,7 +92,7 @@ def _instance(service: Service, call: Call, raw: Any) -> _Instance:
     if "inputs" not in raw:
         chatted = understand_chat(service, body)
         service.check_input(len(chatted.job.prompt), "messages")
-        return _Instance(chatted.job, "", chatted.headers, terms(service, chatted.request, call.headers))
+        return _Instance(chatted.job, chatted.echo, chatted.headers, terms(service, chatted.request, call.headers))
     request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:
         request.parameters = msgspec.structs.replace(p, do_sample=True)

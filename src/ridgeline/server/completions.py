@@ -15,14 +15,18 @@ from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
+from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, spoken
+from ridgeline.text.infill import infill
+from ridgeline.text.tokenizer import Tokenizer
 
 DEFAULT_MAX_TOKENS = 16
+_CHUNK = "text_completion"
 
 
 @dataclass(frozen=True)
@@ -64,8 +68,21 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     if len(given) * params.n > (most := service.config.max_client_batch_size):
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {most}", "prompt")
     texts = [p for p in given if isinstance(p, str)]
-    prompts = [read_prompt(service.tokenizer, p, bool(request.echo)) for p in given]
+    prompts = [_read(service.tokenizer, request, p) for p in given]
     return Plan(Head.new("cmpl", service, id), request, params, prompts, dropped, service.warned(headers, *texts))
+
+
+def _read(tokenizer: Tokenizer, r: CompletionRequest, given: str | list[int]) -> Prompt:
+    if not r.suffix:
+        return read_prompt(tokenizer, given, bool(r.echo))
+    if r.echo or not isinstance(given, str):
+        raise InvalidRequest(
+            "suffix goes with prompts that are text, and not with echo; leave one of them out", "suffix"
+        )
+    ids = infill(tokenizer, given, r.suffix)
+    if ids is None:
+        raise InvalidRequest("suffix needs a model that fills in the middle; this one has no tokens for it", "suffix")
+    return Prompt("", ids, [])
 
 
 def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, Any]:
@@ -87,29 +104,30 @@ def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, boo
     check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
     if r.logprobs is not None and not 0 <= r.logprobs <= MAX_TOP_LOGPROBS:
         raise InvalidRequest(f"logprobs must be 0 to {MAX_TOP_LOGPROBS}, is {r.logprobs}", "logprobs")
-    scored = bool(r.echo) and r.logprobs is not None
-    if scored and r.stream and (r.n or 1) > 1:
+    echoed = bool(r.echo) and r.logprobs is not None
+    if echoed and r.stream and (r.n or 1) > 1:
         raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
-    more = {"max_tokens": None if wanted is None else max(wanted, 1), "logprobs": r.logprobs, "prompt_logprobs": scored}
-    return sampling(r, service, **more), wanted == 0
+    most = None if wanted is None else max(wanted, 1)
+    return sampling(r, service, max_tokens=most, **scored(r, r.logprobs, echoed)), wanted == 0
 
 
 def _choice(
     service: Service, plan: Plan, p: int, index: int, choice: Choice, scores: tuple[Token, ...] | None
 ) -> dict[str, Any]:
     """A choice of prompt p, whose logprobs are `scores`: they came with its first candidate, and belong to all."""
-    echo = plan.request.echo
-    lists = LogprobLists(service.tokenizer, plan.params)
+    echo, more = plan.request.echo, of_prompt(plan.request, service.tokenizer, plan.prompts[p].ids, scores)
+    lists = LogprobLists(service.tokenizer, plan.params, plan.request.logprobs or 0)
     text = ""
     if echo:
         text += plan.prompts[p].text
         lists.add_prompt(plan.prompts[p], scores or ())
     if not plan.dropped:
+        more |= of_answer(plan.request, choice.tokens)
         text += choice.text
         lists.add(spoken(choice.tokens, choice.finish, plan.params.stop_token_ids), len(text))
-    scored = plan.request.logprobs is not None
+    logprobs = lists.take() if plan.request.logprobs is not None else None
     finish = LENGTH if plan.dropped else choice.finish
-    return _piece(index, text, lists.take() if scored else None, FINISH[finish])
+    return _piece(index, text, logprobs, FINISH[finish]) | more
 
 
 def _piece(index: int, text: str, logprobs: dict[str, Any] | None, finish: str | None) -> dict[str, Any]:
@@ -121,7 +139,9 @@ class _Streamed:
 
     def __init__(self, service: Service, plan: Plan, event: Event) -> None:
         self._plan, self._prompt = plan, plan.prompts[event.job]
-        self._lists = None if plan.request.logprobs is None else LogprobLists(service.tokenizer, plan.params)
+        shown = plan.request.logprobs
+        self._lists = None if shown is None else LogprobLists(service.tokenizer, plan.params, shown)
+        self._more = of_prompt(plan.request, service.tokenizer, self._prompt.ids, None)
         self._length = 0
         self._index = event.job * plan.params.n + event.delta.choice
         self._begun = False
@@ -133,9 +153,12 @@ class _Streamed:
         text += "" if plan.dropped else delta.text
         logprobs = None if self._lists is None else self._logprobs(self._lists, delta, len(text))
         self._begun = True
+        if not plan.dropped:
+            self._more |= of_answer(plan.request, delta.tokens)
         found = []
-        if text or (logprobs is not None and logprobs["tokens"]):
-            found.append(_piece(self._index, text, logprobs, None))
+        if text or self._more or (logprobs is not None and logprobs["tokens"]):
+            found.append(_piece(self._index, text, logprobs, None) | self._more)
+        self._more = {}
         if delta.finish is not None:
             finish = LENGTH if plan.dropped else delta.finish
             found.append(_piece(self._index, "", None, FINISH[finish]))
@@ -158,13 +181,15 @@ class _Lines:
 
     def __init__(self, service: Service, plan: Plan) -> None:
         self._service, self._plan = service, plan
-        self._line = plan.head.line("text_completion", **({"usage": None} if plan.request.include_usage else {}))
+        self._line = plan.head.line(_CHUNK, **({"usage": None} if plan.request.include_usage else {}))
         self._choices: dict[tuple[int, int], _Streamed] = {}
         self._generated, self._cached = 0, [0] * len(plan.prompts)
 
     def event(self, event: Event) -> bytes:
         self._generated += 0 if self._plan.dropped else len(event.delta.tokens)
         self._cached[event.job] = max(self._cached[event.job], event.delta.cached)
+        if self._plan.request.usage_throughout:
+            self._line = self._plan.head.line(_CHUNK, usage=self._usage())
         key = event.job, event.delta.choice
         if key not in self._choices:
             self._choices[key] = _Streamed(self._service, self._plan, event)
@@ -173,5 +198,7 @@ class _Lines:
     def end(self) -> bytes:
         if not self._plan.request.include_usage:
             return sse.DONE
-        count = usage(self._plan.prompt_tokens, self._generated, sum(self._cached))
-        return sse.data(self._plan.head.wrap("text_completion", [], usage=count)) + sse.DONE
+        return sse.data(self._plan.head.wrap(_CHUNK, [], usage=self._usage())) + sse.DONE
+
+    def _usage(self) -> dict[str, Any]:
+        return usage(self._plan.prompt_tokens, self._generated, sum(self._cached))

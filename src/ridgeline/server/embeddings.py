@@ -74,13 +74,14 @@ def understand(service: Service, body: bytes) -> Plan:
     given = split_prompts(request.input, "input")
     if len(given) > MAX_INPUTS:
         raise InvalidRequest(f"input has {len(given)} entries; at most {MAX_INPUTS} are allowed", "input")
-    params = embedding(service.config.pooling)
-    texts = [x for x in given if isinstance(x, str)]
+    params = embedding(service.config.pooling or "last")
+    tokenizer, texts = service.tokenizer, [x for x in given if isinstance(x, str)]
     jobs = []
     for i, one in enumerate(given):
-        ids = service.tokenizer.encode(one, add_special=True) if isinstance(one, str) else one
+        ids = [*tokenizer.encode(one, add_special=True), *tokenizer.tail] if isinstance(one, str) else one
         try:
             check_prompt(service.info, ids, params)
+            service.check_input(len(ids), "input")
         except InvalidRequest as wrong:
             raise InvalidRequest(f"input {i}: {wrong}", "input") from None
         jobs.append(Job(ids, params))

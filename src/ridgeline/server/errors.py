@@ -118,7 +118,7 @@ class OpenAIErrors:
     def _body(self, error: RidgelineError) -> dict[str, Any]:
         kinds = {429: "rate_limit_error", **dict.fromkeys((424, 500, 503, 504), "server_error")}
         kind = error.kind if isinstance(error, TemplateError) else kinds.get(error.status, "invalid_request_error")
-        code = None if error.kind == "validation" else error.kind
+        code = getattr(error, "code", None if error.kind == "validation" else error.kind)
         param = "model" if isinstance(error, ModelNotFound) else getattr(error, "param", None)
         return {"error": {"message": str(error), "type": kind, "param": param, "code": code}}
 
@@ -155,7 +155,9 @@ def _headers(error: RidgelineError) -> dict[str, str]:
         return {"www-authenticate": "Bearer"}
     if isinstance(error, (Overloaded, DeadlinePassed, Unhealthy)) and error.retry_after is not None:
         more = {"connection": "close"} if isinstance(error, Unhealthy) else {}  # the next one may reach another server
-        return {"retry-after": str(math.ceil(error.retry_after)), **more}
+        # OpenAI's client looks at milliseconds first.
+        waits = {"retry-after": math.ceil(error.retry_after), "retry-after-ms": math.ceil(1000 * error.retry_after)}
+        return {**{name: str(value) for name, value in waits.items()}, **more}
     if isinstance(error, Unhealthy):
         return {"x-should-retry": "false"}  # OpenAI's client retries every 5xx otherwise
     return {}

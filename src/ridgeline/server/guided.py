@@ -23,6 +23,19 @@ _NEUTRAL = ("disable_any_whitespace", "disable_fallback")  # as it is here anywa
 
 def grammar_of(r: OpenAIRequest) -> Grammar | None:
     """The one grammar that a request asks for. InvalidRequest names the field that is malformed, or a second one."""
+    asked = _asked(r)
+    if len(asked) > 1:
+        raise InvalidRequest(f"{' and '.join(asked)} exclude each other; give one of them", list(asked)[1])
+    return next(iter(asked.values()), None)
+
+
+def field_of(r: OpenAIRequest) -> str | None:
+    """The field that asks for a grammar; None where it is made for tools."""
+    return next((field.split(".", maxsplit=1)[0] for field in _asked(r)), None)
+
+
+def _asked(r: OpenAIRequest) -> dict[str, Grammar]:
+    """Grammars by the fields that ask for them."""
     asked: dict[str, Grammar] = {}
     if (grammar := _response_format(r.response_format)) is not None:
         asked["response_format"] = grammar
@@ -31,9 +44,7 @@ def grammar_of(r: OpenAIRequest) -> Grammar | None:
         field = f"guided_{name}"
         if (value := getattr(r, field)) is not None:
             asked[field] = _vllm(field, name, value)
-    if len(asked) > 1:
-        raise InvalidRequest(f"{' and '.join(asked)} exclude each other; give one of them", list(asked)[1])
-    return next(iter(asked.values()), None)
+    return asked
 
 
 def tgi_grammar(given: Any, field: str = "grammar") -> Grammar | None:
@@ -60,7 +71,7 @@ def _response_format(given: Any) -> Grammar | None:
     kind = _get(given, "type", "response_format")
     if kind == "text":
         return None
-    if kind in ("json", "regex") or (kind == "json_object" and given.get("value") is not None):  # TGI's
+    if kind in ("json", "regex") or given.get("value") is not None:  # TGI's, and what its client makes of OpenAI's
         return tgi_grammar(given, "response_format")
     if kind == "json_object":
         return Grammar("json_object")

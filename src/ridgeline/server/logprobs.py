@@ -45,11 +45,10 @@ def read_prompt(tokenizer: Tokenizer, given: str | list[int], echo: bool) -> Pro
 
 
 class LogprobLists:
-    """Collects tokens of one choice; `take` gives what came since the last time."""
+    """Collects tokens of one choice, each with `count` alternatives; `take` gives what came since the last time."""
 
-    def __init__(self, tokenizer: Tokenizer, params: SamplingParams) -> None:
-        self._tokenizer = tokenizer
-        self._count = params.logprobs or 0
+    def __init__(self, tokenizer: Tokenizer, params: SamplingParams, count: int) -> None:
+        self._tokenizer, self._count = tokenizer, count
         self._text = Detokenizer(tokenizer, params.skip_special_tokens)
         self._at = 0
         self._lists = _empty()
@@ -78,7 +77,7 @@ class LogprobLists:
         self._lists["text_offset"].append(offset)
         self._lists["tokens"].append(self._spell(token.id))
         self._lists["token_logprobs"].append(max(token.logprob, MIN_LOGPROB) if scored else None)
-        top = {self._spell(id): max(logprob, MIN_LOGPROB) for id, logprob in token.top}
+        top = {self._spell(id): max(logprob, MIN_LOGPROB) for id, logprob in token.top[: self._count]}
         # The chosen token is always in its own map, as with OpenAI.
         top.setdefault(self._spell(token.id), max(token.logprob, MIN_LOGPROB))
         self._lists["top_logprobs"].append(top if scored else None)

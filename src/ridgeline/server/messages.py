@@ -14,8 +14,6 @@ _ROLES = {"developer": "system", "system": "system", "user": "user", "assistant"
 def plain(index: int, m: Message) -> dict[str, Any]:
     """A message: developer is system, parts are joined, calls keep their arguments as JSON text."""
     where = f"messages[{index}]"
-    if m.role == "function" or m.function_call is not None:
-        raise InvalidRequest(f"{where}: functions are served as tools; use tool_calls and the role tool", "messages")
     if m.role not in _ROLES:
         known = ", ".join(_ROLES)
         raise InvalidRequest(f"{where}: unknown role {m.role[:40]!r}; known are {known}", "messages")
@@ -56,4 +54,4 @@ def _content(where: str, m: Message) -> str:
             raise InvalidRequest(f"{where}: {what} not supported by this model; send text parts", "messages")
         if part.type == "text" and part.text is None:
             raise InvalidRequest(f"{where}: a text part has no text", "messages")
-    return "".join(part.text or "" for part in m.content)
+    return "".join(part.text or part.refusal or "" for part in m.content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from ridgeline.engine.records import EOS, LENGTH, STOP, Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
-from ridgeline.server.guided import grammar_of
+from ridgeline.server.guided import field_of, grammar_of
 from ridgeline.server.http import Call
 from ridgeline.server.hub import Job
 from ridgeline.server.schema import OpenAIRequest, warn
@@ -77,11 +78,24 @@ async def submitted(understand: Callable[[Service, bytes, str], P], service: Ser
         plan = understand(service, call.body, call.id)
         for job in plan.jobs if service.config.max_input_tokens else ():
             service.check_input(len(job.prompt), "prompt")
-        warn(plan.headers, *call.stream.check(plan.jobs))
+        try:
+            warn(plan.headers, *call.stream.check(plan.jobs))
+        except InvalidRequest as wrong:
+            raise _by_field(wrong, plan.request) from None
         call.stream.submit(plan.jobs, terms(service, plan.request, call.headers))
         return plan
 
     return await call.stream.run(submit)
+
+
+def _by_field(wrong: InvalidRequest, request: OpenAIRequest) -> InvalidRequest:
+    """The same of a grammar, by the field that asks for it. What tools are made into is not for clients to read."""
+    if wrong.param != "grammar":
+        return wrong
+    if field := field_of(request):
+        return InvalidRequest(f"{field}: {wrong}", field)
+    inner = re.search(r"failed to compile JSON schema: (.*?)( \d+ \||$)", str(wrong))
+    return InvalidRequest(f"a tool's parameters cannot be followed: {inner[1] if inner else wrong}", "tools")
 
 
 def terms(service: Service, request: OpenAIRequest, headers: Mapping[str, str]) -> Terms:

@@ -26,23 +26,22 @@ class PrefillToken(Struct):
     logprob: float | None
 
 
-class BestOfSequence(Struct, kw_only=True):
+class Sequence(Struct, kw_only=True):
+    """How an answer was made."""
+
+    finish_reason: Finish
+    generated_tokens: int
+    seed: int | None
+    prefill: list[PrefillToken]
+    tokens: list[GeneratedToken]
+    top_tokens: list[list[GeneratedToken]] | UnsetType = UNSET
+
+
+class BestOfSequence(Sequence, kw_only=True):
     generated_text: str
-    finish_reason: Finish
-    generated_tokens: int
-    seed: int | None
-    prefill: list[PrefillToken]
-    tokens: list[GeneratedToken]
-    top_tokens: list[list[GeneratedToken]] | UnsetType = UNSET
 
 
-class Details(Struct, kw_only=True):
-    finish_reason: Finish
-    generated_tokens: int
-    seed: int | None
-    prefill: list[PrefillToken]
-    tokens: list[GeneratedToken]
-    top_tokens: list[list[GeneratedToken]] | UnsetType = UNSET
+class Details(Sequence, kw_only=True):
     best_of_sequences: list[BestOfSequence] | UnsetType = UNSET
 
 
@@ -198,10 +197,32 @@ class Usage(Struct):
     completion_tokens_details: CompletionDetails
 
 
+class PromptLogprob(Struct):
+    """vLLM's: of a token that might stand in the prompt, by its id."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+class CalledFunction(Struct):
+    name: str
+    arguments: str
+
+
+class ToolCall(Struct):
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
+
+
 class ChatMessage(Struct):
     role: Literal["assistant"]
     content: str | None
     refusal: str | None
+    reasoning_content: str | UnsetType = UNSET
+    tool_calls: list[ToolCall] | UnsetType = UNSET
+    function_call: CalledFunction | UnsetType = UNSET
 
 
 class ChatChoice(Struct):
@@ -209,6 +230,7 @@ class ChatChoice(Struct):
     message: ChatMessage
     logprobs: dict[str, Any] | None
     finish_reason: OpenAIFinish
+    token_ids: list[int] | UnsetType = UNSET  # this and the prompt's are vLLM's
 
 
 class ChatCompletion(Struct):
@@ -219,6 +241,8 @@ class ChatCompletion(Struct):
     system_fingerprint: str
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunkChoice(Struct):
@@ -226,6 +250,7 @@ class ChatChunkChoice(Struct):
     delta: dict[str, Any]
     logprobs: dict[str, Any] | None
     finish_reason: OpenAIFinish | None
+    token_ids: list[int] | UnsetType = UNSET
 
 
 class ChatChunk(Struct):
@@ -238,6 +263,7 @@ class ChatChunk(Struct):
     system_fingerprint: str
     choices: list[ChatChunkChoice]
     usage: Usage | UnsetType | None = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class CompletionChoice(Struct):
@@ -245,6 +271,9 @@ class CompletionChoice(Struct):
     text: str
     logprobs: dict[str, Any] | None
     finish_reason: OpenAIFinish | None
+    token_ids: list[int] | UnsetType = UNSET
+    prompt_logprobs: list[dict[str, PromptLogprob] | None] | UnsetType = UNSET
+    prompt_token_ids: list[int] | UnsetType = UNSET
 
 
 class Completion(Struct):

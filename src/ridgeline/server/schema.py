@@ -7,7 +7,7 @@ warning header. Must not know engines or HTTP.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -24,12 +24,14 @@ _MAX_NAMES = 20
 
 class StreamOptions(msgspec.Struct):
     include_usage: bool | None = None
+    continuous_usage_stats: bool | None = None  # vLLM's: every chunk has the usage so far
     include_obfuscation: bool | None = None  # a defence for links over the internet; no field is added here
 
 
 class ContentPart(msgspec.Struct):
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class CalledFunction(msgspec.Struct):
@@ -52,7 +54,7 @@ class Message(msgspec.Struct):
     reasoning: str | None = None
     tool_calls: list[ToolCall] | None = None
     tool_call_id: str | None = None
-    function_call: Any = None
+    function_call: CalledFunction | None = None
     refusal: str | None = None
 
 
@@ -102,10 +104,16 @@ class OpenAIRequest(msgspec.Struct):
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
     metadata: dict[str, Any] | None = None  # the owner's own notes
+    prompt_logprobs: int | None = None  # these two are vLLM's (extras.py)
+    return_token_ids: bool | None = None
 
     @property
     def include_usage(self) -> bool:
         return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def usage_throughout(self) -> bool:
+        return self.include_usage and bool(self.stream_options and self.stream_options.continuous_usage_stats)
 
 
 class ChatRequest(OpenAIRequest, kw_only=True):
@@ -120,13 +128,17 @@ class ChatRequest(OpenAIRequest, kw_only=True):
     tools: list[dict[str, Any]] | None = None
     tool_choice: str | dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
+    functions: list[dict[str, Any]] | None = None  # tools under their old names (functions.py)
+    function_call: str | dict[str, Any] | None = None
     reasoning_effort: str | None = None
+    echo: bool | None = None  # vLLM's: a last message of the assistant's is put in front of its continuation
 
 
 class CompletionRequest(OpenAIRequest, kw_only=True):
     prompt: str | list[str | int | list[int]]
     logprobs: int | None = None
     echo: bool | None = None
+    suffix: str | None = None
 
 
 class Parameters(msgspec.Struct):
@@ -184,9 +196,7 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "modalities": ([], ["text"]),
     "audio": (),
     "web_search_options": (),
-    "suffix": ("",),
-    "prompt_logprobs": (),
-    "return_token_ids": (False,),
+    "suffix": ("",),  # in chats
     "regex": (),
     "ebnf": (),
     "grammar": (),
@@ -213,16 +223,17 @@ def decode_openai(body: bytes, kind: type[T], strict: bool = False) -> tuple[T, 
     raw = decode_object(body)
     table = {name: neutral for name, neutral in _OPENAI_NOT_BUILT.items() if name not in kind.__struct_fields__}
     _refuse_unbuilt(raw, table)
-    request, headers = _convert(raw, kind), _warning(raw, kind, set(table))
-    if strict and headers:
-        raise InvalidRequest(f"{headers[WARNING_HEADER]}; this server is strict: leave them out")
+    request, headers = _convert(raw, kind), dict[str, str]()
+    ignored(headers, _ignored(raw, kind, set(table)), strict)
     return request, headers
 
 
 def decode(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     """The same for bodies of which nothing is unbuilt."""
     raw = decode_object(body)
-    return _convert(raw, kind), _warning(raw, kind, set())
+    headers: dict[str, str] = {}
+    ignored(headers, _ignored(raw, kind, set()))
+    return _convert(raw, kind), headers
 
 
 def decode_tgi(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
@@ -232,7 +243,9 @@ def decode_tgi(body: bytes, kind: type[T]) -> tuple[T, dict[str, str]]:
     if isinstance(parameters, dict):
         _refuse_unbuilt(parameters, _TGI_NOT_BUILT)
     known = {"stream", *(f"parameters.{name}" for name in _TGI_NOT_BUILT)}
-    return _convert(raw, kind), _warning(raw, kind, known)
+    headers: dict[str, str] = {}
+    ignored(headers, _ignored(raw, kind, known))
+    return _convert(raw, kind), headers
 
 
 def fields_of(body: bytes) -> frozenset[str]:
@@ -291,14 +304,21 @@ def warn(headers: dict[str, str], *said: str) -> None:
         headers[WARNING_HEADER] = "; ".join(texts)
 
 
-def _warning(raw: Mapping[str, Any], kind: type[msgspec.Struct], known: set[str]) -> dict[str, str]:
-    ignored = sorted(name for name in set(_unknown(raw, kind)) if name not in known)
-    if not ignored:
-        return {}
+def ignored(headers: dict[str, str], names: Sequence[str], strict: bool = False) -> None:
+    """Say in the header that warns which fields are ignored; `strict` refuses them."""
+    if not names:
+        return
     # Names come from the client: only visible ASCII may enter a header.
-    shown = [re.sub(r"[^\x21-\x7e]", "?", name)[:64] or '""' for name in ignored[:_MAX_NAMES]]
-    more = f" and {len(ignored) - _MAX_NAMES} more" if len(ignored) > _MAX_NAMES else ""
-    return {WARNING_HEADER: f"ignored fields: {', '.join(shown)}{more}"}
+    shown = [re.sub(r"[^\x21-\x7e]", "?", name)[:64] or '""' for name in names[:_MAX_NAMES]]
+    more = f" and {len(names) - _MAX_NAMES} more" if len(names) > _MAX_NAMES else ""
+    said = f"ignored fields: {', '.join(shown)}{more}"
+    if strict:
+        raise InvalidRequest(f"{said}; this server is strict: leave them out")
+    warn(headers, said)
+
+
+def _ignored(raw: Mapping[str, Any], kind: type[msgspec.Struct], known: set[str]) -> list[str]:
+    return sorted(name for name in set(_unknown(raw, kind)) if name not in known)
 
 
 def _unknown(raw: Mapping[str, Any], kind: type[msgspec.Struct], prefix: str = "") -> list[str]:

@@ -13,19 +13,21 @@ from typing import Any
 from ridgeline.engine.records import Token
 from ridgeline.text.calls import CallParser, Syntax
 from ridgeline.text.detokenize import Detokenizer
-from ridgeline.text.pieces import ARGUMENTS, CONTENT, REASONING, Piece, joined
+from ridgeline.text.pieces import ARGUMENTS, CALL, CONTENT, REASONING, Piece, joined
 from ridgeline.text.reasoning import Marks, ReasoningParser
 from ridgeline.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True)
 class Hearing:
-    """`marks`: of thoughts, of which the prompt has opened one or not (`inside`). `syntax`: of calls of `names`."""
+    """`marks`: of thoughts, of which the prompt has opened one or not (`inside`). `syntax`: of calls of `names`, which
+    are told as tool_calls, or as the one function_call of `old` clients."""
 
     marks: Marks | None = None
     inside: bool = False
     syntax: Syntax | None = None
     names: Collection[str] = ()
+    old: bool = False
 
 
 class Speech:
@@ -34,7 +36,7 @@ class Speech:
     def __init__(self, hearing: Hearing, id: str, short_ids: bool = False) -> None:
         self._reasoning = ReasoningParser(hearing.marks, hearing.inside) if hearing.marks is not None else None
         self._calls = CallParser(hearing.syntax, hearing.names) if hearing.syntax is not None else None
-        self._id, self._short_ids = id, short_ids
+        self._id, self._short_ids, self.old = id, short_ids, hearing.old
         self.called = 0  # calls so far
 
     def push(self, text: str, last: bool = False) -> list[dict[str, Any]]:
@@ -55,6 +57,13 @@ class Speech:
             return {"content": piece.text}
         if piece.kind == REASONING:
             return {"reasoning_content": piece.text}
+        if self.old:
+            self.called += piece.kind == CALL
+            return {
+                "function_call": {"name": piece.text, "arguments": ""}
+                if piece.kind == CALL
+                else {"arguments": piece.text}
+            }
         if piece.kind == ARGUMENTS:
             return {"tool_calls": [{"index": self.called - 1, "function": {"arguments": piece.text}}]}
         self.called += 1
@@ -69,20 +78,25 @@ class Speech:
 
 def message(deltas: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """The whole message that deltas make."""
-    content, thought, calls = "", "", list[dict[str, Any]]()
+    content, thought, calls, old = "", "", list[dict[str, Any]](), dict[str, str]()
     for delta in deltas:
         content += delta.get("content", "")
         thought += delta.get("reasoning_content", "")
+        for name, text in delta.get("function_call", {}).items():
+            old[name] = old.get(name, "") + text
         for call in delta.get("tool_calls", ()):
             if "id" in call:
                 calls.append({key: call[key] for key in ("id", "type")} | {"function": dict(call["function"])})
             else:
                 calls[-1]["function"]["arguments"] += call["function"]["arguments"]
-    found: dict[str, Any] = {"role": "assistant", "content": content if content or not calls else None, "refusal": None}
+    shown = content if content or not (calls or old) else None
+    found: dict[str, Any] = {"role": "assistant", "content": shown, "refusal": None}
     if thought:
         found["reasoning_content"] = thought
     if calls:
         found["tool_calls"] = calls
+    if old:
+        found["function_call"] = old
     return found
 
 

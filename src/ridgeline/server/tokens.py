@@ -13,7 +13,7 @@ from ridgeline.errors import InvalidRequest
 from ridgeline.server.chat import understand
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
-from ridgeline.server.schema import decode_openai, fields_of
+from ridgeline.server.schema import decode_object, decode_openai, fields_of
 from ridgeline.server.service import Service
 from ridgeline.server.tgi_tokens import tokens_of
 
@@ -41,19 +41,20 @@ def _tokenized(service: Service, body: bytes) -> Reply:
     if "inputs" in given or service.config.tgi_strict:
         return tokens_of(service, body)
     if "messages" in given:
-        plan = understand(service, body)
-        return Reply(_counted(service, list(plan.job.prompt)), headers=plan.headers)
+        raw = decode_object(body)
+        shown = bool(raw.pop("return_token_strs", None))
+        plan = understand(service, msgspec.json.encode(raw))
+        return Reply(_counted(service, list(plan.job.prompt), shown), headers=plan.headers)
     request, headers = decode_openai(body, PromptRequest, service.config.strict)
     service.check_model(request.model)
     ids = service.tokenizer.encode(request.prompt, add_special=request.add_special_tokens is not False)
-    found = _counted(service, ids)
-    if request.return_token_strs:
-        found["token_strs"] = [service.tokenizer.token_text(id) for id in ids]
+    found = _counted(service, ids, bool(request.return_token_strs))
     return Reply(found, headers=service.warned(headers, request.prompt))
 
 
-def _counted(service: Service, ids: list[int]) -> dict[str, Any]:
-    return {"count": len(ids), "max_model_len": service.info.context, "tokens": ids}
+def _counted(service: Service, ids: list[int], shown: bool) -> dict[str, Any]:
+    strings = {"token_strs": [service.tokenizer.token_text(id) for id in ids]} if shown else {}
+    return {"count": len(ids), "max_model_len": service.info.context, "tokens": ids, **strings}
 
 
 async def detokenize(service: Service, call: Call) -> Reply:

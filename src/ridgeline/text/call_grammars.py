@@ -12,12 +12,16 @@ from typing import Any
 
 import msgspec
 
-from ridgeline.text.conventions import Convention
+from ridgeline.errors import InvalidRequest
+from ridgeline.text.conventions import MARK, Convention
 from ridgeline.text.reasoning import Marks
+from ridgeline.text.tagged import Tags, kinds_of
 
 Spell = Callable[[str], str]  # a mark as a grammar has it: quoted text, or the special token that it is
 Schemas = Mapping[str, Mapping[str, Any]]  # of tools' arguments, by name
 
+_DEPTH = 32  # to which schemas are looked at
+_MOST = 1 << 20  # characters of a tool's grammar
 _ANY = "/(.|\\n)*/"
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _KINDS = {"string": "string", "integer": "INTEGER", "number": "NUMBER", "boolean": "/true|false/", "object": "object"}
@@ -95,16 +99,32 @@ def _rules(c: Convention, tools: Schemas, spell: Spell) -> list[str]:
     bodies = " | ".join(f"body_{i}" for i in range(len(tools)))
     rules = [f"call:{opens} body", f"body: {bodies}"]
     for i, (name, schema) in enumerate(tools.items()):
-        after = f" {quoted(c.after)}" if c.after else ""
-        between = f" {spell(c.between)}" if c.between else ""
-        rules.append(f"body_{i}: {quoted(c.before + name)}{between} arguments_{i}{after}{closes}")
-        shape = _fenced(schema, spell(c.quote)) if c.quote else f"%json {json.dumps(_closed(schema))}"
-        rules.append(f"arguments_{i}: {shape}")
+        parts = (_spelled(text, spell) for text in (c.before + name, c.between))
+        rules.append(f"body_{i}: {' '.join(parts)} arguments_{i} {_spelled(c.after, spell)}{closes}")
+        if c.tags is not None:
+            rules += _tagged(i, schema, c.tags)
+        elif c.quote:
+            fenced = _Fenced(f"fenced_{i}", spell(c.quote))
+            rules += [f"arguments_{i}: {fenced.value(schema)}", *fenced.rules]
+        else:
+            rules.append(f"arguments_{i}: %json {json.dumps(_closed(schema))}")
+    if c.tags is not None:
+        rules.append(f"tagged[lazy]: {_ANY} {quoted(_behind(c.tags))}")
     if c.quote:
         mark = spell(c.quote)
         text = "/[^<]*/" if mark.startswith('"') else _ANY
         rules += [f"string: {mark} STRING {mark}", f"STRING: {text}", _FENCED.strip()]
     return rules
+
+
+def _spelled(text: str, spell: Spell) -> str:
+    """Text of a convention, its marks as what they are."""
+    found, at = [], 0
+    for mark in MARK.finditer(text):
+        if (token := spell(mark[0])).startswith("<"):
+            found += [*([quoted(text[at : mark.start()])] if mark.start() > at else []), token]
+            at = mark.end()
+    return " ".join([*found, quoted(text[at:])] if text[at:] else found)
 
 
 def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -115,28 +135,94 @@ def _closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     return shown
 
 
-def _fenced(schema: Any, quote: str) -> str:
-    """A schema's values in Gemma's spelling; what it says beyond types, members and choices is not looked at."""
-    if not isinstance(schema, Mapping):
-        return "value"
-    choices = schema.get("enum")
-    if isinstance(choices, list) and choices and all(isinstance(c, str) for c in choices):
-        return "(" + " | ".join(f"{quote} {quoted(c)} {quote}" for c in choices) + ")"
+class _Fenced:
+    """Rules of a schema's values in Gemma's spelling; what it says beyond types, members and choices is not looked at.
+
+    A member is a rule of its own, for text within text would grow with each level.
+    """
+
+    def __init__(self, prefix: str, quote: str) -> None:
+        self._prefix, self._quote = prefix, quote
+        self.rules: list[str] = []
+
+    def value(self, schema: Any, depth: int = 0) -> str:
+        """What matches a value."""
+        if not isinstance(schema, Mapping) or depth > _DEPTH:
+            return "value"
+        if choices := _choices(schema):
+            return "(" + " | ".join(f"{self._quote} {quoted(c)} {self._quote}" for c in choices) + ")"
+        members = schema.get("properties")
+        if isinstance(members, Mapping):
+            return self._object(members, _required(schema), depth)
+        if schema.get("type") == "array":
+            item = self._rule(self.value(schema.get("items"), depth + 1))
+            return f'("[" ({item} ("," {item})*)? "]")'
+        return _KINDS.get(str(schema.get("type", "")), "value")
+
+    def _object(self, members: Mapping[str, Any], required: list[Any], depth: int) -> str:
+        """Required members, then any of the others in their order."""
+        spelled = {
+            name: self._rule(f"{quoted(name + ':')} {self.value(shape, depth + 1)}") for name, shape in members.items()
+        }
+        must = [rule for name, rule in spelled.items() if name in required]
+        may = [rule for name, rule in spelled.items() if name not in required]
+        if must:
+            return " ".join(['("{"', ' "," '.join(must), *(f'("," {rule})?' for rule in may), '"}")'])
+        starts, rest = [], ""
+        for rule in reversed(may):
+            starts.append(rule + rest)
+            rest = " " + self._rule(f'("," {rule})?{rest}')
+        return '("{" (' + " | ".join(reversed(starts)) + ')? "}")' if starts else '"{}"'
+
+    def _rule(self, text: str) -> str:
+        name = f"{self._prefix}_{len(self.rules)}"
+        self.rules.append(f"{name}: {text}")
+        return name
+
+
+def _choices(schema: Any) -> list[str]:
+    """The strings that a schema lists, if it lists nothing else."""
+    choices = schema.get("enum") if isinstance(schema, Mapping) else None
+    good = isinstance(choices, list) and all(isinstance(choice, str) for choice in choices)
+    return choices if good and choices else []
+
+
+def _required(schema: Mapping[str, Any]) -> list[Any]:
+    required = schema.get("required")
+    return required if isinstance(required, list) else []
+
+
+def _tagged(i: int, schema: Mapping[str, Any], tags: Tags) -> list[str]:
+    """Rules of a tool's arguments as tagged text: required members, then any of the others in their order. Of strings
+    only choices are looked at."""
     members = schema.get("properties")
-    if isinstance(members, Mapping):
-        return _members(members, schema.get("required") or (), quote)
-    if schema.get("type") == "array":
-        item = _fenced(schema.get("items"), quote)
-        return f'("[" ({item} ("," {item})*)? "]")'
-    return _KINDS.get(str(schema.get("type", "")), "value")
+    members = members if isinstance(members, Mapping) else {}
+    required = _required(schema)
+    gap = "\n" if tags.lines or tags.value[0] else ""
+    rules, must, may = list[str](), list[str](), list[str]()
+    for j, (name, shape) in enumerate(members.items()):
+        value = "tagged"
+        if _choices(shape) or kinds_of(shape, schema) != {"string"}:
+            value = f"value_{i}_{j} {quoted(_behind(tags))}"
+            rules.append(f"value_{i}_{j}: {_plain(shape, schema)}")
+        member = f"{quoted(tags.key[0] + name + tags.key[1] + gap + tags.value[0])} {value}"
+        (must if name in required else may).append(member)
+    if sum(map(len, rules)) > _MOST:
+        raise InvalidRequest(f"the schemas of tools are too large: their grammar has over {_MOST} characters", "tools")
+    arguments = " ".join([*must, *(f"({member})?" for member in may)])
+    return [f"arguments_{i}: {arguments or quoted('')}", *rules]
 
 
-def _members(members: Mapping[str, Any], required: Any, quote: str) -> str:
-    """Required members, then any of the others in their order."""
-    spelled = {name: f"{quoted(name + ':')} {_fenced(shape, quote)}" for name, shape in members.items()}
-    must = [text for name, text in spelled.items() if name in required]
-    may = [text for name, text in spelled.items() if name not in required]
-    if must:
-        return " ".join(['("{"', ' "," '.join(must), *(f'("," {text})?' for text in may), '"}")'])
-    starts = [" ".join([first, *(f'("," {text})?' for text in may[i + 1 :])]) for i, first in enumerate(may)]
-    return '("{" (' + " | ".join(starts) + ')? "}")' if starts else '"{}"'
+def _behind(tags: Tags) -> str:
+    """What stands between a value and what comes next."""
+    return ("\n" if tags.lines else "") + tags.value[1] + "\n"
+
+
+def _plain(shape: Any, root: Mapping[str, Any]) -> str:
+    """A value that is not any text: one of several, or JSON."""
+    if choices := _choices(shape):
+        return " | ".join(quoted(choice) for choice in choices)
+    inner = dict(shape) if isinstance(shape, Mapping) else {}
+    if "$ref" in json.dumps(inner):
+        inner |= {key: root[key] for key in ("$defs", "definitions") if key in root}
+    return f"%json {json.dumps({**inner, 'x-guidance': _COMPACT})}"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import msgspec
 
@@ -37,6 +38,11 @@ class Call:
         self._name = ""
         self._held: list[str] = []
         self.shown = self.given = False  # whether pieces went out; whether arguments came
+
+    @property
+    def schema(self) -> Mapping[str, Any]:
+        """Of the arguments, as far as it is known."""
+        return self._names[self._name] if isinstance(self._names, Mapping) and self._name else {}
 
     @property
     def longest(self) -> int:
@@ -75,17 +81,19 @@ class Call:
 
 class Syntax(msgspec.Struct, frozen=True):
     """How calls stand in text. `opens` begins one wherever it stands, `more` a further one right behind a call, and
-    `closes` may follow there; `bare`: an answer may begin with a call's "{" alone."""
+    what `closes` may follow there, in this order; `bare`: an answer may begin with a call's "{" alone. `silent` marks
+    say nothing."""
 
     opens: str
     read: Callable[[Call], Reading[None]]
-    closes: str = ""
+    closes: tuple[str, ...] = ()
     more: str = ""
     bare: bool = False
+    silent: tuple[str, ...] = ()
 
 
 class CallParser:
-    """Text to pieces, content and calls, where `names` are the tools that may be called."""
+    """Text to pieces, content and calls. `names` are the tools that may be called, with their schemas if known."""
 
     def __init__(self, syntax: Syntax, names: Collection[str]) -> None:
         self._syntax, self._names = syntax, names
@@ -93,7 +101,8 @@ class CallParser:
         self._todo: deque[str] = deque()
         self._held = ""  # blanks, and the beginning of a mark
         self._begun = self._called = False  # whether anything was said; whether any call was made
-        self._behind = False  # whether a call has just ended
+        self._behind = False  # whether a call has just ended,
+        self._closing: tuple[str, ...] = ()  # and what may follow it then
         self._call = Call((), [])
         self._reading: Reading[None] | None = None
         self._tried = ""  # what was read of a call, and not put out
@@ -139,18 +148,21 @@ class CallParser:
             self._say(held, len(held) - len(mark) + 1)
 
     def _marks(self) -> list[str]:
-        marks = [self._syntax.opens]
+        marks = [self._syntax.opens, *self._syntax.silent]
         if self._behind:
-            marks += filter(None, (self._syntax.more, self._syntax.closes))
+            marks += [*self._closing, *filter(None, [self._syntax.more])]
         if self._syntax.bare and not self._begun:
             marks.append("{")
         return marks
 
     def _found(self, mark: str) -> None:
-        self._begun = True
         held, self._held = self._held, ""
-        if self._behind and mark == self._syntax.closes:
-            self._behind = False
+        if mark in self._syntax.silent:
+            return
+        self._begun = True
+        if mark in self._closing:
+            self._closing = self._closing[self._closing.index(mark) + 1 :]
+            self._behind = bool(self._closing)
             return
         self._call = Call(self._names, self._out)
         self._reading = self._syntax.read(self._call)
@@ -168,6 +180,7 @@ class CallParser:
             reading.send(char)
         except StopIteration:
             self._reading, self._behind, self._called = None, True, True
+            self._closing = self._syntax.closes
         except Malformed:
             self._give_up()
         else:
@@ -183,15 +196,15 @@ class CallParser:
 
     def _say(self, text: str, count: int) -> None:
         """So many characters are content; the rest is looked at next."""
-        self._begun, self._behind = True, False
+        self._begun, self._behind, self._closing = True, False, ()
         self._out.append(Piece(CONTENT, text[:count]))
         self._todo.extendleft(reversed(text[count:]))
 
 
 def read_object(call: Call, first: str = "") -> Reading[None]:
-    """{"name": ..., "arguments": {...}}, its keys in any order; `parameters` are arguments too.
+    """{"name": ..., "arguments": {...}}, its keys in any order; `parameters` are arguments too, a `tool_name` a name.
 
-    Beside these `id` and `type` may stand; any other key, before the call is shown, tells that this is something else.
+    Beside these an id and `type` may stand; any other key, before the call is shown, tells that this is something else.
     """
     expect("{", (yield from skip_blanks(first)))
     char = yield from skip_blanks()
@@ -200,13 +213,13 @@ def read_object(call: Call, first: str = "") -> Reading[None]:
         key = yield from read_text(_KEY)
         expect(":", (yield from skip_blanks()))
         char = yield from skip_blanks()
-        if key == "name":
+        if key in ("name", "tool_name"):
             expect('"', char)
             call.take_name((yield from read_text(call.longest)))
             char = ""
         elif key in ("arguments", "parameters"):
             char = yield from _read_arguments(call, char)
-        elif key in ("id", "type") or call.shown:
+        elif key in ("id", "tool_call_id", "type") or call.shown:
             char = yield from read_value(char, _drop)
         else:
             raise Malformed
@@ -243,10 +256,19 @@ def _read_arguments(call: Call, first: str) -> Reading[str]:
 
 
 def read_listed(call: Call) -> Reading[None]:
-    """Mistral's: an object in a list, `[{...}, ...]`, or NAME[ARGS]{...}, the newer form."""
+    """An object in a list, `[{...}, ...]`."""
+    char = yield from _skip_bracket()
+    yield from read_object(call, char)
+
+
+def _skip_bracket() -> Reading[str]:
     char = yield from skip_blanks()
-    if char == "[":
-        char = yield from skip_blanks()
+    return (yield from skip_blanks()) if char == "[" else char
+
+
+def read_mistral(call: Call) -> Reading[None]:
+    """The same, or NAME[ARGS]{...}, the newer form."""
+    char = yield from _skip_bracket()
     if char == "{":
         return (yield from read_object(call, char))
     head = char

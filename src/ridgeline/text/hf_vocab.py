@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 _MAX_FILE_BYTES = 64 << 20  # the largest real tokenizer.json have some 35 MB
 _MAX_SETTINGS_BYTES = 16 << 20  # of the files beside it; Python objects cost up to 32 bytes per byte of JSON
 _MAX_ID = 1 << 20
+_MAX_TAIL = 1  # tokens that a tokenizer puts behind a text
 _TO_SPACE = {"type": "Replace", "pattern": {"String": spm.SPACE}, "content": " "}
 _FROM_SPACE = {"type": "Replace", "pattern": {"String": " "}, "content": spm.SPACE}
 _PREFIX = {"type": "Prepend", "prepend": spm.SPACE}
@@ -143,17 +144,22 @@ def _special(
     bos_id, eos_id = _declared(backend, "bos_token", bos_token), _declared(backend, "eos_token", eos_token)
     with raising(ModelFileError, "tokenizer.json cannot encode even an empty text"):
         habit = backend.encode("", add_special_tokens=True).ids
-    if habit not in ([], [bos_id]):
-        raise Unsupported(f"tokenizer.json: post_processor adds tokens {habit[:8]} beyond a BOS")
-    add_bos = config.get("add_bos_token", habit != [])
-    if add_bos not in (True, False):
-        raise ModelFileError("tokenizer_config.json: add_bos_token is not a boolean")
+    begins = habit[:1] == [bos_id]
+    tail = habit[1:] if begins else habit
+    if len(tail) > _MAX_TAIL:
+        raise Unsupported(f"tokenizer.json: post_processor adds tokens {habit[:8]} beyond a BOS and an end")
+    add_bos, add_eos = config.get("add_bos_token", begins), config.get("add_eos_token", False)
+    if add_bos not in (True, False) or add_eos not in (True, False, None):
+        raise ModelFileError("tokenizer_config.json: add_bos_token or add_eos_token is not a boolean")
+    if add_eos and not tail and eos_id is not None:
+        tail = [eos_id]
     added = backend.get_added_tokens_decoder()
     named, plain = ({t.content: key for key, t in added.items() if t.special is kind} for kind in (True, False))
     return SpecialTokens(
         bos_id=bos_id,
         eos_ids=turn_ends([*ends, eos_id], named, plain, template is not None),
         add_bos=add_bos,
+        tail=tuple(tail),
         bos_token=bos_token,
         eos_token=eos_token,
         chat_template=template,

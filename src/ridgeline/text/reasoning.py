@@ -24,6 +24,7 @@ KNOWN = (
     Marks("[THINK]", "[/THINK]"),
     Marks("<seed:think>", "</seed:think>"),
     Marks("<|channel>thought", "<channel|>"),
+    Marks("<|START_THINKING|>", "<|END_THINKING|>"),
 )
 
 

@@ -33,7 +33,7 @@ class Tokenizer:
         self.special = self._backend.special
         self.vocab_size: int = self._backend.size
         self.bos_id = special.bos_id
-        self.eos_ids = special.eos_ids
+        self.eos_ids, self.tail = special.eos_ids, special.tail
         self.add_bos = special.add_bos and special.bos_id is not None
         self.bos_token = special.bos_token
         self.eos_token = special.eos_token

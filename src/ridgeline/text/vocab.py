@@ -26,6 +26,7 @@ class SpecialTokens(msgspec.Struct, frozen=True):
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
     add_bos: bool = False
+    tail: tuple[int, ...] = ()  # ids that end a text which stands for itself, as for an embedding
     bos_token: str = ""
     eos_token: str = ""
     chat_template: str | None = None

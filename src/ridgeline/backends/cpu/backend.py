@@ -88,7 +88,7 @@ def encoded(program: Program, layout: BatchLayout, pages: int) -> tuple[Entry, M
     capacity = {axis: limits.capacity(axis) for axis in "TRLCEHM"}
     held = (limits.held, limits.hidden)
     extents = Extents(layout.slots, layout.nbytes, capacity, layout.groups, pages, held)
-    return entry, plan, encode(entry, plan, extents, entry.results[0].buffer)
+    return entry, plan, encode(entry, plan, extents, entry.results[0].buffer, len(program.forward.instrs))
 
 
 def _level(isa: str) -> str:

@@ -71,9 +71,12 @@ class Record(msgspec.Struct):
     vectors: list[Weight] = msgspec.field(default_factory=list)
 
 
-def encode(entry: Entry, plan: MemoryPlan, extents: Extents, kept: Buffer | None = None) -> Record:
-    """The record of `entry`; rows of `kept` that a batch wants held are copied out at the end of a step."""
-    return _Encoder(entry, plan, extents).encode(kept)
+def encode(
+    entry: Entry, plan: MemoryPlan, extents: Extents, kept: Buffer | None = None, sample: int | None = None
+) -> Record:
+    """The record of `entry`; rows of `kept` that a batch wants held are copied out at the end of a step. From
+    instruction `sample` on, it runs only where a row is sampled from."""
+    return _Encoder(entry, plan, extents).encode(kept, len(entry.instrs) if sample is None else sample)
 
 
 class _Encoder:
@@ -90,7 +93,7 @@ class _Encoder:
         self.weights: dict[Weight, int] = {}
         self.vectors: dict[Weight, int] = {}
 
-    def encode(self, kept: Buffer | None) -> Record:
+    def encode(self, kept: Buffer | None, sample: int) -> Record:
         x = self.extents
         instrs = [w for i in self.entry.instrs for w in self._instr(i)]
         layers = max((s.state.layers for s in self.states), default=1)
@@ -103,8 +106,8 @@ class _Encoder:
         results = dict.fromkeys(self.buffer_index[r.buffer.id] for r in self.entry.results)
         words += [len(results), *results]
         holds = kept is not None and x.held[0] > 0
-        words.append(self.buffer_index[kept.id] if kept is not None and holds else -1)
-        words += [self.fields[name] if holds else -1 for name in ("hold_slot", "want")]
+        words += [sample, self.buffer_index[kept.id] if kept is not None and holds else -1]
+        words += [self.fields["hold_slot"] if holds else -1, self.fields.get("want", -1)]
         words.append(self.fields.get("copies", -1) if self.states else -1)
         words = [_native.RECORD_MAGIC, _native.RECORD_VERSION, len(words) + 3, *words]
         return Record(np.array(words, np.int64), list(self.weights), list(self.vectors))

@@ -280,6 +280,7 @@ void read_end(Reader& in, Program& p) {
   for (int64_t n = in.count("the result count"); n > 0; n--)
     results.push_back(in.between(0, (int64_t)p.buffers.size() - 1, "a result"));
   const int64_t last_field = (int64_t)p.fields.size() - 1;
+  p.sample = in.between(0, (int64_t)p.instrs.size(), "where sampling begins");
   p.kept = in.between(-1, (int64_t)p.buffers.size() - 1, "the kept buffer");
   p.hold_slot = in.between(-1, last_field, "the hold_slot field");
   p.want = in.between(-1, last_field, "the want field");
@@ -287,6 +288,7 @@ void read_end(Reader& in, Program& p) {
   if (!in.done()) refuse("words are left over");
   place_own(p, results);
   if (p.copies >= 0 && !holds(p, p.copies, AXIS_C, 4)) refuse("another field than copies");
+  if (p.sample < (int64_t)p.instrs.size() && !holds(p, p.want, AXIS_L, 1)) refuse("another field than want");
   if (p.kept < 0) return;
   p.buffers[p.kept].own = false;
   const Buffer& b = p.buffers[p.kept];

@@ -15,8 +15,9 @@
 namespace ridgeline {
 
 constexpr int64_t RECORD_MAGIC = 0x4352'4c52;  // "RLRC"
-constexpr int64_t RECORD_VERSION = 2;
-constexpr int32_t WANT_HOLD = 16;  // of a row's `want`: keep it for a later step
+constexpr int64_t RECORD_VERSION = 3;
+constexpr int32_t WANT_HOLD = 16;           // of a row's `want`: keep it for a later step
+constexpr int32_t WANT_SAMPLE = 1 | 2 | 8;  // ids, logprobs or logits
 constexpr int64_t BATCH_MAGIC = 0x4742'4c52, BATCH_VERSION = 1, BATCH_HEADER = 16;
 
 // Places of a batch's actual sizes in its header; also how buffers and fields name their row axis.
@@ -99,6 +100,7 @@ struct Program {
   std::vector<State> states;
   std::vector<Instr> instrs;
   int64_t kept, hold_slot, want;  // buffer and fields of rows held for a later step; -1: none
+  int64_t sample;                 // the first instruction that only sampled rows need
   int64_t copies;                 // field of slot copies, -1: none
 };
 

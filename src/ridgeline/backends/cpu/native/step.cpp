@@ -54,6 +54,13 @@ void hold_rows(const Frame& f) {
       memcpy(f.held + slot[r] * kept.cols, rows + r * kept.cols, (size_t)kept.cols * sizeof(float));
 }
 
+// Whether any row is sampled from: embeddings want their hidden rows alone.
+bool samples(const Frame& f) {
+  const int64_t rows = f.size(AXIS_L);
+  const int32_t* want = f.field_at<int32_t>(f.program.want);
+  return rows == 0 || std::any_of(want, want + rows, [](int32_t w) { return w & WANT_SAMPLE; });
+}
+
 constexpr int64_t SECTION_ROWS = 8;
 
 // Between two steps the other threads read what the next one begins with: so much of it as the caller's work
@@ -205,7 +212,9 @@ void Step::run_thread(const Frame& f, Timer& timer) const {
     run_copies(f);
     f.barrier.wait(f.thread);
   }
-  for (size_t k = 0; k < program_.instrs.size();) {
+  size_t end = program_.instrs.size();
+  if ((size_t)program_.sample < end && !samples(f)) end = (size_t)program_.sample;
+  for (size_t k = 0; k < end;) {
     const Instr& i = program_.instrs[k];
     if (f.own ? i.barrier_single : i.barrier) {
       f.barrier.wait(f.thread);
