@@ -6,7 +6,7 @@
 `found`: of marked texts, how many have z > 4; of plain ones, how many are called marked where every scheme is tried, as
 a server does; of each kind the perplexity under the model itself, without a watermark, and the part of its runs of four
 tokens that it has had before. Prompts are pieces of a text, other ones with another --seed. `speed`: marked and plain
-batches take turns, and the times of their steps that decode are compared, pair by pair.
+batches take turns, step by step, and what their steps take is compared in each round.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from ridgeline.config import WATERMARKS
+from ridgeline.engine.client import LocalClient
 from ridgeline.engine.detection import detect
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import Token
@@ -30,6 +31,7 @@ from ridgeline.llm import LLM
 
 Figures = dict[str, Any]
 GRAM = 4
+SPARE = 200  # tokens of those that have read their prompts first, meanwhile
 PROMPT = 32  # tokens
 SCHEMES = (None, *WATERMARKS)
 
@@ -99,34 +101,45 @@ def found(llm: LLM, args: argparse.Namespace) -> Figures:
     return figures
 
 
-def step_time(llm: LLM, asked: list[list[int]], params: list[SamplingParams]) -> float:
-    """Seconds of a step that decodes all prompts, the median."""
-    begun: set[int] = set()
-    for prompt, p in zip(asked, params, strict=True):
-        llm.client.submit(prompt, p, lambda d: begun.add(d.id))
-    while len(begun) < len(asked):
+def begun(llm: LLM, args: argparse.Namespace, scheme: str | None) -> list[int]:
+    """Requests for a batch of texts that have read their prompts and wait for their turn."""
+    seen: set[int] = set()
+    ids = [
+        llm.client.submit(prompt, params(args, scheme, args.rounds + SPARE, i), lambda d: seen.add(d.id))
+        for i, prompt in enumerate(prompts(llm, args, args.batch))
+    ]
+    while len(seen) < len(ids):
         llm.client.pump(0.0)
-    took = []
-    while not llm.client.idle:
-        begin = time.perf_counter()
-        llm.client.pump(0.0)
-        took.append(time.perf_counter() - begin)
-    return statistics.median(took[:-1])
+    turn(llm, ids, False)
+    return ids
+
+
+def turn(llm: LLM, ids: list[int], theirs: bool) -> None:
+    assert isinstance(llm.client, LocalClient)
+    for id in ids:
+        (llm.client.engine.resume if theirs else llm.client.engine.pause)(id)
 
 
 def speed(llm: LLM, args: argparse.Namespace) -> Figures:
-    """Of each scheme, the median over pairs of how much longer a step takes than one of the plain batch beside it."""
-    todo = prompts(llm, args, args.batch)
+    """Of each scheme, the median over rounds of how much longer a step takes than the plain batch's in the same one."""
+    batches = {scheme: begun(llm, args, scheme) for scheme in SCHEMES}
     took: dict[str | None, list[float]] = {scheme: [] for scheme in SCHEMES}
-    for i in range(args.rounds + 1):
-        for scheme in SCHEMES if i % 2 else SCHEMES[::-1]:
-            took[scheme].append(
-                step_time(llm, todo, [params(args, scheme, args.tokens, i + j) for j in range(args.batch)])
-            )
-    plain = took[None][1:]
+    for i in range(args.rounds):
+        first = i % len(SCHEMES)
+        for scheme in SCHEMES[first:] + SCHEMES[:first]:
+            turn(llm, batches[scheme], True)
+            begin = time.perf_counter()
+            llm.client.pump(0.0)
+            took[scheme].append(time.perf_counter() - begin)
+            turn(llm, batches[scheme], False)
+    for ids in batches.values():
+        for id in ids:
+            llm.client.cancel(id)
+    while not llm.client.idle:
+        llm.client.pump(0.0)
+    plain = took[None]
     return {"batch": args.batch, "plain_s": statistics.median(plain)} | {
-        scheme: statistics.median(a / b for a, b in zip(took[scheme][1:], plain, strict=True)) - 1
-        for scheme in WATERMARKS
+        scheme: statistics.median(a / b for a, b in zip(took[scheme], plain, strict=True)) - 1 for scheme in WATERMARKS
     }
 
 
@@ -149,7 +162,7 @@ def main() -> None:
     parser.add_argument("--gamma", type=float, default=0.5)
     parser.add_argument("--delta", type=float, default=2.0)
     parser.add_argument("--top-k", type=int, default=0)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     llm = LLM(args.model, **dict(args.settings))
