@@ -1,11 +1,12 @@
 """What watermarks are worth and what they cost, on a real model at temperature 1.
 
     python benchmarks/watermark.py --work found
-    python benchmarks/watermark.py smollm2-135m --work speed --set format=int4 --json
+    python benchmarks/watermark.py smollm2-135m --work speed --batch 4 --set format=int4 --json
 
 `found`: of marked texts, how many have z > 4; of plain ones, how many are called marked where every scheme is tried, as
-a server does; and the perplexity of each kind under the model itself, without a watermark. `speed`: marked and plain
-batches take turns, and each pair is compared.
+a server does; of each kind the perplexity under the model itself, without a watermark, and the part of its runs of four
+tokens that it has had before. Prompts are pieces of a text, other ones with another --seed. `speed`: marked and plain
+batches take turns, step by step, and what their steps take is compared in each round.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import random
 import statistics
 import time
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 from ridgeline.config import WATERMARKS
+from ridgeline.engine.client import LocalClient
 from ridgeline.engine.detection import detect
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import Token
@@ -27,85 +30,117 @@ from ridgeline.engine.watermark import Watermark
 from ridgeline.llm import LLM
 
 Figures = dict[str, Any]
+GRAM = 4
+SPARE = 200  # tokens of those that have read their prompts first, meanwhile
 PROMPT = 32  # tokens
 SCHEMES = (None, *WATERMARKS)
 
 
-def params(scheme: str | None, tokens: int, seed: int, marks: Figures) -> SamplingParams:
+def params(args: argparse.Namespace, scheme: str | None, tokens: int, seed: int) -> SamplingParams:
     """`seed` may be any number; the model's own logprobs come with each token."""
-    mark = None if scheme is None else Watermark(scheme, **marks)
-    return SamplingParams(max_tokens=tokens, seed=seed, ignore_eos=True, logprobs=0, watermark=mark)
+    mark = None if scheme is None else Watermark(scheme, args.gamma, args.delta)
+    return SamplingParams(max_tokens=tokens, seed=seed, ignore_eos=True, logprobs=0, watermark=mark, top_k=args.top_k)
 
 
-def prompts(llm: LLM, count: int) -> list[list[int]]:
+def prompts(llm: LLM, args: argparse.Namespace, count: int) -> list[list[int]]:
     """Pieces of a text, from places of their own."""
-    text = resources.files("ridgeline.engine").joinpath("calibration.txt").read_text()
-    ids, rng = llm.tokenizer.encode(text, add_special=False), random.Random(0)
+    given = resources.files("ridgeline.engine").joinpath("calibration.txt")
+    text = (Path(args.text) if args.text else given).read_text()
+    ids, rng = llm.tokenizer.encode(text, add_special=False), random.Random(args.seed)
     return [ids[at : at + PROMPT] for at in (rng.randrange(len(ids) - PROMPT) for _ in range(count))]
 
 
-def texts(llm: LLM, scheme: str | None, count: int, tokens: int, marks: Figures) -> list[list[Token]]:
+def texts(llm: LLM, args: argparse.Namespace, scheme: str | None, count: int) -> list[list[Token]]:
     """Continuations of the same prompts for every scheme, each with a seed of its own."""
     found: list[list[Token]] = [[] for _ in range(count)]
-    for i, prompt in enumerate(prompts(llm, count)):
+    for i, prompt in enumerate(prompts(llm, args, count)):
         while not llm.client.idle and i % 32 == 0:
             llm.client.pump(0.0)
-        sink = found[i]
-        llm.client.submit(prompt, params(scheme, tokens, i, marks), lambda d, sink=sink: sink.extend(d.tokens))
+        asked = params(args, scheme, args.tokens, 1_000_000 * args.seed + i)
+        llm.client.submit(prompt, asked, lambda d, sink=found[i]: sink.extend(d.tokens))
     while not llm.client.idle:
         llm.client.pump(0.0)
     return found
 
 
-def perplexity(found: list[list[Token]], tokens: int) -> float:
-    """Over the first so many tokens of each."""
-    scores = [t.logprob for text in found for t in text[:tokens]]
+def perplexity(found: list[list[Token]]) -> float:
+    scores = [t.logprob for text in found for t in text]
     return math.exp(-sum(scores) / len(scores))
 
 
+def repeated(found: list[list[Token]]) -> float:
+    """The part of all runs of GRAM tokens that their text has had before."""
+    runs = new = 0
+    for text in found:
+        grams = [tuple(t.id for t in text[i : i + GRAM]) for i in range(len(text) - GRAM + 1)]
+        runs, new = runs + len(grams), new + len(set(grams))
+    return 1 - new / runs
+
+
 def found(llm: LLM, args: argparse.Namespace) -> Figures:
-    """Marked texts of each scheme, and plain ones."""
-    marks = {"gamma": args.gamma, "delta": args.delta}
-    tried = [Watermark(name, **marks) for name in WATERMARKS]
-    plain = texts(llm, None, args.plain, args.plain_tokens, {})
-    seen = [detect([t.id for t in c], tried) for c in plain]
-    compared = min(args.tokens, args.plain_tokens)
-    base = perplexity(plain[: args.marked], compared)
-    alone = {w.scheme: sum(detect([t.id for t in c], [w]).z > 4 for c in plain) for w in tried}
-    figures: Figures = {
-        "plain": {"texts": len(plain), "flagged": sum(f.marked for f in seen), "z_over_4": alone, "perplexity": base}
-    }
-    for w in tried:
-        kept = texts(llm, w.scheme, args.marked, args.tokens, marks)
-        z = sorted(detect([t.id for t in c], [w]).z for c in kept)
-        flagged = sum(detect([t.id for t in c], tried).marked for c in kept)
-        own = perplexity(kept, compared)
+    """Plain texts, and marked ones of each scheme, which go on from the first prompts of those."""
+    tried = [Watermark(name, args.gamma, args.delta) for name in WATERMARKS]
+    plain = texts(llm, args, None, args.plain)
+    seen = [[detect([t.id for t in c], [w]) for w in tried] for c in plain]
+    figures: Figures = {"plain": {
+        "texts": len(plain), "perplexity": perplexity(plain), "repeated": repeated(plain),
+        "flagged": sum(detect([t.id for t in c], tried).marked for c in plain),
+        "z_over_4": {w.scheme: sum(f[i].z > 4 for f in seen) for i, w in enumerate(tried)},
+    }}  # fmt: skip
+    for w in tried if args.marked else ():
+        kept = texts(llm, args, w.scheme, args.marked)
+        alone = [detect([t.id for t in c], [w]) for c in kept]
+        z = sorted(f.z for f in alone)
         figures[w.scheme] = {
-            "texts": len(kept), "z_over_4": sum(x > 4 for x in z) / len(z), "flagged": flagged / len(kept),
+            "texts": len(kept), "z_over_4": sum(x > 4 for x in z) / len(z),
+            "flagged": sum(detect([t.id for t in c], tried).marked for c in kept) / len(kept),
             "z_median": statistics.median(z), "z_5_percent": z[len(z) // 20],
-            "perplexity": own, "rise": own / base - 1,
+            "scored": statistics.median(f.tokens_scored for f in alone), "repeated": repeated(kept),
+            "perplexity": perplexity(kept), "rise": perplexity(kept) / perplexity(plain[: args.marked]) - 1,
         }  # fmt: skip
     return figures
 
 
+def begun(llm: LLM, args: argparse.Namespace, scheme: str | None) -> list[int]:
+    """Requests for a batch of texts that have read their prompts and wait for their turn."""
+    seen: set[int] = set()
+    ids = [
+        llm.client.submit(prompt, params(args, scheme, args.rounds + SPARE, i), lambda d: seen.add(d.id))
+        for i, prompt in enumerate(prompts(llm, args, args.batch))
+    ]
+    while len(seen) < len(ids):
+        llm.client.pump(0.0)
+    turn(llm, ids, False)
+    return ids
+
+
+def turn(llm: LLM, ids: list[int], theirs: bool) -> None:
+    assert isinstance(llm.client, LocalClient)
+    for id in ids:
+        (llm.client.engine.resume if theirs else llm.client.engine.pause)(id)
+
+
 def speed(llm: LLM, args: argparse.Namespace) -> Figures:
-    """Median over pairs of how much longer a marked batch takes than the plain one beside it."""
-    figures: Figures = {}
-    marks = {"gamma": args.gamma, "delta": args.delta}
-    for batch, tokens in ((1, 64), (32, 24)):
-        todo = prompts(llm, batch)
-        took: dict[str | None, list[float]] = {scheme: [] for scheme in SCHEMES}
-        for i in range(args.rounds + 1):
-            for scheme in SCHEMES if i % 2 else SCHEMES[::-1]:
-                begin = time.perf_counter()
-                llm.generate(todo, params(scheme, tokens, i, marks))
-                took[scheme].append(time.perf_counter() - begin)
-        plain = took[None][1:]
-        figures[f"batch {batch}"] = {"plain_s": statistics.median(plain)} | {
-            scheme: statistics.median(a / b for a, b in zip(took[scheme][1:], plain, strict=True)) - 1
-            for scheme in WATERMARKS
-        }
-    return figures
+    """Of each scheme, the median over rounds of how much longer a step takes than the plain batch's in the same one."""
+    batches = {scheme: begun(llm, args, scheme) for scheme in SCHEMES}
+    took: dict[str | None, list[float]] = {scheme: [] for scheme in SCHEMES}
+    for i in range(args.rounds):
+        first = i % len(SCHEMES)
+        for scheme in SCHEMES[first:] + SCHEMES[:first]:
+            turn(llm, batches[scheme], True)
+            begin = time.perf_counter()
+            llm.client.pump(0.0)
+            took[scheme].append(time.perf_counter() - begin)
+            turn(llm, batches[scheme], False)
+    for ids in batches.values():
+        for id in ids:
+            llm.client.cancel(id)
+    while not llm.client.idle:
+        llm.client.pump(0.0)
+    plain = took[None]
+    return {"batch": args.batch, "plain_s": statistics.median(plain)} | {
+        scheme: statistics.median(a / b for a, b in zip(took[scheme], plain, strict=True)) - 1 for scheme in WATERMARKS
+    }
 
 
 def setting(text: str) -> tuple[str, Any]:
@@ -121,10 +156,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     parser.add_argument("--marked", type=int, default=100, help="texts of each scheme")
     parser.add_argument("--plain", type=int, default=1000, help="texts without a watermark")
-    parser.add_argument("--plain-tokens", type=int, default=64, help="tokens of these")
+    parser.add_argument("--text", metavar="FILE", help="prompts are pieces of it, instead of what comes along")
+    parser.add_argument("--seed", type=int, default=0, help="of prompts and of what is sampled")
+    parser.add_argument("--batch", type=int, default=1, help="texts at once")
     parser.add_argument("--gamma", type=float, default=0.5)
     parser.add_argument("--delta", type=float, default=2.0)
-    parser.add_argument("--rounds", type=int, default=20)
+    parser.add_argument("--top-k", type=int, default=0)
+    parser.add_argument("--rounds", type=int, default=300)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     llm = LLM(args.model, **dict(args.settings))

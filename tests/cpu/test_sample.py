@@ -90,6 +90,47 @@ def test_settings(seed: int, isa: str) -> None:
         assert np.allclose(got[3], want[3], atol=2e-4, rtol=1e-5) and same.mean() > 0.97
 
 
+FEW = [
+    {"green_below": 1 << 31, "green_scheme": SELF_HASH, "green_top": 40, "flags": PROCESSED, "n_top": 20},
+    {"green_below": 1 << 31, "green_scheme": SELF_HASH, "green_top": 40, "temperature": 1.0, "mask_row": 0},
+    {"green_below": 1 << 31, "green_scheme": LEFT_HASH, "green_top": 1, "temperature": 1.0},
+    {"green_below": 1 << 31, "green_scheme": MIN_HASH, "flags": PROCESSED, "n_top": 20},
+    {"temperature": 1.0, "top_k": 2, "flags": PROCESSED, "n_top": 20},
+    {"temperature": 1.0, "top_k": 40},
+    {"temperature": 1.0, "top_p": 0.7, "flags": PROCESSED, "n_top": 20},
+    {"temperature": 1.0, "typical_p": 0.6, "flags": PROCESSED, "n_top": 20},
+]
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("vocab", [1, 5, 16, 39, 63, 64, 65, 127, 129, 2559, 2561, 2625, 4097])
+def test_rows_of_any_length(vocab: int, isa: str) -> None:
+    """The likeliest are found where stretches of a row are fewer than they, as many, and more; ties take lower ids."""
+    for seed, few in ((0, 1.0), (1, 1.0), (2, 0.01)):
+        rng = np.random.default_rng(seed)
+        s = np.zeros(len(FEW), SAMPLER)
+        s["target"], s["mask_row"], s["top_p"], s["typical_p"], s["repetition"] = -1, -1, 1, 1, 1
+        s["seed"], s["green_key"], s["green_delta"] = seed, 77, 2
+        for i in range(1, 5):
+            s[f"green_{i}"] = rng.integers(0, vocab, len(s))
+        for i, settings in enumerate(FEW):
+            for name, value in settings.items():
+                s[name][i] = value
+        allowed = rng.random(-(-vocab // 32) * 32) < few
+        allowed[rng.integers(vocab)] = True
+        logits = np.round(3 * rng.standard_normal((len(s), vocab)), seed % 2 * 6)  # even seeds: many equal ones
+        c = Case("", {
+            "logits": logits.astype(np.float32), "sampler": s,
+            "bias_ids": np.zeros(0, np.int32), "bias_values": np.zeros(0, np.float32),
+            "history_ids": np.zeros(0, np.int32), "history_prompt": np.zeros(0, np.int32),
+            "history_output": np.zeros(0, np.int32),
+            "masks": np.packbits(allowed, bitorder="little").view(np.uint32)[None],
+        })  # fmt: skip
+        got, want = run_case("sample", c, backend(1, isa)), sample(**c.operands)
+        assert np.array_equal(got[0], want[0]), np.flatnonzero(got[0] != want[0])
+        assert np.allclose(got[3], want[3], atol=2e-4, rtol=1e-5)
+
+
 def test_everything_masked() -> None:
     """No token may be sampled: -1. Given tokens stay what they are."""
     c = rows(64, 1.0, 0)

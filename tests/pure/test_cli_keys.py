@@ -20,6 +20,7 @@ def test_keys_are_added_listed_and_removed(cli, tmp_path):
     )  # fmt: skip
     shown = cli("keys", "list", "--api-keys", file).out
     assert all(word in shown for word in ("ann", "bob", "user, metrics", "9000", "must")) and secret not in shown
+    assert len(key.watermark_key) == 16 and key.watermark_key not in shown
     assert cli("keys", "remove", "ann", "--api-keys", file).code == 0
     assert KeyRing(str(file)).find(secret) is None
 
@@ -33,6 +34,7 @@ def test_keys_are_added_listed_and_removed(cli, tmp_path):
         (["add", "a b"], "name"),
         (["add", "ann", "--scope", "god"], "user, metrics, admin"),
         (["add", "ann", "--rate", "-1"], "rate"),
+        (["add", "ann", "--watermark", "always"], "must, may, never"),
         (["frobnicate"], "add, list and remove"),
     ],
 )

@@ -188,6 +188,18 @@ def test_prose_is_not_marked():
     assert min(ps) > MARKED and np.mean(np.array(ps) < 0.05) < 0.08
 
 
+def test_a_long_text_with_few_green_tokens_is_as_likely_as_can_be():
+    """The chance of exactly as few is below all floats; that of at least as many is 1."""
+    w, rng, ids = Watermark(key=5), np.random.default_rng(0), [1]
+    for i in range(3000):
+        these = rng.integers(0, VOCAB, 40)
+        wanted = these[green(LEFT_HASH, ids[-1:], these, w.below, 5) == (i % 20 == 0)]
+        ids.append(int(wanted[0]))
+    with np.errstate(over="raise", invalid="raise"):
+        found = detect(ids, [w])
+    assert found.p == 1 and found.z < -40 and not found.marked
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 8), max_size=60), st.sampled_from(WATERMARKS), st.floats(0.05, 0.95))
 def test_numbers_of_a_finding(ids, scheme, gamma):

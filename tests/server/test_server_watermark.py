@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import httpx
 import numpy as np
 import pytest
 from serving import Server, byte_tokenizer
 
 from ridgeline.config import WATERMARKS, EngineConfig, ServerConfig
+from ridgeline.engine.detection import detect
 from ridgeline.engine.watermark import PUBLIC_KEY, Watermark
 from ridgeline.errors import ConfigError, InvalidRequest
 from ridgeline.ops.green import WIDTH, colours, seeds
 from ridgeline.server.schema import WatermarkScheme
 from ridgeline.server.service import Service
 from ridgeline.server.watermark import watermark_of
+from ridgeline.text.tokenizer import from_gguf
+from ridgeline.weights.load import open_checkpoint
 
 ROUTES = {
     "/v1/completions": lambda w: {"prompt": "x", **w},
@@ -127,6 +132,21 @@ def test_detection_reports_what_it_ignores():
 def test_settings_out_of_range(given):
     with pytest.raises(ConfigError, match=next(iter(given))):
         ServerConfig(EngineConfig("fake"), **given)
+
+
+def test_what_people_wrote_is_not_marked(model_file):
+    """Prose and code in a real vocabulary, with all that they repeat: p is what chance makes it, or above."""
+    tokenizer = from_gguf(open_checkpoint(model_file.path).metadata)
+    here = Path(__file__).parents[1]
+    written = [(here / "data/prose.txt").read_text(), *(path.read_text() for path in sorted(here.glob("*/*.py")))]
+    ids = tokenizer.encode("\n".join(written[:25]), add_special=False)
+    public = [Watermark(scheme) for scheme in WATERMARKS]
+    for count, pieces in ((200, 150), (20, 300)):
+        starts = [i * (len(ids) - count) // pieces for i in range(pieces)]
+        found = [detect(ids[at : at + count], public) for at in starts]
+        assert not any(f.marked for f in found)
+        assert np.mean([f.p_corrected < 0.05 for f in found]) < 0.08
+        assert all(f.tokens_scored < count for f in found)
 
 
 def test_a_real_answer_is_found_by_its_text(live):

@@ -21,10 +21,10 @@ def keys(
     rate: Annotated[int, Option("Requests a minute; 0: any number.")] = 0,
     tokens: Annotated[int, Option("Tokens a minute, of prompts and answers; 0: any number.")] = 0,
     concurrency: Annotated[int, Option("Requests at once; 0: any number.")] = 0,
-    watermark: Annotated[str, Option("Policy of marking this key's answers.")] = "",
+    watermark: Annotated[str, Option("Whether its answers are marked: must, may (where asked) or never.")] = "may",
 ) -> None:
     """Add, list or remove API keys. A new key is shown once, and kept as a hash; a running server takes notice."""
-    from ridgeline.server.keys import SCOPES, new_key, read_keys, write_keys
+    from ridgeline.server.keys import POLICIES, SCOPES, new_key, read_keys, write_keys
 
     if action not in ("add", "list", "remove"):
         raise ConfigError(f"keys has no action {action[:40]!r}; there are add, list and remove")
@@ -40,6 +40,8 @@ def keys(
         return write_keys(path, [key for key in there if key.name != name])
     if unknown := [s for s in scope or () if s not in SCOPES]:
         raise ConfigError(f"there is no scope {unknown[0][:40]!r}; there are {', '.join(SCOPES)}")
+    if watermark not in POLICIES:
+        raise ConfigError(f"there is no watermark policy {watermark[:40]!r}; there are {', '.join(POLICIES)}")
     limits = {"rate": rate, "tokens": tokens, "concurrency": concurrency, "watermark": watermark}
     secret, key = new_key(name, scopes=tuple(scope or ("user",)), **limits)
     write_keys(path, [*there, key])
@@ -52,7 +54,6 @@ def _list(keys: tuple[Key, ...]) -> None:
         return str(number) if number else "-"
 
     rows = [
-        [k.name, ", ".join(k.scopes), limit(k.rate), limit(k.tokens), limit(k.concurrency), k.watermark or "-"]
-        for k in keys
+        [k.name, ", ".join(k.scopes), limit(k.rate), limit(k.tokens), limit(k.concurrency), k.watermark] for k in keys
     ]
     table("API keys", ["name", "scopes", "requests/min", "tokens/min", "at once", "watermark"], rows)

@@ -60,11 +60,13 @@ def _greens(tokens: Array, w: Watermark) -> Array:
 
 
 def _tail(n: int, least: int, gamma: float) -> float:
-    """The probability of at least `least` of n draws with probability gamma."""
+    """The probability of at least `least` of n draws with probability gamma; 0 below what floats can say."""
     if least == 0:
         return 1.0
     first = math.lgamma(n + 1) - math.lgamma(least + 1) - math.lgamma(n - least + 1)
     first += least * math.log(gamma) + (n - least) * math.log1p(-gamma)
     k = np.arange(least, n)
     ratios = np.log((n - k) / (k + 1)) + math.log(gamma / (1 - gamma))
-    return min(1.0, math.exp(first) * (1 + float(np.exp(np.cumsum(ratios)).sum())))
+    terms = first + np.concatenate([[0.0], np.cumsum(ratios)])  # logarithms
+    most = float(terms.max())  # of which the first may be far below all numbers, where few are green
+    return min(1.0, math.exp(most) * float(np.exp(terms - most).sum()))

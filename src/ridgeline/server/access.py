@@ -51,7 +51,7 @@ class Access:
         self, config: AccessConfig, hub: Hub, health: str = "", unasked: Collection[tuple[str, str]] = ()
     ) -> None:
         self._config, self._hub, self._health, self._unasked = config, hub, health, unasked
-        self._keys, self._quotas = KeyRing(config.api_keys, config.api_key), Quotas()
+        self.keys, self._quotas = KeyRing(config.api_keys, config.api_key), Quotas()
 
     def admit(self, scope: Scope, record: Record) -> AbstractContextManager[None]:
         """A context for the time of the request, which counts against its key's quotas; typed errors refuse it.
@@ -60,9 +60,9 @@ class Access:
         """
         headers = headers_of(scope)
         needed = self._needed(scope["method"], scope["path"])
-        if not self._keys or self._config.allowed_hosts:
+        if not self.keys or self._config.allowed_hosts:
             self._check_host(headers.get("host"))
-        if not self._keys:
+        if not self.keys:
             self._check_origin(headers)
         elif needed != OPEN:
             record.key = self._find(headers, needed)
@@ -89,7 +89,7 @@ class Access:
         given = secret.strip() if kind.lower() == "bearer" else headers.get("x-api-key", "")
         if not given:
             raise Unauthorized("an API key is needed: send it as Authorization: Bearer KEY, or as x-api-key")
-        key = self._keys.find(given)
+        key = self.keys.find(given)
         if key is None:
             raise Unauthorized("this API key is not known here")
         if not key.may(needed):

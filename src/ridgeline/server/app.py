@@ -93,7 +93,7 @@ def create_app(
     access = Access(config.access, hub, config.health_route, OPEN_ROUTES if config.tgi_strict else ())
     shape = partial(_shape, strict=config.tgi_strict)
     app = Starlette(
-        routes=[*_posts(service, hub), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
+        routes=[*_posts(service, hub, access.keys), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
         middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub), shape)],
         lifespan=lifespan,
         exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
@@ -111,13 +111,13 @@ def _cors(access: AccessConfig) -> list[Middleware]:
     return [Middleware(CORSMiddleware, allow_origins=list(access.cors_allow_origin), **allowed)]
 
 
-def _posts(service: Service, hub: Hub) -> list[Route]:
+def _posts(service: Service, hub: Hub, keys: KeyRing) -> list[Route]:
     handlers: dict[str, Callable[[Service, Call], Awaitable[Reply | Events]]] = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/v1/embeddings": embeddings, "/detokenize": detokenize,
         "/": tgi.legacy, "/generate": tgi.generate, "/generate_stream": tgi.generate_stream,
         "/tokenize": tokenize, "/chat_tokenize": chat_tokenize, "/invocations": invocations, "/vertex": vertex,
-        "/watermark/detect": detect_mark, kserve.INFER: kserve.infer,
+        "/watermark/detect": partial(detect_mark, keys), kserve.INFER: kserve.infer,
     }  # fmt: skip
     if route := service.config.predict_route:
         handlers[route] = vertex

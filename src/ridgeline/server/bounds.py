@@ -76,7 +76,9 @@ def _bounds(service: Service) -> dict[str, dict[str, Schema]]:
         "ChatTokenizeRequest": {"messages": {"minItems": 1}, "model": common["model"]},
         "PromptRequest": {"model": common["model"]},
         "DetokenizeRequest": {"tokens": {"items": _token(service)}, "model": common["model"]},
-        "DetectRequest": {"token_ids": {"items": _token(service)}, "scheme": {"enum": [None, *WATERMARKS]}},
+        "DetectRequest": {
+            "token_ids": {"items": _token(service)}, "scheme": {"enum": [None, *WATERMARKS]}, **_named(service),
+        },
         "EmbeddingRequest": {
             "input": _prompts(service), "model": common["model"], "dimensions": {"minimum": 1},
             "encoding_format": {"enum": [None, "float", "base64"]}, "cache_salt": common["cache_salt"],
@@ -122,6 +124,12 @@ def _common(service: Service) -> dict[str, Schema]:
         "cache_salt": {"maxLength": 128},
         **({} if service.info.policy == "priority" else {"priority": {"enum": [None, 0]}}),
     }  # fmt: skip
+
+
+def _named(service: Service) -> dict[str, Schema]:
+    """Without API keys there are no names of any."""
+    access = service.config.access
+    return {} if access.api_keys or access.api_key else {"key": {"enum": [None]}}
 
 
 def _token(service: Service) -> Schema:

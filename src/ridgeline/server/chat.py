@@ -17,6 +17,7 @@ from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.functions import modern, use_of
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
+from ridgeline.server.keys import Key
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
 from ridgeline.server.schema import ChatRequest, decode_openai, ignored, warn
@@ -67,7 +68,7 @@ async def chat(service: Service, call: Call) -> Reply | Events:
     return Reply(answer(service, plan, await collect(call.stream, [plan.params.n])), headers=plan.headers)
 
 
-def understand(service: Service, body: bytes, id: str = "") -> Plan:
+def understand(service: Service, body: bytes, id: str = "", key: Key | None = None) -> Plan:
     """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
     request, headers = decode_openai(body, ChatRequest, service.config.strict)
     service.check_model(request.model)
@@ -85,7 +86,7 @@ def understand(service: Service, body: bytes, id: str = "") -> Plan:
     )
     ignored(headers, _unread(request, dialogue.template.source), service.config.strict)
     hearing = _hearing(dialogue, use, text, old=bool(request.functions))
-    params = _audible(sampling(request, service, **more), hearing, dialogue, service.tokenizer)
+    params = _audible(sampling(request, service, key, **more), hearing, dialogue, service.tokenizer)
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
     if calls is not None and params.grammar is not None:
         raise ToolError("calls that tools force leave no room for another grammar; ask for one of them", "tools")

@@ -90,11 +90,11 @@ def _instance(service: Service, call: Call, raw: Any) -> _Instance:
         raise InvalidRequest("instances are not streamed; leave stream out", "stream")
     body = msgspec.json.encode(raw)
     if "inputs" not in raw:
-        chatted = understand_chat(service, body)
+        chatted = understand_chat(service, body, key=call.key)
         service.check_input(len(chatted.job.prompt), "messages")
         return _Instance(chatted.job, chatted.echo, chatted.headers, terms(service, chatted.request, call.headers))
     request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:
         request.parameters = msgspec.structs.replace(p, do_sample=True)
-    plan = tgi.understand(service, request, False, headers)
+    plan = tgi.understand(service, request, False, headers, call.key)
     return _Instance(plan.job, plan.prefix, plan.headers, terms_of(service, call.headers))

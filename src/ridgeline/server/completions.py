@@ -18,10 +18,12 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import Event, Job
+from ridgeline.server.keys import Key
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, spoken
+from ridgeline.server.watermark import refuse_unmarked
 from ridgeline.text.infill import infill
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -59,11 +61,11 @@ async def completions(service: Service, call: Call) -> Reply | Events:
     return Reply(answer(service, plan, done), headers=plan.headers)
 
 
-def understand(service: Service, body: bytes, id: str = "") -> Plan:
+def understand(service: Service, body: bytes, id: str = "", key: Key | None = None) -> Plan:
     """What a body asks for. Typed errors name what is wrong with it. The answer's id ends with `id`, or a new one."""
     request, headers = decode_openai(body, CompletionRequest, service.config.strict)
     service.check_model(request.model)
-    params, dropped = _params(request, service)
+    params, dropped = _params(request, service, key)
     given = split_prompts(request.prompt, "prompt")
     if len(given) * params.n > (most := service.config.max_client_batch_size):
         raise InvalidRequest(f"{len(given)} prompts x n {params.n} exceed the limit of {most}", "prompt")
@@ -98,7 +100,7 @@ def answer(service: Service, plan: Plan, done: list[list[Choice]]) -> dict[str, 
     return plan.head.wrap("text_completion", choices, usage=count)
 
 
-def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, bool]:
+def _params(r: CompletionRequest, service: Service, key: Key | None) -> tuple[SamplingParams, bool]:
     usual = None if service.config.tgi_strict else DEFAULT_MAX_TOKENS  # None: all the room there is
     wanted = usual if r.max_tokens is None else r.max_tokens
     check_max_tokens("max_tokens", wanted, 0 if r.echo else 1)
@@ -107,8 +109,10 @@ def _params(r: CompletionRequest, service: Service) -> tuple[SamplingParams, boo
     echoed = bool(r.echo) and r.logprobs is not None
     if echoed and r.stream and (r.n or 1) > 1:
         raise InvalidRequest("echo with logprobs and n > 1 is not built yet for streams; use stream: false", "echo")
+    if wanted == 0:
+        refuse_unmarked(key, "an echo without new tokens", "max_tokens")
     most = None if wanted is None else max(wanted, 1)
-    return sampling(r, service, max_tokens=most, **scored(r, r.logprobs, echoed)), wanted == 0
+    return sampling(r, service, key, max_tokens=most, **scored(r, r.logprobs, echoed)), wanted == 0
 
 
 def _choice(

@@ -23,6 +23,7 @@ import msgspec
 from ridgeline.errors import ConfigError
 
 SCOPES = ("user", "metrics", "admin")
+POLICIES = ("must", "may", "never")  # of a key's watermark
 _PREFIX = "rl-"
 _LOOK_S = 1.0  # between looks at the file
 _MOST = 1 << 24  # bytes of it
@@ -31,7 +32,8 @@ log = logging.getLogger(__name__)
 
 class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
     """One key. `hash` is the SHA-256 of what clients send, in hex; admin may all that the others may; limits are of
-    requests and tokens a minute, and of requests at once: 0 = none. `watermark` is for whoever marks."""
+    requests and tokens a minute, and of requests at once: 0 = none. `watermark` says whether answers are marked, and
+    `watermark_key` by what: 16 hex digits; "" follows from the hash, and so from what clients send."""
 
     name: str
     hash: str
@@ -39,10 +41,16 @@ class Key(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
     rate: int = 0
     tokens: int = 0
     concurrency: int = 0
-    watermark: str = ""
+    watermark: Literal["must", "may", "never"] = "may"
+    watermark_key: str = ""
 
     def may(self, scope: str) -> bool:
         return scope in self.scopes or "admin" in self.scopes
+
+    @property
+    def marks_by(self) -> int:
+        """The key of its watermarks, 64 bits."""
+        return int(self.watermark_key or hashed(f"watermark {self.hash}")[:16], 16)
 
 
 class _File(msgspec.Struct, forbid_unknown_fields=True):
@@ -56,7 +64,8 @@ def hashed(secret: str) -> str:
 def new_key(name: str, **more: object) -> tuple[str, Key]:
     """What the client is to send, which is kept nowhere, and the key as it is kept."""
     secret = _PREFIX + secrets.token_urlsafe(32)
-    key = Key(name=name, hash=hashed(secret), **more)  # type: ignore[arg-type]
+    drawn = {"watermark_key": secrets.token_hex(8)}
+    key = Key(name=name, hash=hashed(secret), **drawn | more)  # type: ignore[arg-type]
     _check(key)
     return secret, key
 
@@ -100,6 +109,8 @@ def _check(key: Key) -> None:
         raise ConfigError(f"key {key.name}: hash must be a SHA-256 in hex")
     if not key.scopes:
         raise ConfigError(f"key {key.name} has no scopes; give it some of {', '.join(SCOPES)}")
+    if not re.fullmatch(r"([0-9a-f]{16})?", key.watermark_key):
+        raise ConfigError(f"key {key.name}: watermark_key must be 16 hex digits")
     for limit in ("rate", "tokens", "concurrency"):
         if not 0 <= getattr(key, limit) <= 1 << 40:
             raise ConfigError(f"key {key.name}: {limit} must be 0 (no limit) or more, is {getattr(key, limit)}")
@@ -127,6 +138,9 @@ class KeyRing:
             if hmac.compare_digest(key.hash, given):
                 found = key
         return found
+
+    def named(self, name: str) -> Key | None:
+        return next((key for key in (*self._own, *self._keys) if key.name == name), None)
 
     def _look(self) -> None:
         """Read the file again if it has changed; a broken one changes nothing."""

@@ -125,7 +125,7 @@ def _understand(service: Service, call: Call) -> tuple[InferRequest, list[tgi.Pl
         raise InvalidRequest("inputs must not be empty", "inputs")
     service.check_batch(len(request.inputs), "inputs")
     texts = [_text(i, tensor) for i, tensor in enumerate(request.inputs)]
-    plans = [tgi.understand(service, GenerateRequest(text, request.parameters), False, {}) for text in texts]
+    plans = [tgi.understand(service, GenerateRequest(text, request.parameters), False, {}, call.key) for text in texts]
     warn(headers, *dict.fromkeys(said for plan in plans for said in plan.headers.values()))
     return request, plans, headers
 

@@ -17,10 +17,11 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.guided import field_of, grammar_of
 from ridgeline.server.http import Call
 from ridgeline.server.hub import Job
+from ridgeline.server.keys import Key
 from ridgeline.server.schema import OpenAIRequest, warn
 from ridgeline.server.service import Service
 from ridgeline.server.terms import terms_of
-from ridgeline.server.watermark import watermark_of
+from ridgeline.server.watermark import marked
 from ridgeline.text.tokenizer import Tokenizer
 
 FINISH = {EOS: "stop", STOP: "stop", LENGTH: "length"}
@@ -71,11 +72,11 @@ class Plan(Protocol):
 P = TypeVar("P", bound=Plan)
 
 
-async def submitted(understand: Callable[[Service, bytes, str], P], service: Service, call: Call) -> P:
+async def submitted(understand: Callable[[Service, bytes, str, Key | None], P], service: Service, call: Call) -> P:
     """Understand a call's body and submit its jobs, in a thread."""
 
     def submit() -> P:
-        plan = understand(service, call.body, call.id)
+        plan = understand(service, call.body, call.id, call.key)
         for job in plan.jobs if service.config.max_input_tokens else ():
             service.check_input(len(job.prompt), "prompt")
         try:
@@ -117,7 +118,7 @@ def usage(prompt: int, completion: int, cached: int, reasoning: int = 0) -> dict
     }
 
 
-def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
+def sampling(r: OpenAIRequest, service: Service, key: Key | None, **more: Any) -> SamplingParams:
     """SamplingParams of a request; `more` are those only one route has. Ranges are checked at submission."""
     stop = (r.stop,) if isinstance(r.stop, str) else tuple(r.stop or ())
     service.check_limits(shown(r), len(stop), "n")
@@ -127,10 +128,10 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         "frequency_penalty": r.frequency_penalty, "presence_penalty": r.presence_penalty,
         "repetition_penalty": r.repetition_penalty, "ignore_eos": r.ignore_eos,
         "skip_special_tokens": r.skip_special_tokens, "include_stop": r.include_stop_str_in_output,
-        "watermark": watermark_of(service, r.watermark), "grammar": grammar_of(r),
+        "grammar": grammar_of(r),
     }  # fmt: skip
     given |= more | _candidates(r, service, more.get("logprobs"))
-    return SamplingParams(
+    params = SamplingParams(
         stop=stop,
         stop_token_ids=tuple(r.stop_token_ids or ()),
         bad_words=_bad_words(r.bad_words or [], service.tokenizer),
@@ -138,6 +139,7 @@ def sampling(r: OpenAIRequest, service: Service, **more: Any) -> SamplingParams:
         seed=_seed(r.seed),
         **{name: value for name, value in given.items() if value is not None},
     )
+    return marked(service, key, r.watermark, params)
 
 
 def shown(r: OpenAIRequest) -> int:

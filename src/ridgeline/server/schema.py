@@ -185,6 +185,7 @@ class DetectRequest(msgspec.Struct):
     text: str | None = None
     token_ids: list[int] | None = None
     scheme: str | None = None
+    key: str | None = None  # the name of an API key
 
 
 # Neutral values mean the same as leaving the field out: such a request is served.

@@ -25,11 +25,12 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
 from ridgeline.server.hub import THREADS, Event, Job
+from ridgeline.server.keys import Key
 from ridgeline.server.record import Record
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
 from ridgeline.server.service import Choice, Service, collect
 from ridgeline.server.terms import terms_of
-from ridgeline.server.watermark import watermark_of
+from ridgeline.server.watermark import MARKED_ANYWAY, marked
 from ridgeline.text.detokenize import Detokenizer
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -100,7 +101,7 @@ def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
     if stream is None and service.config.tgi_strict:
         p = request.parameters or Parameters(do_sample=True)
         request.parameters = msgspec.structs.replace(p, return_full_text=_or(p.return_full_text, True))
-    plan = understand(service, request, bool(request.stream) if stream is None else stream, headers)
+    plan = understand(service, request, bool(request.stream) if stream is None else stream, headers, call.key)
     if request.stream and stream is False:
         warn(plan.headers, "stream is for POST / and has no effect here")
     warn(plan.headers, *call.stream.check([plan.job]))
@@ -108,14 +109,19 @@ def _submit(service: Service, call: Call, stream: bool | None) -> Plan:
     return plan
 
 
-def understand(service: Service, request: GenerateRequest, stream: bool, headers: dict[str, str]) -> Plan:
+def understand(
+    service: Service, request: GenerateRequest, stream: bool, headers: dict[str, str], key: Key | None
+) -> Plan:
     """What a request asks for. InvalidRequest names what is wrong with it."""
     p = request.parameters or Parameters()
     _check(p, service, stream)
     prompt = _prompt(request, p, service)
     seeds = _seeds(p, _samples(request))
     warned = service.warned(headers, request.inputs)
-    job = Job(prompt, _params(p, seeds, service))
+    params = marked(service, key, p.watermark or None, _params(p, seeds))  # TGI's clients send false with every request
+    if p.watermark is False and params.watermark is not None:
+        warn(warned, MARKED_ANYWAY)
+    job = Job(prompt, params)
     return Plan(request.inputs, p, job, seeds, stream, warned)
 
 
@@ -179,7 +185,7 @@ def _seeds(p: Parameters, samples: bool) -> list[int | None]:
     return [p.seed if p.seed is not None else random.getrandbits(64) for _ in range(count)]
 
 
-def _params(p: Parameters, seeds: list[int | None], service: Service) -> SamplingParams:
+def _params(p: Parameters, seeds: list[int | None]) -> SamplingParams:
     """All candidates; without a seed the only one is greedy. Penalties see the prompt too, as in TGI."""
     drawn = tuple(seed for seed in seeds if seed is not None)
     return SamplingParams(
@@ -197,7 +203,6 @@ def _params(p: Parameters, seeds: list[int | None], service: Service) -> Samplin
         include_stop=True,
         logprobs=p.top_n_tokens or 0,
         prompt_logprobs=bool(p.decoder_input_details),
-        watermark=watermark_of(service, p.watermark or None),  # TGI's clients send false with every request
         grammar=tgi_grammar(p.grammar),
     )
 

@@ -1,5 +1,5 @@
-"""The watermark on the wire: what of it a request gets, and POST /watermark/detect, which tries all that this server
-marks with.
+"""The watermark on the wire: which requests get one, by the policy of their API key, and POST /watermark/detect, which
+tries all that this server marks with under one secret: that of the caller's key. With no API keys it is the public one.
 """
 
 from __future__ import annotations
@@ -10,14 +10,36 @@ import msgspec
 
 from ridgeline.config import WATERMARKS
 from ridgeline.engine.detection import detect
+from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.watermark import PUBLIC_KEY, Watermark, check_watermark
 from ridgeline.errors import InvalidRequest
-from ridgeline.server.errors import Reply
+from ridgeline.server.errors import Forbidden, Reply
 from ridgeline.server.http import Call
+from ridgeline.server.keys import POLICIES, Key, KeyRing
 from ridgeline.server.schema import DetectRequest, WatermarkScheme, decode
 from ridgeline.server.service import Service
 
-MUST, MAY, NEVER = "must", "may", "never"
+MUST, MAY, NEVER = POLICIES
+_FOR_KEY = "for this API key, whose policy is"
+MARKED_ANYWAY = f"watermark false is not followed: answers are always marked {_FOR_KEY} {MUST!r}"
+
+
+def marked(
+    service: Service, key: Key | None, asked: bool | WatermarkScheme | None, params: SamplingParams
+) -> SamplingParams:
+    """The same with the watermark that a request gets. InvalidRequest where its API key's policy forbids what is asked,
+    or asks for what cannot be.
+    """
+    mark = watermark_of(service, asked) if key is None else watermark_of(service, asked, key.watermark, key.marks_by)
+    if params.beams:
+        refuse_unmarked(key, "beam search", "use_beam_search")
+    return params if mark is None else msgspec.structs.replace(params, watermark=mark)
+
+
+def refuse_unmarked(key: Key | None, what: str, field: str) -> None:
+    """InvalidRequest where answers are always marked for this key: `what`, asked for by `field`, cannot be."""
+    if key is not None and key.watermark == MUST:
+        raise InvalidRequest(f"answers are always marked {_FOR_KEY} {MUST!r}, and {what} cannot be", field)
 
 
 def watermark_of(
@@ -28,9 +50,9 @@ def watermark_of(
     """
     wanted = policy == MUST if asked is None else asked is not False
     if wanted and policy == NEVER:
-        raise InvalidRequest("answers are never marked for this API key; leave watermark out", "watermark")
+        raise InvalidRequest(f"answers are {NEVER} marked {_FOR_KEY} {NEVER!r}; leave watermark out", "watermark")
     if not wanted and policy == MUST:
-        raise InvalidRequest("answers are always marked for this API key; leave watermark out", "watermark")
+        raise InvalidRequest(f"answers are always marked {_FOR_KEY} {MUST!r}; leave watermark out", "watermark")
     if not wanted:
         return None
     scheme = asked.scheme if isinstance(asked, WatermarkScheme) else service.config.watermark_scheme
@@ -43,17 +65,35 @@ def _watermark(service: Service, scheme: str, key: int) -> Watermark:
     return mark
 
 
-async def detect_mark(service: Service, call: Call) -> Reply:
+async def detect_mark(keys: KeyRing, service: Service, call: Call) -> Reply:
     """POST /watermark/detect: what a text, or its tokens, say of a watermark."""
-    return await call.stream.run(partial(_detect, service, call.body))
+    return await call.stream.run(partial(_detect, keys, service, call))
 
 
-def _detect(service: Service, body: bytes) -> Reply:
-    request, headers = decode(body, DetectRequest)
+def _detect(keys: KeyRing, service: Service, call: Call) -> Reply:
+    request, headers = decode(call.body, DetectRequest)
+    secret = _secret(keys, call.key, request.key)
     tokens = _tokens(request, service)
     schemes = WATERMARKS if request.scheme is None else (request.scheme,)
-    found = detect(tokens, [_watermark(service, scheme, PUBLIC_KEY) for scheme in schemes])
+    found = detect(tokens, [_watermark(service, scheme, secret) for scheme in schemes])
     return Reply(msgspec.to_builtins(found), headers=headers)
+
+
+def _secret(keys: KeyRing, caller: Key | None, name: str | None) -> int:
+    """What texts are tried with: the caller's own, or that of the API key called `name`. Whoever may not have it is not
+    told whether there is one.
+    """
+    if caller is None:
+        if name is not None:
+            raise InvalidRequest("this server has no API keys; leave key out", "key")
+        return PUBLIC_KEY
+    if name is None or name == caller.name:
+        return caller.marks_by
+    if not caller.may("admin"):
+        raise Forbidden("the marks of another API key need a key of scope admin; leave key out for those of your own")
+    if (other := keys.named(name)) is None:
+        raise InvalidRequest(f"there is no API key called {name[:80]!r}", "key")
+    return other.marks_by
 
 
 def _tokens(request: DetectRequest, service: Service) -> list[int]:

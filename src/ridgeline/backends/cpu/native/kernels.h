@@ -95,6 +95,12 @@ static inline int64_t pieces_of(int64_t n) {
   return (n + PIECE - 1) / PIECE;
 }
 
+// A row's largest values are looked for among its stretches whose own largest promises some.
+constexpr int64_t STRETCH = 64;
+static inline int64_t stretches_of(int64_t n) {
+  return (n + STRETCH - 1) / STRETCH;
+}
+
 // Of a row x with the largest value `top`: sum of exp(x - top), and of (x - top) weighed by that.
 struct Moments {
   double mass, first;
@@ -127,6 +133,7 @@ struct Kernels {
   void (*merge_parts)(const AttentionArgs& a, const Team& team);  // after a barrier, if `attend` says true
   int64_t (*argmax)(const float* x, int64_t n);
   void (*weigh_pieces)(const float* x, int64_t n, Span which, Piece* out);
+  void (*find_tops)(const float* x, int64_t n, float* tops);  // of each stretch, NaN left aside
   Moments (*moments)(const float* x, int64_t n, float top);
   void (*favour_green)(float* x, int64_t n, uint64_t seed, uint32_t below, float delta);
   int64_t (*pick_noisy)(const float* x, int64_t n, int64_t top, uint64_t key);

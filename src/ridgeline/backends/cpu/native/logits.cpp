@@ -1,4 +1,4 @@
-// Passes over a row of n logits: what its pieces and its moments amount to, argmax, the
+// Passes over a row of n logits: what its pieces, its stretches and its moments amount to, argmax, the
 // watermark, the noisy pick.
 #include "kernels.h"
 #include "noise.h"
@@ -37,6 +37,10 @@ void weigh_pieces(const float* x, int64_t n, Span which, Piece* out) {
     });
     out[p] = {top, sum(mass)};
   }
+}
+
+void find_tops(const float* x, int64_t n, float* tops) {
+  for (int64_t i = 0; i < n; i += STRETCH) *tops++ = largest_of(x + i, n - i < STRETCH ? n - i : STRETCH);
 }
 
 Moments moments(const float* x, int64_t n, float top) {

@@ -84,20 +84,33 @@ struct Typicality {  // ascending by distance from the expected logit, then by i
 };
 
 int64_t count_above(const float* x, int64_t n, float floor) {
-  int64_t count = 0;
-  for (int64_t p = 0; p < n; p += PIECE) {
-    const int64_t end = std::min(n, p + PIECE);
-    int32_t part = 0;  // as wide as what is compared, for the vectoriser
-    for (int64_t i = p; i < end; i++) part += x[i] > floor;
-    count += part;
-  }
+  int32_t count = 0;  // as wide as what is compared, for the vectoriser
+  for (int64_t i = 0; i < n; i++) count += x[i] > floor;
   return count;
 }
 
-// A value with at least k logits above it, or -inf.
-float floor_of_top_k(const float* x, int64_t n, float top, int64_t k) {
-  for (float depth = 4; depth < 1000; depth *= 2)
-    if (count_above(x, n, top - depth) >= k) return top - depth;
+// Scratch of one row: logits on their way to a pick, candidate ids, pieces, the largest of each stretch.
+struct Scratch {
+  float* x;
+  int32_t* ids;
+  Piece* pieces;
+  float* tops;
+};
+
+Scratch cut(uint8_t* scratch, int64_t n) {
+  const int64_t part = (n + 15) / 16 * 64;
+  Piece* pieces = (Piece*)(scratch + 2 * part);
+  return {(float*)scratch, (int32_t*)(scratch + part), pieces, (float*)(pieces + pieces_of(n))};
+}
+
+// A value with at least k logits above it, or -inf. A stretch has one if its top is: where there are k
+// stretches, these tell.
+float floor_of_top_k(const Scratch& at, int64_t n, float top, int64_t k) {
+  const bool told = k <= stretches_of(n);
+  const float* values = told ? at.tops : at.x;
+  const int64_t count = told ? stretches_of(n) : n;
+  for (float depth = 1; depth < 1000; depth *= told ? 1.25f : 2)
+    if (count_above(values, count, top - depth) >= k) return top - depth;
   return NONE;
 }
 
@@ -117,16 +130,24 @@ float floor_of_top_p(double mass, int64_t n, float top, float p) {
 template <class Order>
 class Ranking {
  public:
-  Ranking(Order order, int64_t n, float floor, int32_t* ids) : order_(order), ids_(ids) {
-    for (int64_t p = 0; p < n; p += STRETCH) {
-      const int64_t end = std::min(n, p + STRETCH);
-      if (count_above(order.x + p, end - p, floor) == 0) continue;  // most have none
-      for (int64_t i = p; i < end; i++)
-        if (order.x[i] > floor) ids_[count_++] = (int32_t)i;
+  // The tops of stretches are those of `at.x` as it is.
+  Ranking(Order order, const Scratch& at, int64_t n, float floor) : order_(order), ids_(at.ids) {
+    for (int64_t s = 0; s < stretches_of(n); s++) {
+      if (!(at.tops[s] > floor)) continue;  // most have none
+      const int64_t end = std::min(n, (s + 1) * STRETCH);
+      for (int64_t i = s * STRETCH; i < end; i++)
+        if (at.x[i] > floor) ids_[count_++] = (int32_t)i;
     }
   }
 
   int64_t size() const { return count_; }
+
+  // Puts the first k, or all there are, in front in any order; how many these are. Before any `at`.
+  int64_t choose(int64_t k) {
+    if (k >= count_) return count_;
+    std::nth_element(ids_, ids_ + k, ids_ + count_, order_);
+    return k;
+  }
 
   // The id of the given rank; ranks are asked for in ascending order.
   int32_t at(int64_t rank) {
@@ -140,15 +161,15 @@ class Ranking {
   }
 
  private:
-  static constexpr int64_t STRETCH = 64;
   Order order_;
   int32_t* ids_;
   int64_t count_ = 0, sorted_ = 0;
 };
 
-// Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits. `ids` has room for n.
-void cut_unlikely(const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+// Drops (sets to -inf) what top-k, then top-p, then min-p cut from scaled logits.
+void cut_unlikely(const Kernels& kernels, const Weighed& w, const Scratch& at, int64_t n, const Sampler& s) {
   const float top = w.top;
+  float* x = at.x;
   const bool cut_k = s.top_k > 0 && s.top_k < n, cut_p = s.top_p < 1;
   if (!cut_k && !cut_p && s.min_p <= 0) return;
   const float least = s.min_p > 0 ? top + std::min(0.0f, (float)log((double)s.min_p)) : NONE;
@@ -157,8 +178,9 @@ void cut_unlikely(const Weighed& w, float* x, int64_t n, const Sampler& s, int32
     return;
   }
   double mass = cut_k ? 0 : w.mass;
-  const float floor = cut_k ? floor_of_top_k(x, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
-  Ranking<Order> ranking({x}, n, floor, ids);
+  kernels.find_tops(x, n, at.tops);
+  const float floor = cut_k ? floor_of_top_k(at, n, top, s.top_k) : floor_of_top_p(mass, n, top, s.top_p);
+  Ranking<Order> ranking({x}, at, n, floor);
   const int64_t count = cut_k ? std::min<int64_t>(s.top_k, ranking.size()) : ranking.size();
   if (count == 0) return;
   for (int64_t i = 0; cut_k && cut_p && i < count; i++) mass += exp((double)(x[ranking.at(i)] - top));
@@ -175,13 +197,15 @@ void cut_unlikely(const Weighed& w, float* x, int64_t n, const Sampler& s, int32
 }
 
 // Drops all but the tokens nearest to the expected logit that together have p of the mass.
-void cut_untypical(const Kernels& kernels, float top, float* x, int64_t n, float p, int32_t* ids) {
+void cut_untypical(const Kernels& kernels, float top, const Scratch& at, int64_t n, float p) {
+  float* x = at.x;
   const Moments m = kernels.moments(x, n, top);
   const Typicality order{x, top, m.first / m.mass};
   // What is further below the mean than the top is above it comes last, the likelier the earlier: of that,
   // the tail of less than 1 - p is never reached.
   const float floor = std::min(floor_of_top_p(m.mass, n, top, p), below(top, 2 * order.mean - 0.001));
-  Ranking<Typicality> ranking(order, n, floor, ids);
+  kernels.find_tops(x, n, at.tops);
+  Ranking<Typicality> ranking(order, at, n, floor);
   int64_t last = 0;
   for (double seen = 0; last < ranking.size() - 1; last++) {
     seen += exp((double)(x[ranking.at(last)] - top));
@@ -204,9 +228,8 @@ uint64_t own_seed(uint64_t key, const uint64_t (&past)[3], int64_t id) {
   return least;
 }
 
-// Adds to the green tokens among the likeliest, or to all. `pieces` are of the logits before they were
-// processed: near enough to find the likeliest from their top. `ids` has room for n.
-void mark(const Kernels& kernels, const Piece* pieces, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+// Adds to the green tokens among the likeliest, or to all.
+void mark(const Kernels& kernels, const Scratch& at, int64_t n, const Sampler& s) {
   static const int64_t WIDTHS[] = {1, 4, 3};
   const int64_t width = WIDTHS[s.green_scheme];
   const uint64_t key = green_key(s);
@@ -217,42 +240,30 @@ void mark(const Kernels& kernels, const Piece* pieces, float* x, int64_t n, cons
     least = std::min(least, past[i]);
   }
   const bool own = s.green_scheme == SELF_HASH;
-  if (!own && s.green_top <= 0) return kernels.favour_green(x, n, least, s.green_below, s.green_delta);
+  if (!own && s.green_top <= 0) return kernels.favour_green(at.x, n, least, s.green_below, s.green_delta);
   const int64_t top = s.green_top > 0 ? std::min<int64_t>(s.green_top, n) : n;
-  float most = NONE;
-  for (int64_t p = 0; p < pieces_of(n); p++) most = std::max(most, pieces[p].top);
-  Ranking<Order> ranking({x}, n, floor_of_top_k(x, n, most, top), ids);
-  const int64_t count = std::min(top, ranking.size());
-  if (count > 0) ranking.at(count - 1);
+  kernels.find_tops(at.x, n, at.tops);
+  const float most = at.tops[kernels.argmax(at.tops, stretches_of(n))];
+  Ranking<Order> ranking({at.x}, at, n, floor_of_top_k(at, n, most, top));
+  const int64_t count = ranking.choose(top);
   for (int64_t i = 0; i < count; i++) {
-    const uint64_t seed = own ? own_seed(key, {past[0], past[1], past[2]}, ids[i]) : least;
-    if (colour(seed, (uint32_t)ids[i]) < s.green_below) x[ids[i]] += s.green_delta;
+    const int32_t id = at.ids[i];
+    const uint64_t seed = own ? own_seed(key, {past[0], past[1], past[2]}, id) : least;
+    if (colour(seed, (uint32_t)id) < s.green_below) at.x[id] += s.green_delta;
   }
 }
 
 // All cuts, in order. An infinite logit leaves nothing to compare.
-void truncate(const Kernels& kernels, const Weighed& w, float* x, int64_t n, const Sampler& s, int32_t* ids) {
+void truncate(const Kernels& kernels, const Weighed& w, const Scratch& at, int64_t n, const Sampler& s) {
   if (w.top == NONE || w.top == INF) return;
-  cut_unlikely(w, x, n, s, ids);
-  if (s.typical_p < 1) cut_untypical(kernels, w.top, x, n, s.typical_p, ids);
+  cut_unlikely(kernels, w, at, n, s);
+  if (s.typical_p < 1) cut_untypical(kernels, w.top, at, n, s.typical_p);
 }
 
 bool has_nan(const float* x, int64_t n) {
   int64_t count = 0;
   for (int64_t i = 0; i < n; i++) count += x[i] != x[i];
   return count > 0;
-}
-
-// Scratch of one row: logits on their way to a pick, candidate ids, pieces.
-struct Scratch {
-  float* x;
-  int32_t* ids;
-  Piece* pieces;
-};
-
-Scratch cut(uint8_t* scratch, int64_t n) {
-  const int64_t part = (n + 15) / 16 * 64;
-  return {(float*)scratch, (int32_t*)(scratch + part), (Piece*)(scratch + 2 * part)};
 }
 
 Weighed weigh(const Kernels& kernels, const Scratch& s, int64_t n) {
@@ -266,7 +277,8 @@ int32_t pick(const Kernels& kernels, const Scratch& at, int64_t n, const Sampler
   if (!(at.x[likeliest] > NONE) || has_nan(at.x, n)) return -1;
   if (s.temperature <= 0) return (int32_t)likeliest;
   for (int64_t i = 0; i < n; i++) at.x[i] /= s.temperature;
-  truncate(kernels, weigh(kernels, at, n), at.x, n, s, at.ids);
+  if (s.top_k > 0 || s.top_p < 1 || s.min_p > 0 || s.typical_p < 1)
+    truncate(kernels, weigh(kernels, at, n), at, n, s);
   return (int32_t)kernels.pick_noisy(at.x, n, kernels.argmax(at.x, n), noise_key(s));
 }
 
@@ -289,14 +301,15 @@ void largest_ids(const float* x, int64_t n, const Piece* pieces, int64_t k, int3
 
 Sampled sample(const Kernels& kernels, const float* logits, const Piece* pieces, int64_t n, const Sampler& s,
                const SampleLists& lists, uint8_t* scratch, int32_t* top_ids, float* top_logprobs) {
-  const bool plain = s.temperature <= 0 && s.mask_row < 0 && s.bias_start == s.bias_stop &&
-                     s.history_start == s.history_stop && s.green_below == 0;
+  const bool given = s.target >= 0 && !(s.flags & PROCESSED);  // nothing is asked of processed logits
+  const bool plain = given || (s.temperature <= 0 && s.mask_row < 0 && s.bias_start == s.bias_stop &&
+                               s.history_start == s.history_stop && s.green_below == 0);
   const Scratch at = cut(scratch, n);
   int32_t id = s.target;
   if (!plain) {
     memcpy(at.x, logits, (size_t)n * sizeof(float));
     process(at.x, n, s, lists);
-    if (s.green_below > 0) mark(kernels, pieces, at.x, n, s, at.ids);
+    if (s.green_below > 0) mark(kernels, at, n, s);
     if (s.target < 0) id = pick(kernels, at, n, s);
   }
   const bool processed = s.flags & PROCESSED && !plain;

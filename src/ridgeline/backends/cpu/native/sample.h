@@ -41,9 +41,10 @@ struct Sampled {
   float logprob;
 };
 
-// Bytes of scratch, 64-byte aligned, for n tokens: processed logits, candidate ids, pieces.
+// Bytes of scratch, 64-byte aligned, for n tokens: processed logits, candidate ids, pieces, stretches' tops.
 static inline int64_t sample_scratch_bytes(int64_t n) {
-  return (n + 15) / 16 * 128 + pieces_of(n) * (int64_t)sizeof(Piece);
+  return (n + 15) / 16 * 128 + pieces_of(n) * (int64_t)sizeof(Piece) +
+         stretches_of(n) * (int64_t)sizeof(float);
 }
 
 // `pieces` are those of `logits`. Also fills top_ids and top_logprobs [MAX_TOP] with the n_top likeliest, -1

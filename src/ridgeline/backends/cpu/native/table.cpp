@@ -28,6 +28,7 @@ bool attend(const AttentionArgs&, const Team&);
 void merge_parts(const AttentionArgs&, const Team&);
 int64_t argmax(const float*, int64_t);
 void weigh_pieces(const float*, int64_t, Span, Piece*);
+void find_tops(const float*, int64_t, float*);
 Moments moments(const float*, int64_t, float);
 void favour_green(float*, int64_t, uint64_t, uint32_t, float);
 int64_t pick_noisy(const float*, int64_t, int64_t, uint64_t);
@@ -35,10 +36,13 @@ void read(const uint8_t*, int64_t);
 int64_t multiply(Arithmetic, int64_t);
 
 extern const Kernels kernels;
-const Kernels kernels = {
-    RL_STRING(RL_ISA), linear,     linear_i8, linear_bf16, quantize,    round_bf16, cut,          rms_norm,
-    add_rms_norm,      layer_norm, add,       mul,         silu_mul,    gelu_mul,   gelu,         relu2,
-    softcap,           rope,       append_kv, attend,      merge_parts, argmax,     weigh_pieces, moments,
-    favour_green,      pick_noisy, read,      multiply};
+const Kernels kernels = {RL_STRING(RL_ISA), linear,       linear_i8,    linear_bf16,
+                         quantize,          round_bf16,   cut,          rms_norm,
+                         add_rms_norm,      layer_norm,   add,          mul,
+                         silu_mul,          gelu_mul,     gelu,         relu2,
+                         softcap,           rope,         append_kv,    attend,
+                         merge_parts,       argmax,       weigh_pieces, find_tops,
+                         moments,           favour_green, pick_noisy,   read,
+                         multiply};
 
 }  // namespace ridgeline::RL_ISA
