@@ -108,6 +108,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
     cached_tokens: int = 0  # that the prefix cache saved computing
     preemptions: int = 0
     recomputed_tokens: int = 0  # that preemption made compute again
+    attainment: float = 0.0  # the part of the roofline that the last steps reached, 0: unknown
 
 
 class Note(msgspec.Struct, frozen=True, array_like=True, gc=False):

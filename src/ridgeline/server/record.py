@@ -57,9 +57,8 @@ class Record:
         return self.key.name if self.key is not None else ""
 
     def tokens(self, count: int, now: float) -> bool:
-        """Tokens arrived. Whether others had come before, `gap` seconds ago."""
-        later = self.first > 0.0
-        if not later:
+        """Tokens arrived. Whether others had come in a step before, `gap` seconds ago."""
+        if not self.first:
             self.first = now
             self.spend(self.prompt)
         elif now > self.last:
@@ -67,7 +66,7 @@ class Record:
         self.last = now
         self.generated += count
         self.spend(count)
-        return later
+        return self.gap > 0.0
 
 
 def record_of(scope: Scope) -> Record:
