@@ -204,6 +204,14 @@ class Ledger:
         live = self._live.get(id)
         return live.read if live is not None else (0, 0)
 
+    def why(self, id: int) -> list[str]:
+        """What was decided for a request; of one of which nothing was, where it waits."""
+        told, live = self.journal.why(id), self._live.get(id)
+        if told or live is None or any(live.emitted) or live.read[1]:
+            return told
+        where = journal.WAITS_FOR_AN_ENGINE if id in self._unsent else journal.WAITS_ITS_TURN
+        return [Note(id, 0, where, (self.last.waiting,)).text]
+
     def deliver(self, delta: Delta) -> None:
         """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
         with self._lock:
@@ -289,8 +297,11 @@ class Ledger:
             self._fail(x, reason)
 
     def _fail(self, live: Live, reason: str) -> None:
-        for choice in range(live.request.params.n):
-            self.deliver(Delta(live.request.id, choice, (), "", reason))
+        id = live.request.id
+        for choice, made in enumerate(live.emitted):
+            if choice not in live.done:
+                self.journal.add([Note(id, choice, journal.ENDS, (reason, len(made)))])
+            self.deliver(Delta(id, choice, (), "", reason))
 
 
 class LocalClient:
@@ -306,7 +317,7 @@ class LocalClient:
         return self._ledger.last
 
     def why(self, id: int) -> list[str]:
-        return self._ledger.journal.why(id)
+        return self._ledger.why(id)
 
     def progress(self, id: int) -> tuple[int, int]:
         return self._ledger.progress(id)

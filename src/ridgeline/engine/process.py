@@ -152,7 +152,7 @@ class ProcessClient:
         return self._ledger.last
 
     def why(self, id: int) -> list[str]:
-        return self._ledger.journal.why(id)
+        return self._ledger.why(id)
 
     def progress(self, id: int) -> tuple[int, int]:
         return self._ledger.progress(id)
