@@ -20,7 +20,7 @@ class Log:
         self._line, self._file = (_json if format == "json" else _text), file
 
     def __call__(self, record: Record) -> None:
-        with contextlib.suppress(OSError):  # nobody reads the log: requests go on
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the log, or it is closed: requests go on
             self._file.write(self._line(described(record)) + "\n")
             self._file.flush()
 
