@@ -151,6 +151,10 @@ class ProcessClient:
     def last(self) -> StepDelta:
         return self._ledger.last
 
+    @property
+    def waiting(self) -> int:
+        return self._ledger.waiting
+
     def why(self, id: int) -> list[str]:
         return self._ledger.why(id)
 

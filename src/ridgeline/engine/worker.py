@@ -17,8 +17,8 @@ import numpy as np
 
 from ridgeline.backends.base import Counting
 from ridgeline.config import EngineConfig
-from ridgeline.engine.client import handle
 from ridgeline.engine.load import Loaded, Observe, load
+from ridgeline.engine.orders import handle
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import Close, LoadFailed, ToEngine
 from ridgeline.engine.wire import Channel

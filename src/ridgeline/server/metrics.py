@@ -100,7 +100,7 @@ class Metrics:
             *self._first, self._gap, *self._request, self._requests, self._prompt, self._generated, self._cached,
             self._hits, self._warned,
         )  # fmt: skip
-        return exposition([*own, *self._engine(client, healthy), *self._tgi.families(client.last)])
+        return exposition([*own, *self._engine(client, healthy), *self._tgi.families(client)])
 
     def _engine(self, client: EngineClient, healthy: bool) -> list[Number]:
         last, info = client.last, self._info
@@ -113,7 +113,7 @@ class Metrics:
         now = {
             _gauge("healthy", "Whether requests are served now."): healthy,
             _gauge("running", "Sequences that run."): last.running,
-            _gauge("waiting", "Sequences that wait."): last.waiting,
+            _gauge("waiting", "Sequences that wait."): client.waiting,
             _gauge("paused", "Sequences whose readers are behind."): last.paused,
             _gauge("kv_use_ratio", "Part of the KV pool that sequences hold."): last.pages_used / max(info.pages, 1),
             _counter("steps", "Steps of this engine process."): last.step,
