@@ -21,10 +21,10 @@ RUN --mount=type=bind,from=build,source=/wheels,target=/wheels \
     && useradd --uid 1000 --user-group --no-create-home ridgeline \
     && install --directory --owner=ridgeline --group=ridgeline /data
 # As in TGI's image. What is downloaded, packed or measured is kept in /data; HF_TOKEN is for gated models. The launcher
-# reads HOSTNAME too, which docker would set to a name of its own.
+# reads HOSTNAME too, which docker would set to a name of its own. Where ports below 1024 are not for everybody, as in
+# some Kubernetes clusters, set PORT.
 ENV HOSTNAME=0.0.0.0 \
     PORT=80 \
-    HUGGINGFACE_HUB_CACHE=/data \
     XDG_CACHE_HOME=/data \
     HOME=/data \
     PYTHONDONTWRITEBYTECODE=1

@@ -7,6 +7,7 @@ MODEL  ?= smollm2-135m
 PORT   ?= 3000
 FUZZ   ?= 1000000
 MINUTES ?= 20
+ONCE   ?=
 NATIVE := CMakeLists.txt $(shell find src/ridgeline/backends/cpu/native -type f 2>/dev/null)
 
 .PHONY: demo serve test test-all nets fuzz soak bench lint clean
@@ -18,10 +19,10 @@ serve: $(VENV)/.built
 	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not parity and not slow and not soak"
+	$(BIN)/python -m pytest -m "not parity and not slow and not soak" $(ONCE)
 
 test-all: $(VENV)/.parity
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(ONCE)
 
 # The native loop alone: under sanitizers, in its counting build, cross-compiled for aarch64.
 nets: $(VENV)/.dev

@@ -1,8 +1,10 @@
+# ruff: noqa: E402
 """Overload: `ridgeline serve` in a cgroup of 1 GiB under ten times the clients that it has places for.
 
-Clients ask again as soon as they are answered, and soon after they are refused; some go away in the middle. It must not
-be killed, refuse with 429 and a retry-after, and bring everything that it accepts to a proper end. Without the right to
-make a cgroup, memory is only watched. The last line of stdout is JSON; the exit status says whether all of it held.
+The patient clients of `tests/soak` ask again as soon as they are answered, and soon after they are refused; some go
+away in the middle. It must not be killed, refuse with 429 and a retry-after, and bring everything that it accepts to a
+proper end. Without the right to make a cgroup, memory is only watched. The last line of stdout is JSON; the exit status
+says whether all of it held.
 """
 
 from __future__ import annotations
@@ -15,13 +17,18 @@ import random
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from ridgeline.cgroups import groups, text
+
+TESTS = str(Path(__file__).parents[1] / "tests")
+sys.path.insert(0, TESTS)
+
+from soak.crowd import Body, Connection, Crowd
+from soak.processes import anonymous, family
 
 _SAMPLE_S = 0.25
 _END_S = 300.0  # for what was accepted to end
@@ -51,7 +58,7 @@ class Box:
         """Note the memory that cannot be given back."""
         stat = text(self.folder / "memory.stat")
         rows = dict(line.split()[:2] for line in stat.splitlines())
-        anon = int(rows.get("anon" if self._v2 else "total_rss", 0)) if stat else sum(map(_rss, _family(pid)))
+        anon = int(rows.get("anon" if self._v2 else "total_rss", 0)) if stat else sum(map(anonymous, family(pid)))
         self.peak_anon = max(self.peak_anon, anon)
 
     def record(self) -> dict[str, Any]:
@@ -65,16 +72,6 @@ class Box:
     def close(self) -> None:
         with suppress(OSError):
             self.folder.rmdir()
-
-
-def _family(pid: int) -> list[int]:
-    children = [int(c) for task in Path(f"/proc/{pid}/task").glob("*") for c in text(task / "children").split()]
-    return [pid, *(member for child in children for member in _family(child))]
-
-
-def _rss(pid: int) -> int:
-    fields = text(Path(f"/proc/{pid}/statm")).split()
-    return (int(fields[1]) - int(fields[2])) * os.sysconf("SC_PAGE_SIZE") if len(fields) > 2 else 0
 
 
 @contextmanager
@@ -94,93 +91,17 @@ def server(model: str, options: list[str], box: Box) -> Iterator[tuple[int, subp
         box.close()
 
 
-class Crowd:
-    """Clients of one server, and what became of their requests."""
-
-    def __init__(self, port: int, seed: int) -> None:
-        self.port, self.rng = port, random.Random(seed)
-        self.counts: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.open = True
-
-    async def client(self) -> None:
-        """Ask again and again until the doors close."""
-        await asyncio.sleep(self.rng.random() * 2)
-        while self.open:
-            try:
-                wait = await self.ask()
-            except (OSError, asyncio.IncompleteReadError, ValueError) as error:
-                self.faults[f"{type(error).__name__}: {error}"] += 1
-                wait = 1.0
-            if self.open:
-                await asyncio.sleep(wait)
-
-    async def ask(self) -> float:
-        """One request, to its end; seconds to wait before the next."""
-        leave = self.rng.randint(1, 20) if self.rng.random() < 0.05 else 0
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            body = json.dumps(self.body()).encode()
-            head = (
-                "POST /v1/completions HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n"
-                f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-            )
-            writer.write(head.encode() + body)
-            status, headers = await _head(reader)
-            if status != 200:
-                return self.refused(status, headers)
-            await self.read(reader, leave)
-            return 0.0
-        finally:
-            writer.close()
-
-    def refused(self, status: int, headers: dict[str, str]) -> float:
-        self.counts[f"refused with {status}"] += 1
-        told = headers.get("retry-after", "")
-        if status not in (429, 503) or (status == 429 and not told.isdecimal()):
-            self.faults[f"status {status}, retry-after {told!r}"] += 1
-        return min(float(told or 1), _LONGEST_WAIT_S) * self.rng.uniform(0.5, 1.5)
-
-    async def read(self, reader: asyncio.StreamReader, leave: int) -> None:
-        self.counts["accepted"] += 1
-        ends = done = 0
-        async for line in reader:
-            if line.startswith(b"data: [DONE]"):
-                done += 1
-            elif line.startswith(b"data: "):
-                event = json.loads(line[6:])
-                if "error" in event:
-                    self.faults[event["error"]["message"]] += 1
-                    return
-                self.counts["events"] += 1
-                ends += sum(choice["finish_reason"] is not None for choice in event["choices"])
-                if leave and ends == 0 and self.counts["events"] % leave == 0:
-                    self.counts["left"] += 1
-                    return
-        self.counts["ended"] += 1
-        if not (done == 1 and ends >= 1):
-            self.faults["a stream without its end"] += 1
-
-    def body(self) -> dict[str, Any]:
-        """Prompts of a few to some 700 tokens; answers of log-normal length, mean about 60 tokens."""
-        rng = self.rng
-        words = rng.choices(
-            ("the", "ridge", "is", "where", "memory", "meets", "arithmetic", "and"), k=rng.randint(3, 700)
-        )
-        tokens = min(400, 1 + int(rng.lognormvariate(3.7, 0.9)))
-        more: dict[str, Any] = rng.choice([{}, {}, {"n": 2}, {"logprobs": 5}])
-        return {"prompt": " ".join(words), "max_tokens": tokens, "ignore_eos": True, "stream": True, **more}
-
-
-async def _head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    pairs = (line.split(":", 1) for line in lines[1:] if ":" in line)
-    return int(lines[0].split()[1]), {name.lower(): value.strip() for name, value in pairs}
+def body(rng: random.Random) -> Body:
+    """Prompts of a few to some 700 tokens; answers of log-normal length, mean about 60 tokens."""
+    words = rng.choices(("the", "ridge", "is", "where", "memory", "meets", "arithmetic", "and"), k=rng.randint(3, 700))
+    tokens = min(400, 1 + int(rng.lognormvariate(3.7, 0.9)))
+    more: Body = rng.choice([{}, {}, {"n": 2}, {"logprobs": 5}])
+    return {"prompt": " ".join(words), "max_tokens": tokens, **more}
 
 
 async def drive(crowd: Crowd, clients: int, seconds: float, box: Box, process: subprocess.Popen[str]) -> None:
     """Let the crowd in for some seconds, then wait for those inside; watch the memory meanwhile."""
-    tasks = [asyncio.ensure_future(crowd.client()) for _ in range(clients)]
+    tasks = [asyncio.ensure_future(crowd.patient(0.05)) for _ in range(clients)]
     begin = time.monotonic()
     while time.monotonic() < begin + seconds + _END_S and not all(t.done() for t in tasks):
         crowd.open = time.monotonic() < begin + seconds
@@ -210,7 +131,7 @@ def main() -> int:
     box = Box(args.memory)
     places = ["--max-requests", str(args.places), "--max-concurrent-requests", str(2 * args.places)]
     with server(args.model, [*places, *options], box) as (port, process):
-        crowd = Crowd(port, args.seed)
+        crowd = Crowd(port, args.seed, body, _LONGEST_WAIT_S)
         asyncio.run(drive(crowd, args.clients, args.seconds, box, process))
         asyncio.run(_last(crowd))
         memory = box.record()
@@ -222,10 +143,10 @@ def main() -> int:
 
 async def _last(crowd: Crowd) -> None:
     """When the crowd has gone, the next one is served at once."""
-    before = crowd.counts["accepted"]
+    before = crowd.counts["ended"]
     with suppress(OSError, asyncio.IncompleteReadError):
-        await crowd.ask()
-    if crowd.counts["accepted"] == before:
+        await crowd.ask(Connection(crowd.port))
+    if crowd.counts["ended"] == before:
         crowd.faults["not serving afterwards"] += 1
 
 

@@ -1,13 +1,25 @@
-"""Fixtures shared by all tests: the backends, and Ctrl-C."""
+"""Fixtures shared by all tests: the backends, and Ctrl-C. And `--once FILE`, for runs that follow each other: what has
+passed in one of them is left out of the next ones; what was skipped is not."""
 
 from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from once import Once
 from ridgeline.backends.base import Backend
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--once", metavar="FILE", type=Path, help="leave out what this file lists, and add what passes")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if (file := config.getoption("--once")) is not None:
+        config.pluginmanager.register(Once(file))
 
 
 @pytest.fixture

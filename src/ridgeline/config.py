@@ -173,8 +173,13 @@ class AccessConfig:
         if self.tls_key and not self.tls_cert:
             raise ConfigError("a tls_key needs its certificate; give tls_cert with it")
         for origin in self.cors_allow_origin:
-            if origin != "*" and not re.fullmatch(r"https?://[^/\s]+", origin):
-                raise ConfigError(f"cors_allow_origin is such as https://example.org, without a path, not {origin!r}")
+            if origin != "*" and not re.fullmatch(r"https?://[^/\sA-Z]+", origin):
+                raise ConfigError(
+                    f"cors_allow_origin is such as https://example.org, in lower case, without a path, not {origin!r}"
+                )
+        for host in self.allowed_hosts:
+            if not re.fullmatch(r"\*|[A-Za-z0-9._-]+|\[?[0-9A-Fa-f:.]+\]?", host):
+                raise ConfigError(f"allowed_hosts are such as llm.example.org, without a port, not {host!r}")
 
 
 @dataclass(frozen=True)
@@ -236,6 +241,8 @@ class ServerConfig:
             raise ConfigError(f"max_undelivered must be at least 1 byte, is {self.max_undelivered}")
         _one_of("log_format", self.log_format, LOG_FORMATS)
         _one_of("log_level", self.log_level, LOG_LEVELS)
+        if self.otlp_endpoint and not re.fullmatch(r"https?://\S+", self.otlp_endpoint):
+            raise ConfigError(f"otlp_endpoint is such as http://localhost:4318, not {self.otlp_endpoint!r}")
         for name, (least, most) in _LIMITS.items():
             value = getattr(self, name)
             if not least <= value <= most:

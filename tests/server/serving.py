@@ -192,6 +192,10 @@ class FakeClient:
         return self._ledger.last
 
     @property
+    def waiting(self) -> int:
+        return self._ledger.waiting
+
+    @property
     def idle(self) -> bool:
         return self._ledger.empty
 

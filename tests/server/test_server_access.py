@@ -204,6 +204,14 @@ def test_a_new_limit_holds_at_once():
     assert bucket.wait(5) == 12.0 and bucket.wait(60) == 1.0
 
 
+def test_a_limit_that_was_lifted_is_whole_when_it_comes_back():
+    bucket = Bucket(5, lambda: 0.0)
+    bucket.take(1000)
+    assert bucket.wait(0) == 0.0
+    bucket.take(1000)
+    assert bucket.wait(5) == 0.0
+
+
 def test_a_running_server_takes_notice_of_the_file(tmp_path, caplog):
     now, path = [0.0], tmp_path / "keys.json"
     secret, key = new_key("ann")

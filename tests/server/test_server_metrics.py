@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from serving import Server, until
@@ -13,6 +15,8 @@ from serving import Server, until
 from ridgeline.config import AccessConfig
 from ridgeline.engine.records import Counters, StepDelta, Steps
 from ridgeline.server.exposition import exposition
+from ridgeline.server.keys import Key
+from ridgeline.server.record import Record
 from ridgeline.server.tgi_metrics import TGIMetrics
 
 BOARD = Path(__file__).parents[2] / "docs" / "grafana.json"
@@ -162,7 +166,7 @@ def test_steps_are_told_as_prefill_or_decode():
     def step(number: int, reading: Steps, answering: Steps) -> dict[str, float]:
         last = StepDelta(number, (), 5, 0, 0, counters=Counters(reading=reading, answering=answering))
         metrics.stepped(last)
-        return read(exposition(metrics.families(last)))[0]
+        return read(exposition(metrics.families(SimpleNamespace(last=last, waiting=0))))[0]
 
     step(1, Steps(1, 0.5, 0.25), Steps())
     samples = step(4, Steps(1, 0.5, 0.25), Steps(3, 0.3, 0.03))
@@ -177,6 +181,53 @@ def test_steps_are_told_as_prefill_or_decode():
     assert again['tgi_batch_forward_duration_sum{method="decode"}'] == pytest.approx(0.4)
 
 
+def test_what_was_refused_has_used_nothing():
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def too_many():
+        async with server.running():
+            asking = [asyncio.ensure_future(server.ask("POST", "/generate", {"inputs": "abc"})) for _ in range(17)]
+            refused = await next(asyncio.as_completed(asking))
+            server.client.gate.set()
+            await asyncio.gather(*asking)
+            return refused, read((await server.ask("GET", "/metrics")).body)[0]
+
+    refused, samples = asyncio.run(too_many())
+    assert refused.status == 429 and samples['ridgeline_requests_total{key="",status="429"}'] == 1
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == samples["tgi_request_input_length_sum"] == 16 * 3
+    assert samples['tgi_request_failure{err="overloaded"}'] == 1 and samples["tgi_request_count"] == 17
+
+
+def test_gaps_of_choices_are_those_between_steps():
+    """Choices whose tokens come in the same steps have no gaps of nothing between them."""
+    samples, _ = after(Server.new(), (CHAT, USER | {"n": 3}))
+    assert samples['ridgeline_inter_token_seconds_bucket{le="+Inf"}'] == 3 * 15
+    assert samples["ridgeline_inter_token_seconds_sum"] > 0
+
+
+def test_keys_are_told_apart_up_to_a_bound():
+    metrics = Server.new().app.state.hub.metrics
+    names = [f"key{i}" for i in range(1000)]
+    for name in names * 2:
+        now = time.perf_counter()
+        key = Key(name=name, hash="0" * 64)
+        metrics.ended(Record(key=key, begin=now, submitted=now, first=now, end=now, prompt=2, status=200))
+    samples, _ = read(metrics.text(Server.new().client, True))
+    assert samples['ridgeline_prompt_tokens_total{key="key0"}'] == 4
+    assert samples['ridgeline_time_to_first_token_seconds_count{key="key255"}'] == 2
+    assert samples['ridgeline_prompt_tokens_total{key="(others)"}'] == 4 * (1000 - 256)
+    assert len(samples) < 20_000
+
+
+def test_attainment_is_told_where_it_is_known():
+    samples, _ = after(server := Server.new(), (CHAT, USER))
+    assert not any("attainment" in name for name in samples)
+    server.client._ledger.last = StepDelta(9, (), 0, 0, 0, counters=Counters(attainment=0.75))
+    samples, types = read(server.app.state.hub.metrics.text(server.client, True))
+    assert samples["ridgeline_attainment_ratio"] == 0.75 and types["ridgeline_attainment_ratio"] == "gauge"
+
+
 def test_who_leaves_is_dropped():
     server = Server.new()
     server.client.pace = 0.002
@@ -185,7 +236,9 @@ def test_who_leaves_is_dropped():
 
 
 def test_the_board_shows_what_there_is():
-    _, types = after(Server.new(), (CHAT, USER))
+    server = Server.new()
+    server.client._ledger.last = StepDelta(0, (), 0, 0, 0, counters=Counters(attainment=0.75))
+    _, types = after(server, (CHAT, USER))
     board = json.loads(BOARD.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]
     named = set(re.findall(r"\b(?:ridgeline|tgi)_[a-z_]+", " ".join(queries)))

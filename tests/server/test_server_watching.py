@@ -121,7 +121,10 @@ def test_a_log_that_nobody_reads_stops_nothing():
         def write(self, text: str) -> int:
             raise BrokenPipeError
 
-    Log("json", Broken())(Record())
+    closed = io.StringIO()
+    closed.close()
+    for file in (Broken(), closed):
+        Log("json", file)(Record())
 
 
 def test_a_span_below_the_clients_own():

@@ -1,9 +1,10 @@
 """`python -m soak.overload --minutes 5`: far more clients than places, and those that a server must not trust.
 
-First as many clients as there are places, then ten times as many as may run and wait, of which some leave in the
-middle; others read slowly or not at all, open connections and say nothing, stop in a head or a body, or send far too
-much. Memory must stay flat, goodput at 90 % of what it was without the crowd, refusals be 429 with a retry-after, and
-all that was accepted end once. The last line of stdout is JSON; the exit status says whether all of it held.
+First as many clients as there are places to run and wait: the most that the server can do. Then ten times as many, of
+which some leave in the middle; others read slowly or not at all, open connections and say nothing, stop in a head or a
+body, close their half, or send far too much. Memory must stay flat, complete answers bring 90 % of the tokens a second
+that they brought without the crowd, refusals be 429 with a retry-after, and all that was accepted end once, for the
+clients and for the server. The last line of stdout is JSON; the exit status says whether all of it held.
 """
 
 from __future__ import annotations
@@ -14,144 +15,48 @@ import json
 import os
 import random
 import signal
-import socket
 import statistics
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from soak.crowd import Body, Crowd
+from soak.processes import anonymous, family, open_files
 
 TESTS = Path(__file__).parents[1]
 _END_S = 60.0  # for what was accepted to end
 _LONGEST_WAIT_S = 5.0
 _GROWTH_MB = 24  # that is no leak, and 5 % beside it
-_OVERSIZED = 4 << 20
+_SPARE_FILES = 16  # open ones beside connections
+_SAMPLE_S = 0.25
+_STOPPED_S = 2.0  # a sample that comes so much later was held up by a stop of us all, as in a paused container
 
 
-class Crowd:
-    """Clients of one server, and what became of them."""
+@dataclass
+class Phase:
+    """What was measured while a crowd was in. Rates are tokens a second: those that went out, but for answers that the
+    server broke off, and those of complete answers; memory is of all the server's processes, in MB."""
 
-    def __init__(self, port: int, seed: int) -> None:
-        self.port, self.rng = port, random.Random(seed)
-        self.counts: Counter[str] = Counter()
-        self.faults: Counter[str] = Counter()
-        self.open = True
-
-    async def patient(self, leaves: float = 0.0) -> None:
-        """Asks again and again; waits as it is told; a part `leaves` in the middle."""
-        await asyncio.sleep(self.rng.random())
-        while self.open:
-            try:
-                wait = await self.ask(self.rng.random() < leaves)
-            except (OSError, asyncio.IncompleteReadError) as error:
-                self.faults[f"{type(error).__name__}: {error}"] += 1
-                wait = 1.0
-            await self.rest(wait)
-
-    async def rest(self, seconds: float) -> None:
-        end = time.monotonic() + seconds
-        while self.open and time.monotonic() < end:
-            await asyncio.sleep(min(0.5, seconds))
-
-    async def ask(self, leaves: bool) -> float:
-        """One request to its end; seconds until the next."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-        try:
-            tokens = self.rng.randint(20, 60)
-            writer.write(request(tokens, self.rng.randint(1, 200)))
-            status, headers = await head(reader)
-            if status != 200:
-                return self.refused(status, headers)
-            self.counts["accepted"] += 1
-            await self.read(reader, tokens, leaves)
-            return 0.0
-        finally:
-            writer.close()
-
-    def refused(self, status: int, headers: dict[str, str]) -> float:
-        self.counts[f"refused with {status}"] += 1
-        told = headers.get("retry-after", "")
-        if status != 429 or not told.isdecimal() or int(told) < 1:
-            self.faults[f"status {status}, retry-after {told!r}"] += 1
-        return min(float(told or 1), _LONGEST_WAIT_S) * self.rng.uniform(1.0, 1.5)
-
-    async def read(self, reader: asyncio.StreamReader, tokens: int, leaves: bool) -> None:
-        whole, events = b"", 0
-        while piece := await reader.read(1 << 14):
-            whole += piece
-            events = whole.count(b'"text"')
-            if leaves and events > tokens // 2:
-                self.counts["left"] += 1
-                return
-        if b'"error"' in whole or whole.count(b"data: [DONE]") != 1 or whole.count(b'"length"') != 1:
-            self.faults["an answer without its one end"] += 1
-        self.counts["ended"] += 1
-
-    async def slow(self) -> None:
-        """Reads a little at a time, or nothing, of a long answer."""
-        await asyncio.sleep(self.rng.random())
-        while self.open:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                own = socket.socket()
-                own.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-                own.setblocking(False)
-                await asyncio.get_running_loop().sock_connect(own, ("127.0.0.1", self.port))
-                reader, writer = await asyncio.open_connection(sock=own, limit=1 << 10)
-                writer.write(request(1500, 10, logprobs=5))
-                self.counts["slow readers"] += 1
-                if (await head(reader))[0] == 200 and self.rng.random() < 0.5:
-                    while self.open and await reader.read(64):
-                        await self.rest(0.5)
-                await self.rest(10.0)
-                writer.transport.abort()
-            await self.rest(1.0)
-
-    async def mute(self) -> None:
-        """Opens a connection and says nothing, or half of a head, or half of a body."""
-        words = (b"", b"POST /v1/completions HTTP/1.1\r\nhost: loc", request(5, 1000)[:-300])
-        while self.open:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(self.rng.choice(words))
-                self.counts["mute connections"] += 1
-                while self.open and await asyncio.wait_for(reader.read(1 << 12), 60):
-                    pass
-                self.counts["mute connections that were closed"] += self.open
-                writer.close()
-            await self.rest(1.0)
-
-    async def oversized(self) -> None:
-        """Sends more than it may."""
-        while self.open:
-            with suppress(OSError, asyncio.IncompleteReadError):
-                reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
-                writer.write(request(5, _OVERSIZED))
-                status, _ = await asyncio.wait_for(head(reader), 60)
-                self.counts[f"oversized: {status}"] += 1
-                if status != 413:
-                    self.faults[f"an oversized body had status {status}"] += 1
-                writer.close()
-            await self.rest(5.0)
+    sent: float
+    complete: float
+    memory: list[float]
+    connections: int  # the most at once
+    counts: Counter[str]  # of the crowd, in this phase
+    stopped: float  # seconds that do not count
 
 
-def request(tokens: int, prompt: int, **more: Any) -> bytes:
-    asked = {"prompt": "a" * prompt, "max_tokens": tokens, "ignore_eos": True, "stream": True, **more}
-    body = json.dumps(asked).encode()
-    lines = "POST /v1/completions HTTP/1.1", "host: localhost", "connection: close", "content-type: application/json"
-    return "\r\n".join((*lines, f"content-length: {len(body)}", "", "")).encode() + body
-
-
-async def head(reader: asyncio.StreamReader) -> tuple[int, dict[str, str]]:
-    lines = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
-    pairs = (line.split(":", 1) for line in lines[1:] if ":" in line)
-    return int(lines[0].split()[1]), {name.lower(): value.strip() for name, value in pairs}
+def body(rng: random.Random) -> Body:
+    """Short prompts, answers of 20 to 60 tokens."""
+    return {"prompt": "a" * rng.randint(1, 200), "max_tokens": rng.randint(20, 60)}
 
 
 async def tokens_out(port: int) -> int:
-    """Tokens that went out, but for those of answers that the server broke off: who leaves wastes his own."""
+    """Tokens that went out, but for those of answers that the server broke off."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(b"GET /tokens HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
     reply = await reader.read()
@@ -159,16 +64,22 @@ async def tokens_out(port: int) -> int:
     return int(reply.rsplit(b"\r\n", 1)[1])
 
 
-async def phase(crowd: Crowd, clients: list[Any], seconds: float, pid: int) -> tuple[float, list[float]]:
-    """Let clients in for some seconds: tokens a second that were of use, and the server's memory, in MB, meanwhile."""
+async def phase(crowd: Crowd, clients: list[Any], seconds: float, pid: int) -> Phase:
+    """Let clients in for some seconds, of which the first are not measured, and wait for those inside."""
+    before = crowd.counts.copy()
     tasks = [asyncio.ensure_future(client) for client in clients]
     warm = min(seconds / 4, 10.0)
     await asyncio.sleep(warm)
-    begin, had, memory = time.monotonic(), await tokens_out(crowd.port), []
-    while time.monotonic() < begin + seconds - warm:
-        memory.append(_rss(pid))
-        await asyncio.sleep(0.25)
-    rate = (await tokens_out(crowd.port) - had) / (time.monotonic() - begin)
+    begin, had, memory, files, stopped = time.monotonic(), await tokens_out(crowd.port), [], 0, 0.0
+    now = begin
+    while now - begin - stopped < seconds - warm:
+        memory.append(sum(map(anonymous, family(pid))) / 2**20)
+        files = max(files, open_files(pid))
+        await asyncio.sleep(_SAMPLE_S)
+        before_that, now = now, time.monotonic()
+        stopped += now - before_that if now - before_that > _STOPPED_S else 0.0
+    sent = (await tokens_out(crowd.port) - had) / (now - begin - stopped)
+    complete = sum(tokens for at, tokens in crowd.complete if begin <= at < now) / (now - begin - stopped)
     crowd.open = False
     _, late = await asyncio.wait(tasks, timeout=_END_S)
     if late:
@@ -177,11 +88,7 @@ async def phase(crowd: Crowd, clients: list[Any], seconds: float, pid: int) -> t
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
     crowd.open = True
-    return rate, memory
-
-
-def _rss(pid: int) -> float:
-    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+    return Phase(sent, complete, memory, files, crowd.counts - before, stopped)
 
 
 def clients_of(crowd: Crowd, connections: int, places: int) -> list[Any]:
@@ -192,16 +99,61 @@ def clients_of(crowd: Crowd, connections: int, places: int) -> list[Any]:
     return [crowd.patient(0.05) for _ in range(connections - len(kinds))] + [kind() for kind in kinds]
 
 
-def held(crowd: Crowd, rates: tuple[float, float], memory: list[float], server: dict[str, Any]) -> dict[str, bool]:
+def agree(ends: dict[str, str], requests: dict[str, list[str]]) -> bool:
+    """Whether clients and server tell the same of every request that was accepted: `ends` by the crowd's words, and
+    `requests` by all the ends that the server saw, by name."""
+    theirs = {name for name in requests if name.startswith("patient-")}
+    once = all(len(seen) == 1 for seen in requests.values())
+    whole = all(requests.get(name) == ["length"] for name, end in ends.items() if end == "ended")
+    return once and whole and theirs == set(ends)
+
+
+def held(crowd: Crowd, alone: Phase, overloaded: Phase, server: dict[str, Any], ceiling: float) -> dict[str, bool]:
+    memory = overloaded.memory
     quarter = max(len(memory) // 4, 1)
     before, after = statistics.median(memory[quarter : 2 * quarter]), statistics.median(memory[-quarter:])
     return {
         "memory is flat": after <= 1.05 * before + _GROWTH_MB,
-        "goodput": rates[1] >= 0.9 * rates[0],
+        "the maximum is one": alone.complete >= 0.75 * ceiling and not alone.counts["refused with 429"],
+        "goodput": overloaded.sent >= 0.9 * alone.sent and overloaded.complete >= 0.9 * alone.complete,
         "each ended once": server["accepted"] == server["ended"] > 0 and server["twice"] == 0,
+        "both sides agree": agree(crowd.ends, server["requests"]),
         "no faults": not crowd.faults,
-        "some were refused": crowd.counts["refused with 429"] > 0,
+        "some were refused": overloaded.counts["refused with 429"] > 0,
+        "mute ones were closed": overloaded.counts["mute connections that were closed"] > 0,
+        "no connection stayed": server["files"] <= server["files_before"] + _SPARE_FILES,
     }
+
+
+@contextmanager
+def simulated(args: argparse.Namespace):
+    """The process of a simulated server, and its port."""
+    pause = min(max(15 * args.minutes, 3.0), 20.0)
+    sizes = {"max-pause": pause, "places": args.places, "queue": args.places, "step-ms": args.step_ms}
+    options = [word for name, value in sizes.items() for word in (f"--{name}", str(value))]
+    paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
+    server = subprocess.Popen(
+        [sys.executable, "-m", "soak.simserver", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    assert server.stdout is not None
+    try:
+        yield server, int(server.stdout.readline())
+    finally:
+        server.kill()
+        server.wait()
+
+
+async def both(crowd: Crowd, args: argparse.Namespace, pid: int) -> tuple[Phase, Phase, int]:
+    """Without the crowd, with it, and the server's open files after it."""
+    seconds = 60 * args.minutes
+    alone = [crowd.patient() for _ in range(2 * args.places)]
+    first = await phase(crowd, alone, max(seconds / 5, 6.0), pid)
+    second = await phase(crowd, clients_of(crowd, args.connections, args.places), seconds, pid)
+    await asyncio.sleep(1.0)
+    return first, second, open_files(pid)
 
 
 def main() -> int:
@@ -212,42 +164,23 @@ def main() -> int:
     parser.add_argument("--step-ms", type=float, default=100.0)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    pause = min(max(15 * args.minutes, 3.0), 20.0)
-    sizes = [
-        "--max-pause",
-        str(pause),
-        "--places",
-        str(args.places),
-        "--queue",
-        str(args.places),
-        "--step-ms",
-        str(args.step_ms),
-    ]
-    command = [sys.executable, "-m", "soak.simserver", *sizes]
-    paths = os.pathsep.join(filter(None, (str(TESTS), os.environ.get("PYTHONPATH"))))
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": paths})
-    assert server.stdout is not None
-    try:
-        crowd = Crowd(int(server.stdout.readline()), args.seed)
-        alone = [crowd.patient() for _ in range(2 * args.places)]
-        rates, memory = asyncio.run(_both(crowd, alone, args, server.pid))
-        server.send_signal(signal.SIGTERM)
-        record = json.loads(server.stdout.readline())
-        server.wait(60)
-    finally:
-        server.kill()
-    found = held(crowd, rates, memory, record)
-    told = {"alone_tok_s": round(rates[0], 1), "overloaded_tok_s": round(rates[1], 1), "server": record}
+    with simulated(args) as (process, port):
+        crowd, before = Crowd(port, args.seed, body, _LONGEST_WAIT_S), open_files(process.pid)
+        alone, overloaded, files = asyncio.run(both(crowd, args, process.pid))
+        process.send_signal(signal.SIGTERM)
+        server = json.loads(process.stdout.readline()) | {"files_before": before, "files": files}
+    ceiling = 1000 * args.places / args.step_ms
+    found = held(crowd, alone, overloaded, server, ceiling)
+    del server["requests"]
+    rates = {"ceiling_tok_s": ceiling}
+    for name, part in (("alone", alone), ("overloaded", overloaded)):
+        rates |= {f"{name}_tok_s": round(part.sent, 1), f"{name}_complete_tok_s": round(part.complete, 1)}
+    memory = overloaded.memory
     memories = {"first_mb": round(memory[0], 1), "last_mb": round(memory[-1], 1), "most_mb": round(max(memory), 1)}
-    print(json.dumps({"held": found, **told, **memories, **crowd.counts, "faults": crowd.faults}))
+    stopped = round(alone.stopped + overloaded.stopped, 1)
+    told = {"stopped_s": stopped, "connections": overloaded.connections, "server": server, **memories, **crowd.counts}
+    print(json.dumps({"held": found, **rates, **told, "faults": crowd.faults}))
     return 0 if all(found.values()) else 1
-
-
-async def _both(crowd: Crowd, alone: list[Any], args: Any, pid: int) -> tuple[tuple[float, float], list[float]]:
-    seconds = 60 * args.minutes
-    first, _ = await phase(crowd, alone, max(seconds / 5, 6.0), pid)
-    second, memory = await phase(crowd, clients_of(crowd, args.connections, args.places), seconds, pid)
-    return (first, second), memory
 
 
 if __name__ == "__main__":

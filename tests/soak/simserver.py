@@ -2,7 +2,8 @@
 
     python -m soak.simserver --places 64 --step-ms 100
 
-Prints its port. Ends on SIGTERM, and then prints one line of JSON: what was accepted, and how it ended.
+Prints its port. Ends on SIGTERM, and then prints one line of JSON: what was accepted, and how it ended, in the engine
+and for each request by name.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ from ridgeline.ops.sample import MAX_TOP
 from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
 from ridgeline.server import app as apps
+from ridgeline.server.front import Front
 from ridgeline.server.patience import ignore_lost_peers
+from ridgeline.server.record import Record
 from server.serving import byte_tokenizer
 
 VOCAB, CONTEXT = 257, 2048
@@ -109,6 +112,17 @@ def engine(places: int, queue: int, seconds: float) -> Engine:
     return Engine(step, layout, info, frozenset(), lambda request: ChoiceText(tokenizer, request.params))
 
 
+class Requests:
+    """An observer of requests: all ends of each one that was submitted, by the name it came with."""
+
+    def __init__(self) -> None:
+        self.ends: dict[str, list[str]] = {}
+
+    def __call__(self, record: Record) -> None:
+        if record.submitted:
+            self.ends.setdefault(record.id, []).append(record.error or record.finish)
+
+
 async def _tokens(client: SimClient, request: Request) -> Response:
     return Response(str(client.counts.tokens))
 
@@ -136,6 +150,8 @@ def main() -> int:
 def serve(client: SimClient, max_pause: float) -> None:
     config = ServerConfig(EngineConfig("sim", backend="reference"), port=0, max_pause=max_pause)
     app, listener = apps.create_app(client, byte_tokenizer(), config, "sim"), apps.listen(config)
+    requests = Requests()
+    next(m for m in app.user_middleware if m.cls is Front).args[1].append(requests)
     server = uvicorn.Server(apps.uvicorn_config(app, config))
     apps.stop_gently(server, app.state.hub, 20.0)
     app.router.routes.insert(0, Route("/tokens", partial(_tokens, client)))
@@ -144,7 +160,8 @@ def serve(client: SimClient, max_pause: float) -> None:
     ignore_lost_peers()
     server.run(sockets=[listener])
     client.close()
-    print(json.dumps({**asdict(client.counts), "finishes": client.finishes}), flush=True)
+    told = {**asdict(client.counts), "finishes": client.finishes, "requests": requests.ends}
+    print(json.dumps(told), flush=True)
 
 
 if __name__ == "__main__":

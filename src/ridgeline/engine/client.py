@@ -18,13 +18,13 @@ import msgspec
 
 from ridgeline.engine import journal
 from ridgeline.engine.engine import Engine
+from ridgeline.engine.orders import handle
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
     CANCELLED,
     FAILED,
     NO_TERMS,
     Cancel,
-    Close,
     Delta,
     EngineInfo,
     Note,
@@ -62,6 +62,10 @@ class EngineClient(Protocol):
     @property
     def last(self) -> StepDelta:
         """The last step of the engine."""
+
+    @property
+    def waiting(self) -> int:
+        """Choices that were accepted and neither run nor are paused, known to the engine or not."""
 
     def why(self, id: int) -> list[str]:
         """What was decided for a request and why, in words; as far back as is remembered."""
@@ -159,6 +163,12 @@ class Ledger:
         """Choices accepted and not ended; of a search, its beams."""
         return sum(x.request.params.width - len(x.done) for x in self._live.values())
 
+    @property
+    def waiting(self) -> int:
+        """Choices that neither ran nor were paused in the last step."""
+        with self._lock:
+            return max(self.choices - self.last.running - self.last.paused, 0)
+
     def accept(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms) -> Submit:
         """Refuse with InvalidRequest or Overloaded, or record the request: from then on it ends exactly once."""
         check_params(params, self.info.vocab)
@@ -203,6 +213,14 @@ class Ledger:
     def progress(self, id: int) -> tuple[int, int]:
         live = self._live.get(id)
         return live.read if live is not None else (0, 0)
+
+    def why(self, id: int) -> list[str]:
+        """What was decided for a request; of one of which nothing was, where it waits."""
+        told, live = self.journal.why(id), self._live.get(id)
+        if told or live is None or any(live.emitted) or live.read[1]:
+            return told
+        where = journal.WAITS_FOR_AN_ENGINE if id in self._unsent else journal.WAITS_ITS_TURN
+        return [Note(id, 0, where, (self.waiting,)).text]
 
     def deliver(self, delta: Delta) -> None:
         """Record a delta and hand it on; deltas of ended choices are dropped (late rows, crossing cancels)."""
@@ -289,8 +307,11 @@ class Ledger:
             self._fail(x, reason)
 
     def _fail(self, live: Live, reason: str) -> None:
-        for choice in range(live.request.params.n):
-            self.deliver(Delta(live.request.id, choice, (), "", reason))
+        id = live.request.id
+        for choice, made in enumerate(live.emitted):
+            if choice not in live.done:
+                self.journal.add([Note(id, choice, journal.ENDS, (reason, len(made)))])
+            self.deliver(Delta(id, choice, (), "", reason))
 
 
 class LocalClient:
@@ -305,8 +326,12 @@ class LocalClient:
     def last(self) -> StepDelta:
         return self._ledger.last
 
+    @property
+    def waiting(self) -> int:
+        return self._ledger.waiting
+
     def why(self, id: int) -> list[str]:
-        return self._ledger.journal.why(id)
+        return self._ledger.why(id)
 
     def progress(self, id: int) -> tuple[int, int]:
         return self._ledger.progress(id)
@@ -362,17 +387,3 @@ def check_grammar(
     if compiler is None:
         raise InvalidRequest("grammars are not available here (--disable-grammar-support)", "grammar")
     return compiler.check(params.grammar, limit)
-
-
-def handle(engine: Engine, message: ToEngine) -> None:
-    """Apply one message to an engine."""
-    if isinstance(message, Submit):
-        engine.submit(message)
-    elif isinstance(message, Cancel):
-        engine.cancel(message.id, message.reason)
-    elif isinstance(message, Pause):
-        engine.pause(message.id)
-    elif isinstance(message, Close):
-        engine.close()
-    else:
-        engine.resume(message.id)

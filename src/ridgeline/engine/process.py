@@ -151,8 +151,12 @@ class ProcessClient:
     def last(self) -> StepDelta:
         return self._ledger.last
 
+    @property
+    def waiting(self) -> int:
+        return self._ledger.waiting
+
     def why(self, id: int) -> list[str]:
-        return self._ledger.journal.why(id)
+        return self._ledger.why(id)
 
     def progress(self, id: int) -> tuple[int, int]:
         return self._ledger.progress(id)

@@ -9,6 +9,7 @@ import contextlib
 import signal
 import socket
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 
 import msgspec
@@ -16,18 +17,21 @@ import numpy as np
 
 from ridgeline.backends.base import Counting
 from ridgeline.config import EngineConfig
-from ridgeline.engine.client import handle
-from ridgeline.engine.load import load
+from ridgeline.engine.load import Loaded, Observe, load
+from ridgeline.engine.orders import handle
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import Close, LoadFailed, ToEngine
 from ridgeline.engine.wire import Channel
 from ridgeline.errors import RidgelineError
 
 _REST_S = 0.1  # between signs of life while all there is is paused
+MAIN = "ridgeline.analysis.worker"  # calls `main`, and watches the steps
+Watch = Callable[[Loaded], Observe | None]
 
 
-def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
-    """Run the engine until it is told to close or the channel is gone, and count as it goes on."""
+def serve(channel: Channel, config: EngineConfig, progress: Progress, watch: Watch | None = None) -> None:
+    """Run the engine until it is told to close or the channel is gone, and count as it goes on. `watch` gives an
+    observer of its steps."""
     try:
         loaded = load(config)
     except RidgelineError as wrong:
@@ -38,6 +42,8 @@ def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
         counter = progress.array()
         counter += np.uint64(1)  # says that there is something to watch
         backend.count_in(counter)
+    if watch is not None:
+        engine.observe = watch(loaded)
     channel.send(engine.info)
     while True:
         for message in channel.receive(None if engine.idle else _REST_S if engine.resting else 0):
@@ -51,18 +57,14 @@ def serve(channel: Channel, config: EngineConfig, progress: Progress) -> None:
 def command(fd: int, progress: int, config: EngineConfig) -> list[str]:
     """The command line of a worker on an inherited socket and counter."""
     settings = msgspec.json.encode(asdict(config)).decode()
-    return [sys.executable, "-m", "ridgeline.engine.worker", str(fd), str(progress), settings]
+    return [sys.executable, "-m", MAIN, str(fd), str(progress), settings]
 
 
-def main() -> None:
+def main(watch: Watch | None = None) -> None:
     # A stop is the server's to handle, though Ctrl-C and service managers signal every process: ours ends with it.
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = EngineConfig(**msgspec.json.decode(sys.argv[3]))
     channel, progress = Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine), Progress(int(sys.argv[2]))
     with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
-        serve(channel, config, progress)
-
-
-if __name__ == "__main__":
-    main()
+        serve(channel, config, progress, watch)

@@ -11,7 +11,6 @@ import ipaddress
 import re
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from urllib.parse import urlsplit
 
 from starlette.types import Scope
 
@@ -52,6 +51,7 @@ class Access:
     ) -> None:
         self._config, self._hub, self._health, self._unasked = config, hub, health, unasked
         self.keys, self._quotas = KeyRing(config.api_keys, config.api_key), Quotas()
+        self._hosts = {_name_of(host) or host.lower() for host in config.allowed_hosts}
 
     def admit(self, scope: Scope, record: Record) -> AbstractContextManager[None]:
         """A context for the time of the request, which counts against its key's quotas; typed errors refuse it.
@@ -97,17 +97,18 @@ class Access:
         return key
 
     def _check_host(self, host: str | None) -> None:
-        if host is None or (self._config.open and not self._config.allowed_hosts):
+        if host is None or (self._config.open and not self._hosts):
             return  # every browser sends it
-        name = (urlsplit(f"//{host}").hostname or "") if _is_host(host) else ""
-        if not (is_loopback(name) or name in self._config.allowed_hosts or "*" in self._config.allowed_hosts):
+        name = _name_of(host)
+        if not (is_loopback(name) or name in self._hosts or "*" in self._hosts):
             raise Forbidden(f"the host {host[:80]!r} is not served here; --allowed-hosts lists those that are")
 
     def _check_origin(self, headers: Mapping[str, str]) -> None:
         origin = headers.get("origin")
         if origin is None or origin in self._config.cors_allow_origin or "*" in self._config.cors_allow_origin:
             return
-        if origin.partition("://")[2] != headers.get("host", ""):
+        host = headers.get("host", "")
+        if origin not in (f"http://{host}", f"https://{host}"):
             raise Forbidden(f"pages of {origin[:80]!r} may not ask here; --cors-allow-origin lists those that may")
 
 
@@ -117,8 +118,10 @@ def _check_type(given: str) -> None:
         raise NotJSON(f"the content-type must be application/json, is {given[:80]!r}")
 
 
-def _is_host(host: str) -> bool:
-    return re.fullmatch(r"[A-Za-z0-9._-]+(:\d{1,5})?|\[[0-9A-Fa-f:.]+\](:\d{1,5})?", host) is not None
+def _name_of(host: str) -> str:
+    """The name or address in a Host header, as names are compared; "" where it is none."""
+    found = re.fullmatch(r"([A-Za-z0-9._-]+|\[[0-9A-Fa-f:.]+\])(:\d{1,5})?", host, re.ASCII)
+    return found[1].strip("[]").lower().removesuffix(".") if found else ""
 
 
 def is_loopback(host: str) -> bool:

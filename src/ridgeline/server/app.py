@@ -54,6 +54,7 @@ from ridgeline.server.service import Service, public_name, sha_of
 from ridgeline.server.strict import OPEN_ROUTES, StrictErrors, strictly, tgi_models
 from ridgeline.server.tgi_tokens import chat_tokenize
 from ridgeline.server.tokens import detokenize, tokenize
+from ridgeline.server.tracing import packages
 from ridgeline.server.watermark import detect_mark
 from ridgeline.text.tokenizer import Tokenizer
 from ridgeline.weights.fetch import Progress
@@ -234,6 +235,8 @@ def check(config: ServerConfig) -> None:
     """ConfigError for what can be known to be wrong before a model is loaded."""
     check_openness(config)
     KeyRing(config.access.api_keys)
+    if config.otlp_endpoint:
+        packages()
     uvicorn_config(Starlette(), config)
 
 

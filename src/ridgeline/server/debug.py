@@ -50,7 +50,7 @@ def about_engine(hub: Hub) -> Reply:
     done = last.counters
     free = info.pages - last.pages_used - last.pages_cached - last.pages_withheld
     return Reply({
-        "step": last.step, "running": last.running, "waiting": last.waiting, "paused": last.paused,
+        "step": last.step, "running": last.running, "waiting": hub.client.waiting, "paused": last.paused,
         "most_running": info.max_requests, "queue": info.queue,
         "pages": {
             "total": info.pages, "used": last.pages_used, "cached": last.pages_cached,

@@ -58,7 +58,7 @@ class Hub:
         self._stopping = threading.Event()
         self._pumped: list[tuple[Stream, Event]] = []
         self._streams: set[Stream] = set()
-        self._asked: OrderedDict[str, list[int]] = OrderedDict()
+        self._asked: OrderedDict[tuple[str, str], list[int]] = OrderedDict()  # by key and name: clients choose names
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
         self._then: Callable[[], object] | None = None  # when all streams have ended: no new ones are let in
@@ -108,8 +108,10 @@ class Hub:
         return Stream(self, record or Record())
 
     def asked(self, id: str) -> list[int]:
-        """The client's ids of what an HTTP request submitted, of the last thousands; an id may have a prefix."""
-        return list(self._asked.get(id) or self._asked.get(id.partition("-")[2]) or ())
+        """The client's ids of what HTTP requests of this name, which may have a prefix, submitted, of the last
+        thousands."""
+        names = (id, id.partition("-")[2])
+        return [number for (_, name), ids in self._asked.items() if name in names for number in ids]
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams."""
@@ -141,7 +143,7 @@ class Hub:
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
-        self._asked[stream.id] = stream.ids
+        self._asked[stream.record.name, stream.id] = stream.ids
         if len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
 
@@ -233,7 +235,11 @@ class Stream:
         for number, job in enumerate(jobs):
             if self._closed:
                 return
-            id = self._hub.submit(self, number, job, terms)
+            try:
+                id = self._hub.submit(self, number, job, terms)
+            except RidgelineError:
+                self.record.submitted *= number > 0  # else nothing of it reached the engine
+                raise
             with self._lock:
                 self.ids.append(id)
                 closed = self._closed

@@ -36,7 +36,7 @@ class Log:
     def __call__(self, record: Record) -> None:
         if LOG_LEVELS.index(level_of(record)) < self._least:
             return
-        with contextlib.suppress(OSError):  # nobody reads the log: requests go on
+        with contextlib.suppress(OSError, ValueError):  # nobody reads the log, or it is closed: requests go on
             self._file.write(self._line(described(record)) + "\n")
             self._file.flush()
 

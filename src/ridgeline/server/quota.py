@@ -30,8 +30,11 @@ class Bucket:
         self._level, self._at = float(limit), clock()
 
     def wait(self, limit: int) -> float:
-        """Seconds until there is one to take; 0 = now. The limit, above 0, may be another than before."""
+        """Seconds until there is one to take; 0 = now. The limit may be another than before."""
         now = self._clock()
+        if not limit:
+            self._limit = 0
+            return 0.0
         level = self._level + (now - self._at) * limit / 60 if self._limit else limit
         self._level, self._limit, self._at = min(level, limit), limit, now
         return max(0.0, (1 - self._level) * 60 / limit) if self._level < 1 - 1e-9 else 0.0
@@ -54,7 +57,7 @@ class Account:
         """OverQuota names the limit; else the request counts until the context ends. `retry_after` guesses when
         another one of the key's requests will have ended."""
         for bucket, limit, what in ((self._requests, key.rate, "requests"), (self._tokens, key.tokens, "tokens")):
-            if limit and (wait := bucket.wait(limit)):
+            if wait := bucket.wait(limit):
                 raise OverQuota(f"key {key.name} may use {limit} {what} a minute, and has; try later", wait)
         if key.concurrency and self._running >= key.concurrency:
             raise OverQuota(f"key {key.name} may have {key.concurrency} requests at once, and has", retry_after())

@@ -68,9 +68,8 @@ class Record:
         self.started = min(self.started or began, began)
 
     def tokens(self, count: int, now: float) -> bool:
-        """Tokens arrived. Whether others had come before, `gap` seconds ago."""
-        later = self.first > 0.0
-        if not later:
+        """Tokens arrived. Whether others had come in a step before, `gap` seconds ago."""
+        if not self.first:
             self.first = now
             self.spend(self.prompt)
         elif now > self.last:
@@ -78,7 +77,7 @@ class Record:
         self.last = now
         self.generated += count
         self.spend(count)
-        return later
+        return self.gap > 0.0
 
 
 def record_of(scope: Scope) -> Record:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ridgeline.engine.client import EngineClient
 from ridgeline.engine.records import PAGE, EngineInfo, StepDelta, Steps
 from ridgeline.server.exposition import Histogram, Number
 from ridgeline.server.record import Record
@@ -113,11 +114,12 @@ class TGIMetrics:
         }.items():
             self._durations[what].observe(seconds)
 
-    def families(self, last: StepDelta) -> Iterator[Number | Histogram]:
+    def families(self, client: EngineClient) -> Iterator[Number | Histogram]:
         """All of them, with gauges as of the engine's last step."""
+        last = client.last
         yield from (self._count, self._success, self._failure, *self._batches, self._concat)
         gauges = {
-            "queue_size": last.waiting,
+            "queue_size": client.waiting,
             "batch_current_size": last.running,
             "batch_current_max_tokens": last.pages_used * PAGE,
             "batch_max_total_tokens": self._info.pages * PAGE,

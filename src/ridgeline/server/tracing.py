@@ -14,9 +14,21 @@ from ridgeline.engine.records import EngineInfo
 from ridgeline.errors import ConfigError
 from ridgeline.server.record import TRACEPARENT, Record
 
+SEND_S = 5  # that a collector may take, also when it is not there and the server ends
+
 
 def tracer(endpoint: str, service: str, info: EngineInfo) -> Callable[[Record], None]:
-    """An observer that sends spans to a collector (OTLP over HTTP)."""
+    """An observer that sends spans to a collector (OTLP over HTTP); the last ones when the process ends."""
+    exporter, provider_of, resource_of, processor_of = packages()
+    about = {"service.name": service, "service.version": __version__}
+    provider = provider_of(resource=resource_of(about))
+    path = "" if endpoint.rstrip("/").endswith("/v1/traces") else "/v1/traces"
+    provider.add_span_processor(processor_of(exporter(endpoint.rstrip("/") + path, timeout=SEND_S)))
+    return spans(provider, info)
+
+
+def packages() -> tuple[Any, Any, Any, Any]:
+    """What makes an exporter, a provider, a resource and a processor of spans. ConfigError where it is missing."""
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource
@@ -24,11 +36,7 @@ def tracer(endpoint: str, service: str, info: EngineInfo) -> Callable[[Record], 
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError:
         raise ConfigError("an otlp_endpoint needs packages: pip install 'ridgeline-llm[otel]'") from None
-    about = {"service.name": service, "service.version": __version__}
-    provider = TracerProvider(resource=Resource.create(about))
-    path = "" if endpoint.rstrip("/").endswith("/v1/traces") else "/v1/traces"
-    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint.rstrip("/") + path)))
-    return spans(provider, info)
+    return OTLPSpanExporter, TracerProvider, Resource.create, BatchSpanProcessor
 
 
 def spans(provider: Any, info: EngineInfo) -> Callable[[Record], None]:
