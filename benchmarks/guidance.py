@@ -106,7 +106,7 @@ def valid(text: str, asked: dict[str, Any]) -> bool:
 
 
 def rigid(llm: LLM) -> dict[str, Any]:
-    """A schema of which little is free, against as many tokens without it."""
+    """A schema of which little is free, against the same text without it: its tokens given one by one."""
     names = ("identification_number", "registered_office_city", "is_currently_active", "annual_report_available")
     properties = {name: {"type": "boolean"} for name in names} | {"currency": {"enum": ["EUR", "USD"]}}
     asked = {
@@ -115,45 +115,55 @@ def rigid(llm: LLM) -> dict[str, Any]:
     grammar = Grammar("json_schema", json.dumps(asked))
     prompt = llm.chat_prompt([{"role": "user", "content": "Describe a company in JSON."}])
     guided = SamplingParams(max_tokens=200, temperature=0, grammar=grammar)
-    made = len(llm.generate([prompt], guided)[0].completions[0].tokens)
-    free = SamplingParams(max_tokens=made, temperature=0, ignore_eos=True)
+    made = llm.generate([prompt], guided)[0].completions[0]
+    free = SamplingParams(max_tokens=200, temperature=0, forced=tuple(token.id for token in made.tokens))
+    assert llm.generate([prompt], free)[0].completions[0].text == made.text
     times: dict[str, list[float]] = {"guided": [], "free": []}
-    for _ in range(7):
+    for _ in range(15):
         for name, params in (("guided", guided), ("free", free)):
             begin = time.perf_counter()
             llm.generate([prompt], params)
             times[name].append(time.perf_counter() - begin)
     guided_s, free_s = statistics.median(times["guided"]), statistics.median(times["free"])
-    return {"tokens": made, "guided_s": guided_s, "free_s": free_s, "faster": free_s / guided_s}
+    return {"tokens": len(made.tokens), "guided_s": guided_s, "free_s": free_s, "faster": free_s / guided_s}
 
 
-def hostile(llm: LLM, streams: int = 4) -> dict[str, Any]:
-    """Steps of plain answers alone, and beside grammars that are slow to compile and to follow."""
+def hostile(llm: LLM, rounds: int = 4) -> dict[str, Any]:
+    """Steps of a plain answer alone, beside three plain ones, and beside three with grammars that are slow to follow
+    and one that is slow to compile."""
+    steps: dict[str, list[float]] = {"alone": [], "plain": [], "hostile": []}
+    for at in range(rounds):
+        for name in steps:
+            steps[name] += _steps(llm, name, at)
+    median = {name: 1e3 * statistics.median(seconds) for name, seconds in steps.items()}
+    p99 = {name: 1e3 * sorted(seconds)[int(0.99 * len(seconds))] for name, seconds in steps.items()}
+    return {"step_ms": median, "p99_ms": p99, "slower": median["hostile"] / median["plain"]}
+
+
+def _steps(llm: LLM, beside: str, round: int) -> list[float]:
+    """Seconds of each step behind the first ones. The grammars of each round are new ones."""
     prompt = llm.chat_prompt([{"role": "user", "content": "Tell me a long story."}])
     plain = SamplingParams(max_tokens=150, temperature=0, ignore_eos=True)
-    found = {}
-    for name in ("alone", "beside"):
-        seconds: list[float] = []
-        ids = [llm.client.submit(prompt, plain, lambda delta: None) for _ in range(streams)]
-        others = []
-        if name == "beside":
-            engine = llm._loaded.engine
-            for pattern in HOSTILE:
-                params = SamplingParams(max_tokens=400, grammar=Grammar("lark", f"start: /{pattern}/"), logprobs=0)
-                others.append(llm.client.submit(prompt, params, lambda delta: None))
-            many = {"type": "object", "properties": {f"p{i}": {"type": "string"} for i in range(2500)}}
-            engine.compiler.compile(Grammar("json_schema", json.dumps(many)))
-        for at in range(120):
-            begin = time.perf_counter()
-            llm.client.pump(0)
-            if at >= 20:  # prompts are read by then
-                seconds.append(time.perf_counter() - begin)
-        for id in (*ids, *others):
-            llm.client.cancel(id)
-        while not llm.client.idle:
-            llm.client.pump(0)
-        found[name] = 1e3 * statistics.median(seconds)
-    return {"step_ms": found, "slower": found["beside"] / found["alone"]}
+    params = [plain]
+    if beside == "plain":
+        params += [plain] * 3
+    elif beside == "hostile":
+        grammars = [Grammar("lark", f"start: /{text}{round}/") for text in HOSTILE]
+        params += [SamplingParams(max_tokens=400, grammar=grammar) for grammar in grammars]
+        many = {"type": "object", "properties": {f"p{round}_{i}": {"type": "string"} for i in range(2500)}}
+        llm._loaded.engine.compiler.compile(Grammar("json_schema", json.dumps(many)))
+    ids = [llm.client.submit(prompt, p, lambda delta: None) for p in params]
+    seconds = []
+    for at in range(120):
+        begin = time.perf_counter()
+        llm.client.pump(0)
+        if at >= 20:  # prompts are read by then
+            seconds.append(time.perf_counter() - begin)
+    for id in ids:
+        llm.client.cancel(id)
+    while not llm.client.idle:
+        llm.client.pump(0)
+    return seconds
 
 
 def main() -> None:

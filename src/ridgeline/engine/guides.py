@@ -19,17 +19,22 @@ from ridgeline.guidance.compiler import Compiled, Compiler, thread
 from ridgeline.guidance.guide import Guide, Move
 
 _EACH_S = 1e-3  # that others wait for a guide in time, in which it answers almost always
-_TRUST = 16  # answers in time after which one that was late is waited for again
+_TRUST, _DISTRUST = 16, 1024  # answers in time after which one that was late is waited for again: at first, at most
 _IDLE_S = 0.02  # longest wait where nothing else can run
 
 
 class Watched:
-    """A sequence's guide, and how many answers in time it owes before it is waited for."""
+    """A sequence's guide, and how many answers in time it owes before it is waited for: `trust` the next time."""
 
-    __slots__ = ("guide", "owes")
+    __slots__ = ("guide", "owes", "trust")
 
     def __init__(self, guide: Guide) -> None:
-        self.guide, self.owes = guide, 0
+        self.guide, self.owes, self.trust = guide, 0, _TRUST
+
+    def judge(self, late: bool) -> None:
+        self.owes = self.trust if late else max(self.owes - 1, 0)
+        if late:
+            self.trust = min(2 * self.trust, _DISTRUST)
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +50,7 @@ class Guides:
     """`begin` and `feed` ask; `take` gives what is ready. All are the engine's thread's.
 
     A guide that is late moves to a thread of its like, which gives way to all others, until it has been quick for a
-    while: nobody waits for it there.
+    while, longer each time: nobody waits for it there. So does one that has to search, for that answer.
     """
 
     def __init__(self, compiler: Compiler | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -127,14 +132,19 @@ class Guides:
     def _advance(self, s: Sequence, watched: Watched, token: Token, awaited: bool) -> None:
         begin = self._clock()
         try:
-            move = watched.guide.advance(token.id)
+            move = watched.guide.glance(token.id, patient=not awaited)
         except Exception as wrong:
             move = Move((), failed=str(wrong))
         took = self._clock() - begin
-        watched.owes = _TRUST if took > _EACH_S else max(watched.owes - 1, 0)
-        if self.times is not None:
+        if self.times is not None and (awaited or watched.owes):
             self.times.append(took)
+        if awaited or watched.owes:
+            watched.judge(took > _EACH_S)
+        if move is None:
+            assert self._slow is not None
+            self._slow.submit(self._advance, s, watched, token, False)
         with self._changed:
-            self._ready.append(Outcome(s, token, move))
+            if move is not None:
+                self._ready.append(Outcome(s, token, move))
             self._awaited -= awaited
             self._changed.notify_all()
