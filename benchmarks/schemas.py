@@ -346,21 +346,6 @@ REALISTIC: list[Schema] = [
             }
         }
     ),
-    closed(
-        {
-            "apiVersion": {"const": "v1"},
-            "kind": {"enum": ["Pod", "Service", "ConfigMap"]},
-            "metadata": closed(
-                {
-                    "name": {"type": "string", "pattern": "^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "maxLength": 63},
-                    "labels": {"type": "object", "additionalProperties": {"type": "string"}},
-                },
-                ["name"],
-            ),
-            "spec": {"type": "object"},
-        },
-        ["apiVersion", "kind", "metadata"],
-    ),
     {"type": "array", "items": {"type": "string", "format": "time"}, "minItems": 3, "maxItems": 3},
     {
         "type": "object",

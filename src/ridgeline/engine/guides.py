@@ -18,23 +18,25 @@ from ridgeline.engine.sequence import Sequence
 from ridgeline.guidance.compiler import Compiled, Compiler, thread
 from ridgeline.guidance.guide import Guide, Move
 
-_EACH_S = 1e-3  # that others wait for a guide in time, in which it answers almost always
-_TRUST, _DISTRUST = 16, 1024  # answers in time after which one that was late is waited for again: at first, at most
+_EACH_S = 3e-4  # that others wait for a guide in time, in which it answers almost always
+_MOST_S, _SHARE = 8 * _EACH_S, 1 / 8  # of one answer, and what it counts, in what a guide usually takes
 _IDLE_S = 0.02  # longest wait where nothing else can run
 
 
 class Watched:
-    """A sequence's guide, and how many answers in time it owes before it is waited for: `trust` the next time."""
+    """A sequence's guide, and the seconds that it usually takes: who is late as a rule is not waited for."""
 
-    __slots__ = ("guide", "owes", "trust")
+    __slots__ = ("guide", "usual")
 
     def __init__(self, guide: Guide) -> None:
-        self.guide, self.owes, self.trust = guide, 0, _TRUST
+        self.guide, self.usual = guide, 0.0
 
-    def judge(self, late: bool) -> None:
-        self.owes = self.trust if late else max(self.owes - 1, 0)
-        if late:
-            self.trust = min(2 * self.trust, _DISTRUST)
+    def took(self, seconds: float) -> None:
+        self.usual += (min(seconds, _MOST_S) - self.usual) * _SHARE
+
+    @property
+    def late(self) -> bool:
+        return self.usual >= _EACH_S
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -50,7 +52,7 @@ class Guides:
     """`begin` and `feed` ask; `take` gives what is ready. All are the engine's thread's.
 
     A guide that is late moves to a thread of its like, which gives way to all others, until it has been quick for a
-    while, longer each time: nobody waits for it there. So does one that has to search, for that answer.
+    while: nobody waits for it there. So does one that has to search, for that answer.
     """
 
     def __init__(self, compiler: Compiler | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -60,7 +62,7 @@ class Guides:
         self._ready: list[Outcome] = []
         self._changed = threading.Condition()
         self._pending = self._awaited = 0  # asked and not taken; of them, those that are waited for
-        self.times: list[float] | None = None  # of each answer, where somebody measures
+        self.times: list[float] | None = None  # of each answer, or try of one, where somebody measures
 
     @property
     def pending(self) -> bool:
@@ -89,7 +91,7 @@ class Guides:
         """Say what a sampled token leads to."""
         assert self._quick is not None and self._slow is not None and s.guide is not None
         self._hold(s)
-        if s.guide.owes:
+        if s.guide.late:
             self._slow.submit(self._advance, s, s.guide, token, False)
         else:
             with self._changed:
@@ -136,10 +138,10 @@ class Guides:
         except Exception as wrong:
             move = Move((), failed=str(wrong))
         took = self._clock() - begin
-        if self.times is not None and (awaited or watched.owes):
+        if self.times is not None:
             self.times.append(took)
-        if awaited or watched.owes:
-            watched.judge(took > _EACH_S)
+        if awaited or watched.late:
+            watched.took(took)
         if move is None:
             assert self._slow is not None
             self._slow.submit(self._advance, s, watched, token, False)
