@@ -196,6 +196,31 @@ def test_a_search_is_waited_for_by_its_own_row_alone(monkeypatch):
     e.cancel(2)
 
 
+def test_late_answers_leave_the_cores_to_others_while_there_are_any(monkeypatch):
+    seen: list[tuple[float, bool]] = []
+
+    class Rests(threading.Event):
+        def wait(self, timeout=None):
+            seen.append((timeout, self.is_set()))
+            return True
+
+    glance = Guide.glance
+    monkeypatch.setattr(
+        Guide, "glance", lambda guide, token, patient: (time.sleep(0.002), glance(guide, token, patient))[1]
+    )
+    e = engine()
+    e.guides._alone = Rests()
+    e.submit(Submit(1, (30,) * 5, guided(SCHEMAS[0], 400, logprobs=0), 1, 400))
+    e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
+    while len(seen) < 3:
+        e.step()
+    assert all(timeout >= 0.008 and not alone for timeout, alone in seen)
+    e.cancel(2)
+    while not e.idle:
+        e.step()
+    assert seen[-1][1]
+
+
 def test_a_guide_that_fails_ends_its_request_with_a_reason(monkeypatch):
     grammar = Grammar("lark", 'start: "a" start')
 

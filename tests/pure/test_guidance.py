@@ -25,7 +25,8 @@ COMPILER = Compiler(LETTERS, SIZE)
 GRAMMARS = [*map(of_schema, SCHEMAS), Grammar("json_object"), Grammar("choice", '["yes", "no", "may be? (x)"]')]
 GRAMMARS += [Grammar("regex", pattern) for pattern in ("[0-9]{3}-[0-9]{4}", "[a-z]+@[a-z]+[.]com", "(ab|c)*d")]
 GRAMMARS += [
-    Grammar("regex", pattern) for pattern in (".*foo", "(.*a){3}b?[^a]", "^(?i:no+)$|(?:[א-ת]x){2,4}", "a{2}.*[!-~].{2}z")
+    Grammar("regex", pattern)
+    for pattern in (".*foo", "(.*a){3}b?[^a]", "^(?i:no+)$|(?:[א-ת]x){2,4}", "a{2}.*[!-~].{2}z")
 ]
 GRAMMARS += [of_schema({"type": "string", "pattern": pattern}) for pattern in ("foo", "@.*@$", "^[A-Z]{2}.*[0-9]")]
 

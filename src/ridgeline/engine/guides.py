@@ -20,6 +20,7 @@ from ridgeline.guidance.guide import Guide, Move
 
 _EACH_S = 3e-4  # that others wait for a guide in time, in which it answers almost always
 _MOST_S, _SHARE = 8 * _EACH_S, 1 / 8  # of one answer, and what it counts, in what a guide usually takes
+_REST, _LONGEST_REST_S = 4, 0.01  # times what it took that a late answer is rested from, while others compute
 _IDLE_S = 0.02  # longest wait where nothing else can run
 
 
@@ -52,7 +53,8 @@ class Guides:
     """`begin` and `feed` ask; `take` gives what is ready. All are the engine's thread's.
 
     A guide that is late moves to a thread of its like, which gives way to all others, until it has been quick for a
-    while: nobody waits for it there. So does one that has to search, for that answer.
+    while: nobody waits for it there, and between its answers the cores are the steps' own. So does one that has to
+    search, for that answer.
     """
 
     def __init__(self, compiler: Compiler | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -61,6 +63,7 @@ class Guides:
         self._slow: ThreadPoolExecutor | None = None
         self._ready: list[Outcome] = []
         self._changed = threading.Condition()
+        self._alone = threading.Event()  # nothing else can run
         self._pending = self._awaited = 0  # asked and not taken; of them, those that are waited for
         self.times: list[float] | None = None  # of each answer, or try of one, where somebody measures
 
@@ -103,6 +106,8 @@ class Guides:
         for any."""
         if not self._pending:
             return []
+        if wait and alone != self._alone.is_set():
+            self._alone.set() if alone else self._alone.clear()
         with self._changed:
             if alone:
                 self._changed.wait_for(lambda: bool(self._ready), _IDLE_S)
@@ -150,3 +155,5 @@ class Guides:
                 self._ready.append(Outcome(s, token, move))
             self._awaited -= awaited
             self._changed.notify_all()
+        if not awaited and took >= _EACH_S:
+            self._alone.wait(min(_REST * took, _LONGEST_REST_S))
