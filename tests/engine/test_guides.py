@@ -17,6 +17,7 @@ from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import Grammar, SamplingParams
 from ridgeline.engine.records import EOS, UNGUIDED, Submit
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.closing import Ways
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.guide import Guide
 
@@ -146,15 +147,15 @@ def test_a_request_may_leave_while_its_grammar_is_compiled(monkeypatch):
 
 
 def test_a_late_mask_delays_only_its_own_row(monkeypatch):
-    advance, late = Guide.advance, []
+    glance, late = Guide.glance, []
 
-    def dawdle(guide, token):
+    def dawdle(guide, token, patient):
         if guide.closing is None or len(guide.closing) > 15:  # the one of the long schema
             time.sleep(0.03)
             late.append(token)
-        return advance(guide, token)
+        return glance(guide, token, patient)
 
-    monkeypatch.setattr(Guide, "advance", dawdle)
+    monkeypatch.setattr(Guide, "glance", dawdle)
     long = {"type": "object", "properties": {f"k{i}": {"type": "boolean"} for i in range(9)}, "required": ["k8", "k7"]}
     COMPILER.compile(of_schema(long)).result()
     e = engine()
@@ -169,13 +170,64 @@ def test_a_late_mask_delays_only_its_own_row(monkeypatch):
     e.cancel(2)
 
 
+def test_a_search_is_waited_for_by_its_own_row_alone(monkeypatch):
+    shortest, gate, searched = Ways.shortest, threading.Event(), []
+
+    def long(*args):
+        searched.append(args)
+        gate.wait(20)
+        return shortest(*args)
+
+    compiled = COMPILER.compile(of_schema(SCHEMAS[1])).result()
+    monkeypatch.setattr(Ways, "any", lambda *args: None)
+    monkeypatch.setattr(Ways, "shortest", long)
+    e = engine()
+    e.submit(
+        Submit(1, (30,) * 5, guided(SCHEMAS[1], len(compiled.closing) + 30, seed=3), 1, len(compiled.closing) + 30)
+    )
+    e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
+    while not searched:
+        e.step()
+    for _ in range(20):
+        assert {d.id for d in e.step().deltas} == {2}
+    gate.set()
+    while not any(d.id == 1 and d.finish == EOS for d in e.step().deltas):
+        pass
+    e.cancel(2)
+
+
+def test_late_answers_leave_the_cores_to_others_while_there_are_any(monkeypatch):
+    seen: list[tuple[float, bool]] = []
+
+    class Rests(threading.Event):
+        def wait(self, timeout=None):
+            seen.append((timeout, self.is_set()))
+            return True
+
+    glance = Guide.glance
+    monkeypatch.setattr(
+        Guide, "glance", lambda guide, token, patient: (time.sleep(0.002), glance(guide, token, patient))[1]
+    )
+    e = engine()
+    e.guides._alone = Rests()
+    e.submit(Submit(1, (30,) * 5, guided(SCHEMAS[0], 400, logprobs=0), 1, 400))
+    e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
+    while len(seen) < 3:
+        e.step()
+    assert all(timeout >= 0.008 and not alone for timeout, alone in seen)
+    e.cancel(2)
+    while not e.idle:
+        e.step()
+    assert seen[-1][1]
+
+
 def test_a_guide_that_fails_ends_its_request_with_a_reason(monkeypatch):
     grammar = Grammar("lark", 'start: "a" start')
 
-    def fail(guide, token):
+    def fail(guide, token, patient):
         raise RuntimeError("as if out of bounds")
 
-    monkeypatch.setattr(Guide, "advance", fail)
+    monkeypatch.setattr(Guide, "glance", fail)
     asked = [([30] * 5, SamplingParams(grammar=grammar, max_tokens=9)), ([30] * 5, SamplingParams(max_tokens=9))]
     broken, other = run(engine(), asked)
     assert broken.finish[0] == [UNGUIDED]

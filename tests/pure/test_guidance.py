@@ -18,11 +18,17 @@ from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.vocabulary import Vocabulary
 
+FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 LETTERS = Letters()
 SIZE = 320
 COMPILER = Compiler(LETTERS, SIZE)
 GRAMMARS = [*map(of_schema, SCHEMAS), Grammar("json_object"), Grammar("choice", '["yes", "no", "may be? (x)"]')]
 GRAMMARS += [Grammar("regex", pattern) for pattern in ("[0-9]{3}-[0-9]{4}", "[a-z]+@[a-z]+[.]com", "(ab|c)*d")]
+GRAMMARS += [
+    Grammar("regex", pattern)
+    for pattern in (".*foo", "(.*a){3}b?[^a]", "^(?i:no+)$|(?:[א-ת]x){2,4}", "a{2}.*[!-~].{2}z")
+]
+GRAMMARS += [of_schema({"type": "string", "pattern": pattern}) for pattern in ("foo", "@.*@$", "^[A-Z]{2}.*[0-9]")]
 
 
 def least(grammar: Grammar) -> int:
@@ -30,7 +36,11 @@ def least(grammar: Grammar) -> int:
 
 
 def allowed(mask) -> list[int]:
-    return np.flatnonzero(np.unpackbits(mask.view(np.uint8), bitorder="little")).tolist()
+    return bits(mask.tobytes())
+
+
+def bits(mask: bytes) -> list[int]:
+    return np.flatnonzero(np.unpackbits(np.frombuffer(mask, np.uint8), bitorder="little")).tolist()
 
 
 def answer(grammar: Grammar, limit: int, seed: int, jumps: bool, given: tuple[int, ...] = ()) -> list[int]:
@@ -57,7 +67,7 @@ def check(grammar: Grammar, text: str) -> None:
         assert text in json.loads(grammar.value)
     else:
         schema = json.loads(grammar.value or '{"type": "object"}')
-        jsonschema.validate(json.loads(text), schema)
+        jsonschema.Draft202012Validator(schema, format_checker=FORMATS).validate(json.loads(text))
 
 
 @pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.value[:60])
@@ -81,6 +91,19 @@ def test_fewer_tokens_than_the_shortest_answer_has_are_refused_with_both_numbers
     assert refused.value.param == "max_tokens"
 
 
+@pytest.mark.parametrize("grammar", GRAMMARS, ids=lambda g: g.value[:60])
+@settings(max_examples=4, deadline=None)
+@given(seed=st.integers(0, 999), more=st.integers(0, 200))
+def test_whatever_way_is_known_its_tokens_end_the_answer(grammar, seed, more):
+    guide = COMPILER.compile(grammar).result().guide(least(grammar) + more, False)
+    move, draw = guide.first(), random.Random(seed)
+    while move.mask is not None:
+        assert 0 < len(guide.closing) <= guide.left
+        matcher, (*before, end) = guide._matcher.deep_copy(), guide.closing
+        assert matcher.consume_tokens(before) and END in bits(matcher.compute_bitmask()) and end == END
+        move = guide.advance(draw.choice(allowed(move.mask)))
+
+
 def test_the_shortest_answers_are_short():
     assert least(Grammar("json_object")) == 3  # { } and the end
     assert least(Grammar("regex", "a*")) == 1
@@ -97,6 +120,53 @@ def test_a_keyword_that_is_not_supported_is_named_by_its_json_pointer():
         COMPILER.check(of_schema(both), 100)
     with pytest.raises(InvalidRequest, match="/minProperties"):
         COMPILER.check(of_schema({"type": "object", "minProperties": 2}), 100)
+
+
+def test_what_one_answer_spends_is_there_again_for_the_next(monkeypatch):
+    from llguidance import LLParserLimits
+
+    monkeypatch.setattr(
+        "llguidance.LLParserLimits", lambda **more: LLParserLimits(**{**more, "max_lexer_states": 2000})
+    )
+    compiler, grammar = Compiler(LETTERS, SIZE), Grammar("regex", "(a|b|ab|ba)*.*a.{12}b")
+    first = compiler.compile(grammar).result()
+    for seed in range(9):
+        guide, draw, tokens = compiler.compile(grammar).result().guide(150, True), random.Random(seed), []
+        move = guide.first()
+        while move.mask is not None:
+            letters = [i for i in allowed(move.mask) if LETTERS.token_bytes(i) in (b"a", b"b")]
+            move = guide.advance(draw.choice(letters or allowed(move.mask)))
+            tokens += move.tokens
+        check(grammar, LETTERS.decode(tokens))
+    assert first.spent and compiler.compile(grammar).result() is not first
+
+
+@pytest.mark.parametrize(
+    ("format", "good", "bad"),
+    [
+        ("date", ["2024-02-29", "0001-01-31", "2000-02-29"], ["2023-02-29", "0000-01-01", "1900-02-29", "2024-04-31"]),
+        ("time", ["00:00:00Z", "23:59:59.5+14:00"], ["23:59:60Z", "24:00:00Z", "10:00:00"]),
+        ("date-time", ["1999-12-31T23:59:59-08:00"], ["2023-02-29T00:00:00Z", "1999-12-31 00:00:00Z"]),
+    ],
+)
+def test_days_and_times_are_those_of_the_calendar(format, good, bad):
+    for schema in (
+        {"type": "string", "format": format},
+        {"type": "string", "format": format, "allOf": [{"minLength": 1}]},
+    ):
+        matcher = COMPILER.compile(of_schema(schema)).result()._matcher
+        for text in (*good, *bad):
+            tokens = [*LETTERS.encode(json.dumps(text), False), END]
+            assert (matcher.validate_tokens(tokens) == len(tokens)) == (text in good), text
+    assert COMPILER.check(of_schema(closed({"format": {"const": "date"}})), 100) == []
+
+
+def test_names_cannot_be_spelled_around_by_escapes():
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
+    matcher = COMPILER.compile(of_schema(schema)).result()._matcher
+    for text, fits in (('{"a":1,"b":"x"}', True), ('{"a":1,"\\u0061":"x"}', False)):
+        tokens = [*LETTERS.encode(text, False), END]
+        assert (matcher.validate_tokens(tokens) == len(tokens)) == fits
 
 
 def test_a_property_may_be_called_like_a_keyword_that_is_not_supported():

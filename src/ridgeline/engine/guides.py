@@ -18,18 +18,26 @@ from ridgeline.engine.sequence import Sequence
 from ridgeline.guidance.compiler import Compiled, Compiler, thread
 from ridgeline.guidance.guide import Guide, Move
 
-_EACH_S = 1e-3  # that others wait for a guide in time, in which it answers almost always
-_TRUST = 16  # answers in time after which one that was late is waited for again
+_EACH_S = 3e-4  # that others wait for a guide in time, in which it answers almost always
+_MOST_S, _SHARE = 8 * _EACH_S, 1 / 8  # of one answer, and what it counts, in what a guide usually takes
+_REST, _LONGEST_REST_S = 4, 0.01  # times what it took that a late answer is rested from, while others compute
 _IDLE_S = 0.02  # longest wait where nothing else can run
 
 
 class Watched:
-    """A sequence's guide, and how many answers in time it owes before it is waited for."""
+    """A sequence's guide, and the seconds that it usually takes: who is late as a rule is not waited for."""
 
-    __slots__ = ("guide", "owes")
+    __slots__ = ("guide", "usual")
 
     def __init__(self, guide: Guide) -> None:
-        self.guide, self.owes = guide, 0
+        self.guide, self.usual = guide, 0.0
+
+    def took(self, seconds: float) -> None:
+        self.usual += (min(seconds, _MOST_S) - self.usual) * _SHARE
+
+    @property
+    def late(self) -> bool:
+        return self.usual >= _EACH_S
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):
@@ -45,7 +53,8 @@ class Guides:
     """`begin` and `feed` ask; `take` gives what is ready. All are the engine's thread's.
 
     A guide that is late moves to a thread of its like, which gives way to all others, until it has been quick for a
-    while: nobody waits for it there.
+    while: nobody waits for it there, and between its answers the cores are the steps' own. So does one that has to
+    search, for that answer.
     """
 
     def __init__(self, compiler: Compiler | None, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -54,8 +63,9 @@ class Guides:
         self._slow: ThreadPoolExecutor | None = None
         self._ready: list[Outcome] = []
         self._changed = threading.Condition()
+        self._alone = threading.Event()  # nothing else can run
         self._pending = self._awaited = 0  # asked and not taken; of them, those that are waited for
-        self.times: list[float] | None = None  # of each answer, where somebody measures
+        self.times: list[float] | None = None  # of each answer, or try of one, where somebody measures
 
     @property
     def pending(self) -> bool:
@@ -84,7 +94,7 @@ class Guides:
         """Say what a sampled token leads to."""
         assert self._quick is not None and self._slow is not None and s.guide is not None
         self._hold(s)
-        if s.guide.owes:
+        if s.guide.late:
             self._slow.submit(self._advance, s, s.guide, token, False)
         else:
             with self._changed:
@@ -96,6 +106,8 @@ class Guides:
         for any."""
         if not self._pending:
             return []
+        if wait and alone != self._alone.is_set():
+            self._alone.set() if alone else self._alone.clear()
         with self._changed:
             if alone:
                 self._changed.wait_for(lambda: bool(self._ready), _IDLE_S)
@@ -127,14 +139,21 @@ class Guides:
     def _advance(self, s: Sequence, watched: Watched, token: Token, awaited: bool) -> None:
         begin = self._clock()
         try:
-            move = watched.guide.advance(token.id)
+            move = watched.guide.glance(token.id, patient=not awaited)
         except Exception as wrong:
             move = Move((), failed=str(wrong))
         took = self._clock() - begin
-        watched.owes = _TRUST if took > _EACH_S else max(watched.owes - 1, 0)
         if self.times is not None:
             self.times.append(took)
+        if awaited or watched.late:
+            watched.took(took)
+        if move is None:
+            assert self._slow is not None
+            self._slow.submit(self._advance, s, watched, token, False)
         with self._changed:
-            self._ready.append(Outcome(s, token, move))
+            if move is not None:
+                self._ready.append(Outcome(s, token, move))
             self._awaited -= awaited
             self._changed.notify_all()
+        if not awaited and took >= _EACH_S:
+            self._alone.wait(min(_REST * took, _LONGEST_REST_S))

@@ -14,7 +14,8 @@ from concurrent.futures import TimeoutError as Late
 from typing import TYPE_CHECKING
 
 from ridgeline.errors import InvalidRequest
-from ridgeline.guidance.grammar import Grammar, check_form, explain, translate
+from ridgeline.guidance.closing import Ways
+from ridgeline.guidance.grammar import Grammar, check_form, explain, parts, translate, wholes
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -33,15 +34,20 @@ _stack_lock = threading.Lock()
 class Compiled:
     """A grammar, ready: `closing` is the shortest answer that was found, with its end token; None: none was."""
 
-    def __init__(self, matcher: LLMatcher, vocabulary: Vocabulary, closing: list[int] | None) -> None:
-        self._matcher, self._vocabulary, self.closing = matcher, vocabulary, closing
+    def __init__(self, matcher: LLMatcher, ways: Ways, closing: list[int] | None) -> None:
+        self._matcher, self._ways, self.closing = matcher, ways, closing
+
+    @property
+    def spent(self) -> bool:
+        """Whether an answer has met one of the matcher's bounds, which all share: it is to be compiled again."""
+        return self._ways.spent
 
     def guide(self, limit: int, jumps: bool) -> Guide:
         """A guide for an answer of at most `limit` tokens."""
         from ridgeline.guidance.guide import Guide
 
         way = self.closing if self.closing is not None and len(self.closing) <= limit else None
-        return Guide(self._matcher.deep_copy(), self._vocabulary, way, limit, jumps)
+        return Guide(self._matcher.deep_copy(), self._ways, way, limit, jumps)
 
 
 class Compiler:
@@ -58,7 +64,7 @@ class Compiler:
         """From any thread. The future raises InvalidRequest for a grammar that cannot be followed."""
         with self._lock:
             known = self._known.get(grammar)
-            if known is None:
+            if known is None or (known.done() and known.exception() is None and known.result().spent):
                 self._thread = self._thread or thread("ridgeline-grammars", _NICE)
                 known = self._known[grammar] = self._thread.submit(self._compile, grammar)
                 if len(self._known) > _KEPT:
@@ -95,7 +101,6 @@ class Compiler:
     def _compile(self, grammar: Grammar) -> Compiled:
         from llguidance import LLMatcher, LLParserLimits
 
-        from ridgeline.guidance import closing
         from ridgeline.guidance.vocabulary import Vocabulary
 
         text = translate(grammar)
@@ -105,8 +110,17 @@ class Compiler:
         matcher = LLMatcher(self._vocabulary.matching, text, log_level=0, limits=limits)
         if matcher.is_error():
             raise explain(grammar, matcher.get_error())
-        way = closing.find(matcher, self._vocabulary, [], _STATES)
-        return Compiled(matcher, self._vocabulary, way)
+        spell = self._vocabulary.matching.tokenize_str
+        ways = Ways(self._vocabulary, [tokens for text in parts(grammar) if (tokens := spell(text))])
+        answers = ([*spell(text), self._vocabulary.end] for text in wholes(grammar))
+        known = min((a for a in answers if matcher.validate_tokens(a) == len(a)), key=len, default=None)
+        states = _STATES if grammar.guaranteed else _STATES // 16
+        found = (
+            ways.shortest(matcher, [], states, len(known) - 1 if known else 0)
+            if known != [self._vocabulary.end]
+            else None
+        )
+        return Compiled(matcher, ways, found or known)
 
 
 def thread(name: str, nice: int = 0) -> ThreadPoolExecutor:

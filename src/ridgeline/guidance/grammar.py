@@ -6,17 +6,25 @@ tokenizers or engines.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
 
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.formats import DATA, NAMES, spelled
+from ridgeline.guidance.patterns import example
 
 KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
 MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than that allows would overflow stacks
 MAX_CHOICES = 4096
+_PARTS = 16  # patterns of a schema that examples are made of
+_JSON = {  # \u would spell names that are taken, and two of them one character
+    "whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"',
+}  # fmt: skip
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")  # what means something in a pattern
 
 
@@ -52,9 +60,27 @@ def translate(grammar: Grammar) -> str:
         if key == "minProperties" and isinstance(value, int) and value > 1:
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
     try:
-        return LLMatcher.grammar_from_json_schema(schema, overrides={"whitespace_flexible": False})
+        return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
     except ValueError as wrong:
         raise InvalidRequest(f"the JSON schema cannot be read: {wrong}", "grammar") from None
+
+
+def wholes(grammar: Grammar) -> list[str]:
+    """Some texts that should be answers to a grammar, with the shortest among them."""
+    if grammar.kind == "choice":
+        return _choices(grammar.value)
+    found = example(grammar.value) if grammar.kind == "regex" else None
+    return [] if found is None else [found]
+
+
+def parts(grammar: Grammar) -> list[str]:
+    """Some texts that parts of a grammar's answers may ask for and that are hard to find: a schema's patterns."""
+    if grammar.kind != "json_schema":
+        return []
+    patterns = (value for _, key, value in _keywords(_schema(grammar.value)) if key == "pattern")
+    found = (example(pattern) for pattern in islice(patterns, _PARTS) if isinstance(pattern, str))
+    strings = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(found) if text]
+    return [part for string in strings for part in (string, string[1:])]
 
 
 def check_form(grammar: Grammar) -> None:
@@ -126,10 +152,6 @@ def _unknown(said: str) -> Any:
     return lambda key, value: False
 
 
-_DATA = ("enum", "const", "default", "examples", "example")  # values here are no schemas
-_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
-
-
 def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
     """(JSON pointer, keyword, value) of a schema and of those within it, breadth first."""
     level = [("", schema)]
@@ -139,11 +161,11 @@ def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
             for key, value in node.items() if isinstance(node, dict) else ():
                 place = f"{at}/{_escaped(key)}"
                 yield place, key, value
-                if key in _NAMES and isinstance(value, dict):
+                if key in NAMES and isinstance(value, dict):
                     below += [(f"{place}/{_escaped(name)}", inner) for name, inner in value.items()]
-                elif isinstance(value, list) and key not in _DATA:
+                elif isinstance(value, list) and key not in DATA:
                     below += [(f"{place}/{i}", inner) for i, inner in enumerate(value)]
-                elif key not in _DATA:
+                elif key not in DATA:
                     below.append((place, value))
         level = below
 

@@ -1,7 +1,8 @@
 """Guide: what one answer may say next, and how it ends in time.
 
 Follows from the grammar, the tokens so far and how many there may be in all, so that a replay is guided the same. Must
-not know sequences, batches or threads; each call takes a fraction of a millisecond, more where a grammar is bad.
+not know sequences, batches or threads; a call takes a fraction of a millisecond, but for one that searches, and for bad
+grammars.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from ridgeline.guidance import closing
+from ridgeline.guidance.closing import Ways, rejoin
 
 if TYPE_CHECKING:  # llguidance is loaded with the first grammar
     from llguidance import LLMatcher
@@ -21,7 +22,12 @@ if TYPE_CHECKING:  # llguidance is loaded with the first grammar
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 _OUT_OF_BOUNDS = "what may follow was not found within the bounds of grammars"
-_STATES = 128  # looked at for a way back to the old closing
+_STATES = 128  # looked at for a way that fits in what is left
+_SPARE = 16  # tokens beyond twice a way's, with which it need not be short
+
+
+class _Search(Exception):
+    """A search is needed."""
 
 
 class Move(msgspec.Struct, frozen=True, gc=False):
@@ -43,24 +49,33 @@ class Guide:
     `jumps` tokens that must follow are taken without sampling them; they are the same with and without.
     """
 
-    def __init__(
-        self, matcher: LLMatcher, vocabulary: Vocabulary, way: list[int] | None, left: int, jumps: bool
-    ) -> None:
-        self._matcher, self._vocabulary, self._jumps = matcher, vocabulary, jumps
+    def __init__(self, matcher: LLMatcher, ways: Ways, way: list[int] | None, left: int, jumps: bool) -> None:
+        self._matcher, self._ways, self._vocabulary, self._jumps = matcher, ways, ways.vocabulary, jumps
         self.closing, self.left = way, left
         self.forced = 0  # tokens taken without sampling
 
     def first(self) -> Move:
         """What the answer may begin with."""
-        if self._must_close:
-            return Move((), self._only((self.closing or [])[0]))
-        return Move((), _words(self._matcher.compute_bitmask(), self._vocabulary.size))
+        mask = self._matcher.compute_bitmask()
+        self._ways.spent |= (bad := self._matcher.is_error())
+        if self.closing and (self._must_close or bad):
+            return Move((), self._only(self.closing[0]))
+        return Move((), failed=_OUT_OF_BOUNDS) if bad else Move((), _words(mask, self._vocabulary.size))
 
     def advance(self, token: int) -> Move:
         """The answer goes on with a token that its mask allowed."""
+        move = self.glance(token, patient=True)
+        assert move is not None
+        return move
+
+    def glance(self, token: int, patient: bool = False) -> Move | None:
+        """The same; None, and nothing has moved, if that takes a search and the caller is not `patient`."""
         if token in self._vocabulary.ends:
             return Move((token,))
-        mask = self._take(token)
+        try:
+            mask = self._take(token, patient)
+        except _Search:
+            return None
         if mask is not None:
             return self._go_on([token], mask)
         if self.closing is None:
@@ -132,22 +147,30 @@ class Guide:
         self.left = len(self.closing)
         return self._close([token])
 
-    def _take(self, token: int) -> bytes | None:
+    def _take(self, token: int, patient: bool = True) -> bytes | None:
         """Go on with a token; None, and nothing moves, if it cannot be taken. The mask behind it."""
         matcher = self._matcher.deep_copy()
-        if not matcher.consume_token(token):
+        mask = matcher.compute_bitmask() if matcher.consume_token(token) else b""  # what is asked below is then quick
+        if matcher.is_error():
+            self._ways.spent = True
             return None
         way = self.closing
         if way is not None:
-            known = way[1:] if token == way[0] else None
-            way = known or closing.find(matcher, self._vocabulary, way, _STATES, max(self.left - 1, 1))
+            way = way[1:] if token == way[0] and len(way) > 1 else self._way(matcher, way, self.left - 1, patient)
             if way is None or len(way) > self.left - 1:
                 return None
-        mask = matcher.compute_bitmask()
-        if matcher.is_error():
-            return None
         self._matcher, self.closing, self.left = matcher, way, self.left - 1
         return mask
+
+    def _way(self, matcher: LLMatcher, old: list[int], most: int, patient: bool) -> list[int] | None:
+        """A way of at most `most` tokens; one that need not be short is not searched."""
+        if most < 2 * len(old) + _SPARE and (left := rejoin(matcher, old)) and len(left) <= most:
+            return left
+        if way := self._ways.any(matcher, old, most):
+            return way
+        if not patient:
+            raise _Search
+        return self._ways.shortest(matcher, old, _STATES, max(most, 1))
 
     def _only(self, token: int) -> Mask:
         mask = np.zeros(-(-self._vocabulary.size // 32), np.uint32)

@@ -13,6 +13,7 @@ from llguidance import LLTokenizer
 
 _CLOSERS = frozenset(b'"]}')
 _SEPARATORS = b"@-:./_ "
+_LATER = (b"\x80", b"\x90", b"\xa0")  # bytes of which one is right behind any first ones of a character
 _ANCHOR = "\x02"  # before a text, for tokenizers that put a space in front of its first word
 
 
@@ -37,7 +38,8 @@ class Vocabulary:
 
     `quoting` and `closing` are the tokens that begin with a quote or a bracket and close most, `marks` those
     of one byte that is no letter or digit, separators first, `short` and `long` those of ASCII by their length, `parts`
-    the others.
+    the others. `text` is one that fits where any text does, as in a string; `inside` and `outside` are some that close
+    or fill, where it does and does not.
     """
 
     def __init__(self, tokens: Tokens, size: int) -> None:
@@ -55,6 +57,13 @@ class Vocabulary:
         self.long = self._by(plain, lambda word: (-len(word), word))
         marks = [i for i in plain if len(self.words[i]) == 1 and not self.words[i].isalnum()]
         self.marks = self._by(marks, lambda word: (word not in _SEPARATORS, _SEPARATORS.find(word), word))
+        single = {self.words[i]: i for i in reversed(usable) if len(self.words[i]) == 1}
+        brackets, quotes, self.text = (
+            [single[c] for c in marks if c in single] for marks in ((b"}", b"]"), (b'"',), (b"~",))
+        )
+        letters = sorted((c for c in single if c.isascii() and c not in b'"]}'), key=lambda c: (not c.isalnum(), c))
+        filling = [single[c] for c in (*letters, *_LATER) if c in single]
+        self.outside, self.inside = brackets + quotes + filling, [*quotes, *self.long[:2].tolist(), *filling]
         self.parts = self._by([i for i in usable if not self.words[i].isascii()], lambda word: (len(word), word))
         closers = [i for i in plain if self.words[i][0] in _CLOSERS]
         ordered = sorted(closers, key=lambda i: (not _CLOSERS.issuperset(self.words[i]), -len(self.words[i])))
