@@ -271,3 +271,10 @@ def one_blas_thread() -> None:
     all it computes beside the cpu backend, and they would spin on that backend's cores. Before numpy is imported."""
     for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, os.environ.get("OMP_NUM_THREADS", "1"))
+
+
+def one_text_thread() -> None:
+    """Ask for one thread each in the pools of tokenizers and of llguidance, here and in child processes: the cores are
+    the engine's. Before they are first used."""
+    for name, value in {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}.items():
+        os.environ.setdefault(name, value)

@@ -282,15 +282,15 @@ class Server:
         leave: Callable[[Answer], bool] | None = None,
         headers: Sequence[tuple[bytes, bytes]] = (),
         client: str = "127.0.0.1",
-        content_type: str = "application/json",
+        content_type: str | None = "application/json",
     ) -> Answer:
         """A request to the running app. The client disconnects once `leave(answer so far)` holds."""
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        typed = [(b"content-type", content_type.encode())] if content_type is not None else []
         scope = {
             "type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "method": method, "path": path,
             "raw_path": path.encode(), "query_string": b"", "root_path": "", "scheme": "http",
-            "headers": [(b"content-type", content_type.encode()), *headers], "server": ("test", 80),
-            "client": (client, 1),
+            "headers": [*typed, *headers], "server": ("test", 80), "client": (client, 1),
         }  # fmt: skip
         answer, given = Answer(), False
 

@@ -265,3 +265,13 @@ def test_the_key_file_is_strict(tmp_path):
             read_keys(path)
     with pytest.raises(ConfigError, match="ridgeline keys add"):
         read_keys(tmp_path / "none.json")
+
+
+def test_a_post_of_nothing_to_a_route_without_posts_is_told_so():
+    async def bare():
+        server = Server.new()
+        async with server.running():
+            return [await server.ask("POST", path, b"", content_type=None) for path in ("/info", "/generate")]
+
+    there, generate = asyncio.run(bare())
+    assert there.status == 405 and "GET" in there.headers["allow"] and generate.status == 422

@@ -67,7 +67,7 @@ class Access:
         elif needed != OPEN:
             record.key = self._find(headers, needed)
         if scope["method"] == "POST":
-            _check_type(headers.get("content-type", ""))
+            _check_type(headers)
         if record.key is None or not record.key.name:
             return nullcontext()
         if TENANT in headers:
@@ -112,8 +112,13 @@ class Access:
             raise Forbidden(f"pages of {origin[:80]!r} may not ask here; --cors-allow-origin lists those that may")
 
 
-def _check_type(given: str) -> None:
-    """A browser sends other types to anybody without asking first."""
+def _check_type(headers: Mapping[str, str]) -> None:
+    """A browser sends other types to anybody without asking first. What has neither a type nor a body is let through:
+    it asks for nothing, and a route that takes no POST says so."""
+    given = headers.get("content-type")
+    if given is None and headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+        return
+    given = given or ""
     if given.partition(";")[0].strip().lower() != "application/json":
         raise NotJSON(f"the content-type must be application/json, is {given[:80]!r}")
 

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -25,7 +24,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 from starlette.routing import Match, Route
 
-from ridgeline.config import AccessConfig, ServerConfig
+from ridgeline.config import AccessConfig, ServerConfig, one_text_thread
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.load import find, tokenizer_of
 from ridgeline.engine.process import ProcessClient
@@ -64,7 +63,6 @@ from ridgeline.weights.pooling import pooling_of_folder, pooling_of_gguf
 
 _UVICORN_LOG = {"debug": "debug", "error": "error"}  # of less than warnings, nothing but on demand
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
-ONE_THREAD = {"RAYON_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}  # or their pools take the engine's cores
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
 
 
@@ -191,8 +189,7 @@ async def _unforeseen(request: Request, fault: Exception) -> Response:
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
-    for name, value in ONE_THREAD.items():  # the engine process inherits them
-        os.environ.setdefault(name, value)
+    one_text_thread()
     check(config)
     keep_quiet(config.log_level)
     listener = listen(config)

@@ -226,7 +226,8 @@ class _Lines:
         first = [_piece(i, {"role": "assistant", "content": ""}) for i in choices]
         first += [_piece(i, {"content": plan.echo}) for i in choices if plan.echo]
         more = of_prompt(plan.request, self._tokenizer, plan.job.prompt, None)
-        line = plan.head.line(_CHUNK, **self._pending | more)
+        counted = {"usage": self._usage()} if plan.request.usage_throughout else self._pending
+        line = plan.head.line(_CHUNK, **counted, **more)
         return b"".join(line([piece]) for piece in first)
 
     def event(self, event: Event) -> bytes:
