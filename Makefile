@@ -19,7 +19,7 @@ serve: $(VENV)/.built
 	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n auto -m "not parity and not slow and not soak" $(ONCE)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not parity and not slow and not soak" $(ONCE)
 
 test-all: $(VENV)/.parity
 	$(BIN)/python -m pytest $(ONCE)
