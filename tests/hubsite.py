@@ -20,6 +20,7 @@ class Site:
     lengths: bool = True
     wrong_range: bool = False
     requests: list[tuple[str, str | None]] = field(default_factory=list)
+    tokens: list[tuple[str, str | None]] = field(default_factory=list)
     url: str = ""
 
 
@@ -32,6 +33,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         site, asked = self.site, self.headers.get("Range")
         site.requests.append((self.path, asked))
+        site.tokens.append((self.path, self.headers.get("Authorization")))
         if self.path in site.redirect:
             self.send_response(302)
             self.send_header("Location", site.redirect[self.path])

@@ -42,20 +42,25 @@ _LIMITS = {  # of a server
 }
 
 
+HUB_TOKENS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")
+
+
 @dataclass(frozen=True)
 class CacheConfig:
-    """Where downloaded models live."""
+    """Where downloaded models live, and Hugging Face's token for those that are gated."""
 
     path: Path
+    token: str = field(default="", repr=False)
 
     @classmethod
     def from_env(cls, env: Mapping[str, str] = os.environ) -> CacheConfig:
-        """XDG_CACHE_HOME/ridgeline, else ~/.cache/ridgeline."""
+        """XDG_CACHE_HOME/ridgeline, else ~/.cache/ridgeline; the token under the names that TGI knows."""
+        token = next((env[name].strip() for name in HUB_TOKENS if env.get(name)), "")
         base = env.get("XDG_CACHE_HOME", "")
         if os.path.isabs(base):  # the XDG specification: relative values are ignored
-            return cls(Path(base) / "ridgeline")
+            return cls(Path(base) / "ridgeline", token)
         home = env.get("HOME") or os.path.expanduser("~")
-        return cls(Path(home) / ".cache" / "ridgeline")
+        return cls(Path(home) / ".cache" / "ridgeline", token)
 
 
 @dataclass(frozen=True)

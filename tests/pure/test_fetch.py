@@ -120,6 +120,14 @@ def test_unreachable_server(tmp_path):
         download("http://127.0.0.1:9/f", tmp_path / "f", limit=1 << 30)
 
 
+def test_a_token_is_for_the_one_server(site, tmp_path):
+    site.files, site.redirect, site.status = {"/g": CONTENT, "/no": b""}, {"/f": "/g"}, {"/no": 403}
+    download(site.url + "/f", tmp_path / "f", limit=1 << 30, token="hf_x")
+    assert site.tokens == [("/f", "Bearer hf_x"), ("/g", None)]
+    with pytest.raises(ModelNotFound, match="not open to this HF_TOKEN"):
+        download(site.url + "/no", tmp_path / "no", limit=1 << 30, token="hf_x")
+
+
 def test_redirects_stay_on_their_scheme(site, tmp_path):
     site.files["/g"] = CONTENT
     site.redirect = {"/f": "/g", "/file": "file:///etc/hostname", "/ftp": "ftp://127.0.0.1/x"}

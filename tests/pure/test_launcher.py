@@ -170,7 +170,7 @@ NOTED = {
     "weights-cache-override": "/data", "validation-workers": "2", "max-image-fetch-size": "1000", "env": "true",
     "ATTENTION": "paged", "PREFIX_CACHING": "0", "PREFILL_CHUNKING": "0", "TGI_WIGGLE_ROOM": "0.9",
     "REQUEST_LOGPROBS": "1", "USE_FLASH_ATTENTION": "1", "EXLLAMA_VERSION": "2", "COMPUTE_TYPE": "gpu+optimized",
-    "HF_TOKEN": "hf_x", "HF_HUB_OFFLINE": "1", "ROCM_USE_SKINNY_GEMM": "1", "PYTORCH_TUNABLEOP_ENABLED": "1",
+    "HF_HUB_OFFLINE": "1", "ROCM_USE_SKINNY_GEMM": "1", "PYTORCH_TUNABLEOP_ENABLED": "1",
 }  # fmt: skip
 REFUSED = {
     "revision": "abc", "tokenizer-config-path": "x.json", "kv-cache-dtype": "fp8_e4m3fn", "lora-adapters": "a/b",

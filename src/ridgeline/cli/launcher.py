@@ -105,7 +105,6 @@ FLAGS: dict[str, Flag] = {
 }
 _LEVELS = {**{level: level for level in LOG_LEVELS}, "trace": "debug", "warning": "warn", "off": "error"}
 _KERNELS = "there is one set of kernels, which serves every model"
-_TOKEN = "models are fetched without one; fetch what is gated yourself, and give its directory as the model"
 VARIABLES: dict[str, Flag] = {  # that have no flag
     "AIP_HTTP_PORT": Flag("--port"),
     "AIP_PREDICT_ROUTE": Flag("--predict-route"),
@@ -117,7 +116,6 @@ VARIABLES: dict[str, Flag] = {  # that have no flag
     "REQUEST_LOGPROBS": Flag(note="they are there for who asks"),
     "COMPUTE_TYPE": Flag(note="x-compute-type says what computes: cpu", neutral=("cpu",)),
     "HF_HUB_OFFLINE": Flag(note="what is in the cache is never asked for again", neutral=_OFF),
-    **{name: Flag(note=_TOKEN) for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "HF_API_TOKEN")},
     **{
         name: Flag(note=_KERNELS)
         for name in (

@@ -37,10 +37,11 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def download(url: str, target: Path, *, limit: int, progress: Progress | None = None) -> None:
-    """Fetch `url` into `target`, which appears only when complete; refuses more than `limit` bytes.
+def download(url: str, target: Path, *, limit: int, progress: Progress | None = None, token: str = "") -> None:
+    """Fetch `url` into `target`, which appears only when complete; refuses more than `limit` bytes. `token` is for the
+    server of `url` alone: it is not sent to where that leads.
 
-    ModelNotFound when the server says there is no such public file; ModelFileError when it cannot be reached,
+    ModelNotFound when the server says there is no such file for us; ModelFileError when it cannot be reached,
     stalls or stops early (what arrived is kept for the next call).
     """
     part = target.with_name(target.name + ".part")
@@ -48,10 +49,11 @@ def download(url: str, target: Path, *, limit: int, progress: Progress | None = 
     while failures < ATTEMPTS:
         before = _size(part)
         try:
-            _transfer(url, part, limit, progress)
+            _transfer(_request(url, part, token), part, limit, progress)
         except urllib.error.HTTPError as e:
             if e.code in (401, 403, 404, 410):
-                raise ModelNotFound(f"{url} is not there, or not public (HTTP {e.code})") from e
+                whose = "open to this HF_TOKEN" if token else "public"
+                raise ModelNotFound(f"{url} is not there, or not {whose} (HTTP {e.code})") from e
             if e.code == 416:  # our part is not a prefix of what the server has now
                 _discard(part)
             elif e.code < 500:
@@ -69,10 +71,10 @@ def download(url: str, target: Path, *, limit: int, progress: Progress | None = 
     raise ModelFileError(f"{url} could not be fetched: {error!r}") from error
 
 
-def _transfer(url: str, part: Path, limit: int, progress: Progress | None) -> None:
+def _transfer(request: urllib.request.Request, part: Path, limit: int, progress: Progress | None) -> None:
     """One request that appends to `part`; OSError when it ends before the announced length."""
-    have = _size(part) if _etag_path(part).exists() else 0
-    with _opener(url).open(_request(url, part, have), timeout=CONNECT_S) as response:
+    url, have = request.full_url, _resumed(part)
+    with _opener(url).open(request, timeout=CONNECT_S) as response:
         have, total = _place(response, part, have)
         _check_room(url, part, have, total, limit)
         with part.open("r+b" if have else "wb") as f:
@@ -88,12 +90,20 @@ def _transfer(url: str, part: Path, limit: int, progress: Progress | None) -> No
         raise OSError(f"the connection ended after {have} of {total} bytes")
 
 
-def _request(url: str, part: Path, have: int) -> urllib.request.Request:
+def _resumed(part: Path) -> int:
+    """Bytes there are already, of a file that can be told from others."""
+    return _size(part) if _etag_path(part).exists() else 0
+
+
+def _request(url: str, part: Path, token: str) -> urllib.request.Request:
     """Ask for what is missing, if it still belongs to the same file: only a strong ETag proves that."""
     headers = {"User-Agent": "ridgeline"}
-    if have:
+    if have := _resumed(part):
         headers |= {"Range": f"bytes={have}-", "If-Range": _etag_path(part).read_text()}
-    return urllib.request.Request(url, headers=headers)
+    request = urllib.request.Request(url, headers=headers)
+    if token:
+        request.add_unredirected_header("Authorization", f"Bearer {token}")
+    return request
 
 
 def _place(response: Any, part: Path, have: int) -> tuple[int, int | None]:

