@@ -181,6 +181,25 @@ def test_tokens_a_minute_are_paid_as_they_come(keyed):
     assert 1 <= int(refused.headers["retry-after"]) <= 31  # until 1 of its 60 a minute is there
 
 
+def test_prompts_are_paid_for_though_no_token_comes(keyed):
+    new, secrets = keyed
+    server = new()
+    server.client.gate.clear()
+    headers = bearer(secrets["poor"])
+
+    async def vectors_and_nothing():
+        async with server.running():
+            taken = {"headers": headers, "leave": lambda a: bool(server.client.submitted)}
+            left = await server.ask("POST", "/generate", {"inputs": "x" * 30}, **taken)
+            server.client.gate.set()
+            texts = {"input": ["x" * 20] * 2}
+            vectors = [await server.ask("POST", "/v1/embeddings", texts, headers=headers) for _ in range(2)]
+            return left, *vectors
+
+    left, vectors, refused = asyncio.run(vectors_and_nothing())
+    assert (left.status, vectors.status, refused.status) == (0, 200, 429)
+
+
 @given(st.integers(1, 10_000), st.lists(st.tuples(st.integers(0, 20_000), st.floats(0, 200)), max_size=9))
 def test_who_comes_when_told_is_served_and_who_comes_before_is_not(limit, taken):
     now = [0.0]

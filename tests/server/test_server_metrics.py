@@ -14,6 +14,7 @@ from serving import Server, until
 
 from ridgeline.config import AccessConfig
 from ridgeline.engine.records import Counters, StepDelta, Steps
+from ridgeline.errors import Overloaded
 from ridgeline.server.exposition import exposition
 from ridgeline.server.keys import Key
 from ridgeline.server.record import Record
@@ -197,6 +198,29 @@ def test_what_was_refused_has_used_nothing():
     assert refused.status == 429 and samples['ridgeline_requests_total{key="",status="429"}'] == 1
     assert samples['ridgeline_prompt_tokens_total{key=""}'] == samples["tgi_request_input_length_sum"] == 16 * 3
     assert samples['tgi_request_failure{err="overloaded"}'] == 1 and samples["tgi_request_count"] == 17
+
+
+def test_all_parts_of_an_embedding_are_counted():
+    server = Server.new()
+    samples, _ = after(server, ("/v1/embeddings", {"input": ["abcd"] * 20}))
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == samples["tgi_request_input_length_sum"] == 80
+    assert samples["ridgeline_request_seconds_count"] == 1
+
+
+def test_a_part_that_is_refused_does_not_undo_those_before_it():
+    server = Server.new()
+    submit = server.client.submit
+
+    def full(*given):
+        if len(server.client.submitted) == 8:
+            raise Overloaded("full", 1.0)
+        return submit(*given)
+
+    server.client.submit = full
+    samples, _ = after(server, ("/v1/embeddings", {"input": ["abcd"] * 20}))
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == samples["tgi_request_input_length_sum"] == 32
+    assert samples['tgi_request_failure{err="overloaded"}'] == samples["tgi_request_count"] == 1
+    assert samples["ridgeline_request_seconds_count"] == 0
 
 
 def test_gaps_of_choices_are_those_between_steps():

@@ -161,13 +161,14 @@ class Hub:
                 self.client.pump(PUMP_S)
                 if self._pumped:
                     batch, self._pumped = self._pumped, []
-                    self._post(partial(self._spread, batch))
+                    self.post(partial(self._spread, batch))
         except Exception as fault:
             log.exception("the pump thread failed")
             self._problem = f"the server lost its engine: {type(fault).__name__}"
-            self._post(partial(self._fail_all, self._problem))
+            self.post(partial(self._fail_all, self._problem))
 
-    def _post(self, call: Callable[[], None]) -> None:
+    def post(self, call: Callable[[], None]) -> None:
+        """Have it called in the event loop, from any thread."""
         assert self._loop is not None
         try:
             self._loop.call_soon_threadsafe(call)
@@ -231,15 +232,17 @@ class Stream:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
         self._limited = terms.wait_s > 0 or terms.total_s > 0
         self._left = sum(job.params.n for job in jobs)
-        self._tell(jobs)
+        self.record.submitted = self.record.submitted or time.perf_counter()
         for number, job in enumerate(jobs):
             if self._closed:
                 return
             try:
                 id = self._hub.submit(self, number, job, terms)
             except RidgelineError:
-                self.record.submitted *= number > 0  # else nothing of it reached the engine
+                if not self.ids:
+                    self.record.submitted = 0.0  # nothing of it reached the engine
                 raise
+            self._accepted(job)
             with self._lock:
                 self.ids.append(id)
                 closed = self._closed
@@ -248,11 +251,13 @@ class Stream:
             if closed:
                 self._hub.cancel([id])
 
-    def _tell(self, jobs: Sequence[Job]) -> None:
-        record = self.record
-        record.submitted, record.choices = time.perf_counter(), self._left
-        record.prompt = sum(len(job.prompt) for job in jobs)
-        record.most = max((job.params.max_tokens or 0 for job in jobs), default=0)
+    def _accepted(self, job: Job) -> None:
+        """The engine has taken a job: its prompt counts, and is paid for, whoever waits for the answer."""
+        record, size = self.record, len(job.prompt)
+        record.prompt += size
+        record.choices += job.params.n
+        record.most = max(record.most, job.params.max_tokens or 0)
+        self._hub.post(partial(record.spend, size))
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.

@@ -86,6 +86,7 @@ class Metrics:
         self._hits.add(record.cached > 0, key)
         if record.first:
             self._first.of(key).observe(record.first - record.begin)
+        if not record.error:
             self._request.of(key).observe(record.end - record.begin)
 
     def _key(self, name: str) -> str:

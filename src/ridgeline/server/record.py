@@ -71,7 +71,6 @@ class Record:
         """Tokens arrived. Whether others had come in a step before, `gap` seconds ago."""
         if not self.first:
             self.first = now
-            self.spend(self.prompt)
         elif now > self.last:
             self.gap = now - self.last
         self.last = now
