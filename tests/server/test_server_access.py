@@ -155,6 +155,7 @@ def test_the_tenant_is_the_keys_name(keyed):
     assert server.client.submitted[-1].terms.tenant == "ann"
     refused = ask(new(), "POST", CHAT, [*bearer(secrets["ann"]), (b"x-ridgeline-tenant", b"bob")])
     assert refused.status == 400 and "x-ridgeline-tenant" in refused.json["error"]["message"]
+    assert ask(new(), "GET", "/info", [*bearer(secrets["ann"]), (b"x-ridgeline-tenant", b"bob")]).status == 200
 
 
 def many(server: Server, secret: str, count: int):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 
 import msgspec
@@ -87,6 +88,18 @@ def test_errors_are_of_the_documents_shapes(o):
     answer = Server.new().post(o.path, {"stream": "yes"})
     assert answer.status in o.all_statuses()
     assert fits(answer.json, [replies.OpenAIError if o.openai else replies.TGIError])
+
+
+@pytest.mark.parametrize("o", POSTS, ids=lambda o: o.path)
+def test_a_server_that_ends_answers_as_the_document_says(o):
+    async def ask():
+        server = Server.new()
+        async with server.running():
+            server.app.state.hub.drain(0, lambda: None)
+            await asyncio.sleep(0)
+            return await server.ask("POST", o.path.format(model="nick", version="1"), BODIES[o.path])
+
+    assert asyncio.run(ask()).status == 503 and {429, 503} <= {*o.all_statuses()}
 
 
 KSERVE = "/v2/models/{model}/versions/{version}"

@@ -68,13 +68,11 @@ class Access:
             record.key = self._find(headers, needed)
         if scope["method"] == "POST":
             _check_type(headers)
-        if record.key is None or not record.key.name:
+        if record.key is None or not record.key.name or needed != "user" or scope["method"] in _READS:
             return nullcontext()
         if TENANT in headers:
             raise InvalidRequest(f"{TENANT} is the name of the API key on this server; leave it out", TENANT)
         scope["headers"] = [*scope["headers"], (TENANT.encode(), record.key.name.encode())]
-        if needed != "user" or scope["method"] in _READS:
-            return nullcontext()
         account = self._quotas.of(record.key)
         record.spend = account.spend
         return account.request(record.key, self._hub.client.retry_after)

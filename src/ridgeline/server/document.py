@@ -77,13 +77,13 @@ class Operation(msgspec.Struct, frozen=True):
         if not self.takes:
             return self.statuses
         wrong = (400, 422) if strict else (400,) if self.openai else (422,)
-        found = {401, 403, 408, 413, 415, 500, *wrong, *self.statuses}
+        found = {401, 403, 408, 413, 415, 429, 500, 503, *wrong, *self.statuses}
         if s.ChatRequest in self.takes:
             found |= {404, 422}  # another model; a template that fails
         if s.CompletionRequest in self.takes:
             found |= {404}
         if "tokenize" not in self.path:
-            found |= {424, 429, 503, 504}
+            found |= {424, 504}
         return tuple(sorted(found))
 
 
