@@ -132,6 +132,14 @@ def test_what_never_was_the_models_is_not_counted():
     assert samples["tgi_request_count"] == 0 and samples['ridgeline_requests_total{key="",status="401"}'] == 1
 
 
+def test_what_asks_nothing_of_the_model_is_no_request_of_tgis():
+    asked = [(path, body) for path in ("/tokenize", "/watermark/detect", "/detokenize", "/chat_tokenize")
+             for body in ({}, {"inputs": "x", "text": "x", "tokens": [1], **USER})]  # fmt: skip
+    samples, _ = after(Server.new(), *asked)
+    assert samples["tgi_request_count"] == 0 == samples['tgi_request_failure{err="validation"}']
+    assert [samples[f'ridgeline_requests_total{{key="",status="{status}"}}'] for status in (200, 400, 422)] == [4, 1, 3]
+
+
 def test_times_are_those_of_answers():
     server = Server.new()
     server.client.crash_at = 3

@@ -25,6 +25,7 @@ _KINDS = {  # TGI's word: kinds of errors
 }  # fmt: skip
 _FAILURES = {kind: word for word, kinds in _KINDS.items() for kind in kinds}
 _OTHERS = "incomplete"
+_ASIDE = ("/tokenize", "/detokenize", "/chat_tokenize", "/watermark/detect")  # posts that ask nothing of the model
 _UNASKED = {  # of requests that never were the model's, which TGI does not count
     "invalid_api_key", "forbidden", "unsupported_media_type", "payload_too_large", "slow_request", "not_found",
 }  # fmt: skip
@@ -90,7 +91,8 @@ class TGIMetrics:
 
     def refused(self, record: Record) -> None:
         """A request ended before it was submitted; only errors were for the model."""
-        if record.error and record.error not in _UNASKED:
+        asked = record.method == "POST" and record.path not in _ASIDE and record.error not in _UNASKED
+        if record.error and asked:
             self._count.add(1)
             self._failure.add(1, _FAILURES.get(record.error, _OTHERS))
 
