@@ -90,7 +90,8 @@ def test_lines_for_people_and_none_by_default(monkeypatch):
 
 
 def test_the_log_says_no_less_than_its_level():
-    ends = ((200, ""), (0, "dropped"), (422, "validation"), (500, "incomplete_generation"), (200, "generation"))
+    ends = ((200, ""), (0, "dropped"), (422, "validation"), (500, "incomplete_generation"), (200, "generation"),
+            (200, "deadline"), (200, "undelivered"))  # fmt: skip
     said = {}
     for level in LOG_LEVELS:
         file = io.StringIO()
@@ -98,7 +99,7 @@ def test_the_log_says_no_less_than_its_level():
         for status, error in ends:
             log(Record(status=status, error=error))
         said[level] = len(file.getvalue().splitlines())
-    assert said == {"debug": 5, "info": 5, "warn": 3, "error": 2}
+    assert said == {"debug": 7, "info": 7, "warn": 5, "error": 2}
 
 
 def test_the_rest_of_the_log_keeps_to_the_level(caplog):

@@ -1,6 +1,7 @@
 """The log of requests: one line each, as JSON or for people. Nothing of prompts or answers is in it.
 
-A line is of level info; of warn, where the request was refused; of error, where it is our failure.
+A line is of level info; of warn, where the request was refused or its answer cut short; of error, where it is our
+failure.
 """
 
 from __future__ import annotations
@@ -13,10 +14,13 @@ from typing import Any, TextIO
 import msgspec
 
 from ridgeline.config import LOG_LEVELS
+from ridgeline.errors import DeadlinePassed, EngineFailed, Undelivered
+from ridgeline.server.errors import Incomplete
 from ridgeline.server.record import Record
 
 LEFT = "client left"
-
+_OURS = (EngineFailed.kind, Incomplete.kind)
+_CUT = (DeadlinePassed.kind, Undelivered.kind)
 
 _PYTHONS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
 
@@ -43,9 +47,9 @@ class Log:
 
 def level_of(record: Record) -> str:
     """Of LOG_LEVELS. A stream may fail after its 200."""
-    if record.status >= 500 or record.error in ("generation", "incomplete_generation"):
+    if record.status >= 500 or record.error in _OURS:
         return "error"
-    return "warn" if record.status >= 400 else "info"
+    return "warn" if record.status >= 400 or record.error in _CUT else "info"
 
 
 def described(record: Record) -> dict[str, Any]:
