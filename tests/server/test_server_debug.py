@@ -41,6 +41,23 @@ def test_every_prompt_of_a_request_is_told():
     assert [r["request"] for r in told.json["requests"]] == [1, 2]
 
 
+def test_what_is_remembered_is_bounded_and_the_last(monkeypatch):
+    monkeypatch.setattr("ridgeline.server.hub._REMEMBERED", 2)
+    server = Server.new()
+
+    async def asked():
+        async with server.running():
+            for name in (b"a", b"b", b"a", b"c"):
+                texts = {"input": ["x"] * 100}
+                await server.ask("POST", "/v1/embeddings", texts, headers=[(b"x-request-id", name)])
+            return [await server.ask("GET", f"/debug/requests/{name}") for name in "abc"]
+
+    again, gone, last = asyncio.run(asked())
+    assert gone.status == 404
+    assert [r["request"] for r in again.json["requests"]] == [*range(237, 301)]
+    assert [r["request"] for r in last.json["requests"]] == [*range(337, 401)]
+
+
 def test_the_engine():
     _, (told,) = many(Server.new(), (CHAT, MESSAGES), lambda a: "/debug/engine")
     assert told.status == 200 and told.json["pages"]["total"] == told.json["pages"]["free"] == 10_000

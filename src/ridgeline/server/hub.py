@@ -32,6 +32,7 @@ KEEP_ALIVE_S = 15.0
 PROGRESS_S = 1.0  # between signs of a prompt that is being read
 THREADS = 4
 _REMEMBERED = 4096  # HTTP requests
+_LISTED = 64  # ids of each, once it has ended
 _ENDING = "the server is shutting down"
 _RETRY_S = 1.0  # by then another one may serve at this address
 T = TypeVar("T")
@@ -109,7 +110,7 @@ class Hub:
 
     def asked(self, id: str) -> list[int]:
         """The client's ids of what HTTP requests of this name, which may have a prefix, submitted, of the last
-        thousands."""
+        thousands; of one that has ended, the last of them."""
         names = (id, id.partition("-")[2])
         return [number for (_, name), ids in self._asked.items() if name in names for number in ids]
 
@@ -143,12 +144,17 @@ class Hub:
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
-        self._asked[stream.record.name, stream.id] = stream.ids
+        name = stream.record.name, stream.id
+        self._asked[name] = stream.ids
+        self._asked.move_to_end(name)
         if len(self._asked) > _REMEMBERED:
             self._asked.popitem(last=False)
 
     def discard(self, stream: Stream) -> None:
         self._streams.discard(stream)
+        name = stream.record.name, stream.id
+        if self._asked.get(name) is stream.ids:
+            self._asked[name] = stream.ids[-_LISTED:]
         if self._then is not None and not self._streams:
             self._then()
 
