@@ -67,6 +67,7 @@ def test_what_tgi_leaves_aside_and_what_it_makes_of_a_penalty():
         (CHAT, {"logit_bias": {"5": 1}}),
         (CHAT, {"messages": 3}),
         (CHAT, {"model": 3}),
+        (CHAT, {"presence_penalty": True}),
         (TEXTS, {"prompt": [1, 2]}),
         (TEXTS, {"stop": "x"}),
     ],

@@ -115,8 +115,8 @@ def _asked(service: Service, raw: dict[str, Any]) -> dict[str, Any]:
     if chat and isinstance(top := raw.get("top_logprobs"), int) and top > most:
         raise InvalidRequest(f"top_logprobs must be 0 to {most}, is {top}", "top_logprobs")
     asked = {name: value for name, value in raw.items() if name not in (_IGNORED if chat else _IGNORED_OF_TEXTS)}
-    if chat and isinstance(penalty := asked.pop("presence_penalty", None), (int, float)):
-        asked["repetition_penalty"] = penalty + 2
+    if chat and type(asked.get("presence_penalty")) in (int, float):
+        asked["repetition_penalty"] = asked.pop("presence_penalty") + 2
     if not chat and asked.get("stream"):
         asked["stream_options"] = {"include_usage": True}
     if chat and isinstance(told := asked.pop("tool_prompt", None), str) and told and asked.get("tools"):
