@@ -138,6 +138,14 @@ def test_silence_is_kept_alive(monkeypatch):
     assert b": keep-alive\n\n" in answer.body and answer.events[-1] == "[DONE]"
 
 
+def test_tokens_that_show_nothing_are_silence_too(monkeypatch):
+    monkeypatch.setattr("ridgeline.server.hub.KEEP_ALIVE_S", 0.03)
+    server = Server.new("b" * 40)
+    server.client.pace = 0.01
+    answer = server.post(CHAT, {"messages": USER, "stream": True, "stop": ["b" * 30 + "a"]})
+    assert b": keep-alive\n\n" in answer.body and answer.events[-1] == "[DONE]"
+
+
 def test_closing_the_client_ends_streams_with_an_error():
     server = Server.new()
     server.client.gate.clear()

@@ -151,3 +151,13 @@ def test_a_suffix_needs_a_model_for_it():
     assert reply.status == 400 and "fills in the middle" in reply.json["error"]["message"]
     assert ask(COMPLETIONS, suffix="").status == 200
     assert "suffix" not in ChatRequest.__struct_fields__ and ask(CHAT, suffix="x").status == 400
+
+
+def test_a_fault_has_its_own_code_wherever_it_is_found():
+    function = {"name": "f", "parameters": {"type": 5}}
+    for body in ({"functions": [function]}, {"tools": [{"type": "function", "function": function}]}):
+        answer = Server.new().post("/v1/chat/completions", {"messages": [{"role": "user", "content": "x"}], **body})
+        assert answer.status == 400 and answer.json["error"]["code"] == "tool_error"
+    for path, body in (("/v1/embeddings", {"input": "x" * 300}), ("/v1/completions", {"prompt": "x" * 300})):
+        for limits in ({}, {"max_input_tokens": 20}):
+            assert Server.new(**limits).post(path, body).json["error"]["code"] == "context_length_exceeded"

@@ -127,6 +127,21 @@ def test_a_head_without_end_is_cut_off():
                 time.sleep(0.001)
 
 
+def test_trailers_are_dropped_and_bounded():
+    chunk = b"%x\r\n%b\r\n0\r\n" % (len(b'{"inputs":"a"}'), b'{"inputs":"a"}')
+    with serving(ServerConfig(ENGINE, port=0)) as port:
+        with socket.create_connection(("127.0.0.1", port), 30) as some:
+            some.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunk + b"x-request-id: other\r\n\r\n")
+            reply = some.recv(65536)
+            assert reply.startswith(b"HTTP/1.1 200 ") and b"x-request-id: other" not in reply
+        with socket.create_connection(("127.0.0.1", port), 30) as endless:
+            endless.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n" + chunk)
+            with pytest.raises(ConnectionError):
+                for _ in range(1000):
+                    endless.sendall(b"x-more: " + b"y" * 1000 + b"\r\n")
+                    time.sleep(0.001)
+
+
 def test_bodies_are_no_part_of_heads():
     body = json.dumps({"inputs": "a" * 300_000, "parameters": {"truncate": 5, "max_new_tokens": 2}})
     with serving(ServerConfig(ENGINE, port=0)) as port:

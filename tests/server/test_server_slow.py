@@ -45,6 +45,25 @@ def test_a_reader_too_slow_loses_the_request_and_is_told():
     assert {finish for _, _, finish in client.finished} == {"undelivered"}
 
 
+def test_what_waits_to_be_read_is_bounded():
+    server = Server.new()
+    read = threading.Event()
+    room = server.client.info.max_requests + server.client.info.queue
+
+    async def crowd():
+        async with server.running():
+            hub = server.app.state.hub
+            reading = [asyncio.ensure_future(hub.run(read.wait)) for _ in range(room)]
+            await asyncio.sleep(0)
+            refused = await server.ask("POST", "/generate", {"inputs": "x"})
+            read.set()
+            await asyncio.gather(*reading)
+            return refused, await server.ask("POST", "/generate", {"inputs": "x"})
+
+    refused, answer = asyncio.run(crowd())
+    assert refused.status == 429 and int(refused.headers["retry-after"]) >= 1 and answer.status == 200
+
+
 def test_a_reader_who_comes_back_has_the_whole_answer():
     client = FakeClient(byte_tokenizer(), answer="z" * 150)
 

@@ -222,3 +222,10 @@ def test_the_document_is_of_what_is_answered_here():
     for body in ({"messages": []}, {"messages": 3}, b"{"):
         fits(Server.new(tgi_strict=True).post(CHAT, body), CHAT)
     fits(Server.new(tgi_strict=True).post("/generate", b"{"), "/generate")
+
+
+def test_routes_that_are_not_there_are_told_as_tgi_does():
+    for strict in (False, True):
+        for path, status in (("/v1/nothing", 404), ("/v1/completions", 405)):
+            answer = Server.new(tgi_strict=strict).get(path)
+            assert answer.status == status and ("error_type" in answer.json) == strict

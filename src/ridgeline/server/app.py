@@ -95,7 +95,7 @@ def create_app(
         routes=[*_posts(service, hub, access.keys), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
         middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub), shape)],
         lifespan=lifespan,
-        exception_handlers={HTTPException: _no_route, Exception: _unforeseen},
+        exception_handlers={HTTPException: partial(_no_route, shape), Exception: partial(_unforeseen, shape)},
     )
     app.router.redirect_slashes = False
     app.state.hub = hub
@@ -170,11 +170,11 @@ def _shape(path: str, strict: bool) -> ErrorShape:
     return StrictErrors() if strict and isinstance(shape, OpenAIErrors) else shape
 
 
-async def _no_route(request: Request, fault: Exception) -> Response:
+async def _no_route(shape: Callable[[str], ErrorShape], request: Request, fault: Exception) -> Response:
     assert isinstance(fault, HTTPException)
     what = f"{request.method} {request.url.path[:200]}"
     message = f"there is no route {what}" if fault.status_code == 404 else f"{what}: {fault.detail}"
-    reply = shape_of(request.url.path).reply(NoRoute(message, fault.status_code))
+    reply = shape(request.url.path).reply(NoRoute(message, fault.status_code))
     response = as_response(reply)
     response.headers.update(fault.headers or {})
     if fault.status_code == 405:  # Starlette names the methods of the first route of this path alone
@@ -183,8 +183,8 @@ async def _no_route(request: Request, fault: Exception) -> Response:
     return response
 
 
-async def _unforeseen(request: Request, fault: Exception) -> Response:
-    return as_response(shape_of(request.url.path).reply(NoRoute("the server failed on this request", 500)))
+async def _unforeseen(shape: Callable[[str], ErrorShape], request: Request, fault: Exception) -> Response:
+    return as_response(shape(request.url.path).reply(NoRoute("the server failed on this request", 500)))
 
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:

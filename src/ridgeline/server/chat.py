@@ -16,7 +16,7 @@ from ridgeline.server.errors import Reply
 from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.functions import modern, use_of
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import Event, Job
+from ridgeline.server.jobs import Event, Job
 from ridgeline.server.keys import Key
 from ridgeline.server.messages import plain
 from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage

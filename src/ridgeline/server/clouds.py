@@ -18,7 +18,7 @@ from ridgeline.server.chat import understand as understand_chat
 from ridgeline.server.completions import completions
 from ridgeline.server.errors import OpenAIErrors, Reply
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import Job
+from ridgeline.server.jobs import Job
 from ridgeline.server.openai import terms
 from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi, warn
 from ridgeline.server.service import Choice, Service, collect
@@ -77,7 +77,7 @@ def _instances(service: Service, call: Call) -> list[_Instance]:
         try:
             found.append(_instance(service, call, raw))
         except InvalidRequest as wrong:
-            raise InvalidRequest(f"instances[{i}]: {wrong}", wrong.param) from None
+            raise type(wrong)(f"instances[{i}]: {wrong}", wrong.param) from None
     if any(x.terms != found[0].terms for x in found):
         raise InvalidRequest("instances differ in priority or cache_salt; send them apart", "instances")
     return found

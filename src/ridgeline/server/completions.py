@@ -17,7 +17,7 @@ from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import Event, Job
+from ridgeline.server.jobs import Event, Job
 from ridgeline.server.keys import Key
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
 from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage

@@ -18,7 +18,7 @@ from ridgeline.engine.records import check_prompt
 from ridgeline.errors import InvalidRequest
 from ridgeline.server.errors import Reply
 from ridgeline.server.http import Call
-from ridgeline.server.hub import Job
+from ridgeline.server.jobs import Job
 from ridgeline.server.openai import split_prompts
 from ridgeline.server.schema import decode_openai
 from ridgeline.server.service import Service
@@ -83,7 +83,7 @@ def understand(service: Service, body: bytes) -> Plan:
             check_prompt(service.info, ids, params)
             service.check_input(len(ids), "input")
         except InvalidRequest as wrong:
-            raise InvalidRequest(f"input {i}: {wrong}", "input") from None
+            raise type(wrong)(f"input {i}: {wrong}", "input") from None
         jobs.append(Job(ids, params))
     return Plan(request, jobs, service.warned(headers, *texts))
 

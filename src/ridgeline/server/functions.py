@@ -9,21 +9,21 @@ from collections.abc import Sequence
 
 import msgspec
 
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import InvalidRequest, ToolError
 from ridgeline.server.schema import ChatRequest, Message, ToolCall
 from ridgeline.server.tools import ToolUse, tool_use
 
 
 def use_of(r: ChatRequest) -> ToolUse | None:
-    """What may be called, be it a tool or a function. InvalidRequest names the field at fault."""
+    """What may be called, be it a tool or a function. ToolError names the field at fault."""
     if not r.functions:
         if r.function_call not in (None, "none", "auto"):
-            raise InvalidRequest("function_call asks for a call, but functions is empty; give them", "function_call")
+            raise ToolError("function_call asks for a call, but functions is empty; give them", "function_call")
         return tool_use(r)
     if r.tools or r.tool_choice is not None:
-        raise InvalidRequest("functions exclude tools and tool_choice; give one of the two", "functions")
+        raise ToolError("functions exclude tools and tool_choice; give one of the two", "functions")
     if isinstance(r.function_call, str) and r.function_call not in ("none", "auto"):
-        raise InvalidRequest("function_call is none, auto, or {'name': ...}", "function_call")
+        raise ToolError("function_call is none, auto, or {'name': ...}", "function_call")
     asked = msgspec.structs.replace(
         r,
         tools=[{"type": "function", "function": function} for function in r.functions],
@@ -34,7 +34,7 @@ def use_of(r: ChatRequest) -> ToolUse | None:
         return None if r.function_call == "none" else tool_use(asked)
     except InvalidRequest as wrong:
         at_fault = "function_call" if wrong.param == "tool_choice" else "functions"
-        raise InvalidRequest(f"functions are served as tools: {wrong}", at_fault) from None
+        raise type(wrong)(f"functions are served as tools: {wrong}", at_fault) from None
 
 
 def modern(messages: Sequence[Message]) -> list[Message]:

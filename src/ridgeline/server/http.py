@@ -19,7 +19,8 @@ from starlette.types import Message, Receive, Scope, Send
 from ridgeline.errors import RidgelineError
 from ridgeline.server import sse
 from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Reply
-from ridgeline.server.hub import Event, Hub, Stream
+from ridgeline.server.hub import Hub, Stream
+from ridgeline.server.jobs import Event
 from ridgeline.server.keys import Key
 from ridgeline.server.record import Record, headers_of, record_of
 
@@ -105,7 +106,9 @@ class Endpoint:
         try:
             await _send_piece(send, answer.begin)
             async for batch in stream.batches():
-                await _send_piece(send, b"".join(map(answer.event, batch)) if batch else stream.sign_of_life())
+                if piece := b"".join(map(answer.event, batch)):
+                    stream.spoke()
+                await _send_piece(send, piece or _sign(stream))
             last = answer.end()
         except RidgelineError as error:
             stream.record.error, last = error.kind, errors.in_stream(error)
@@ -113,6 +116,14 @@ class Endpoint:
             log.exception("a stream failed")
             stream.record.error, last = Incomplete.kind, errors.in_stream(_unforeseen())
         await send({"type": "http.response.body", "body": last})
+
+
+def _sign(stream: Stream) -> bytes:
+    """A comment, if it is time that the client hears something."""
+    sign = stream.sign()
+    if sign is None:
+        return b""
+    return sse.prefill(*sign) if sign[1] else sse.KEEP_ALIVE
 
 
 async def _send_piece(send: Send, piece: bytes) -> None:

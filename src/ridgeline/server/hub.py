@@ -20,8 +20,7 @@ from typing import TypeVar
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient, check_grammar
 from ridgeline.engine.records import CANCELLED, EXPIRED, NO_TERMS, UNDELIVERED, Delta, Terms
-from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
-from ridgeline.server import sse
+from ridgeline.errors import DeadlinePassed, EngineFailed, Overloaded, RidgelineError
 from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import BROKEN, Event, Job, size_of
 from ridgeline.server.metrics import Metrics
@@ -62,6 +61,7 @@ class Hub:
         self._asked: OrderedDict[tuple[str, str], list[int]] = OrderedDict()  # by key and name: clients choose names
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
+        self._parsing = 0
         self._then: Callable[[], object] | None = None  # when all streams have ended: no new ones are let in
 
     def start(self) -> None:
@@ -115,9 +115,18 @@ class Hub:
         return [number for (_, name), ids in self._asked.items() if name in names for number in ids]
 
     async def run(self, work: Callable[[], T]) -> T:
-        """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams."""
+        """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams.
+
+        Overloaded at once where more requests wait for this than the engine takes.
+        """
         assert self._loop is not None
-        return await self._loop.run_in_executor(self._threads, work)
+        if self._parsing >= self.client.info.max_requests + self.client.info.queue:
+            raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.retry_after())
+        self._parsing += 1
+        try:
+            return await self._loop.run_in_executor(self._threads, work)
+        finally:
+            self._parsing -= 1
 
     def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
@@ -207,7 +216,7 @@ class Stream:
         self._waiting = self._taken = 0  # sizes of _events, and of those that the reader has and has not come back from
         self._failure: EngineFailed | None = None
         self._sleeper: asyncio.Future[None] | None = None  # of who waits for events
-        self._signed, self._told = time.perf_counter(), (0, 0)  # when there last was a sign of life; the progress told
+        self._spoke, self._told = time.perf_counter(), (0, 0)  # when something last went out; the progress told
 
     async def __aenter__(self) -> Stream:
         self._hub.add(self)
@@ -292,7 +301,7 @@ class Stream:
         return BROKEN[finish]()
 
     async def _wait(self) -> None:
-        """Until there are events, a failure, or so long nothing to say that there should be a sign of life."""
+        """Until there are events, a failure, or a sign of life is due."""
         if self._events or self._failure is not None:
             return
         self._sleeper = asyncio.get_running_loop().create_future()
@@ -302,13 +311,13 @@ class Stream:
             self._sleeper = None
 
     def look(self, now: float) -> None:
-        """Wake who waits for its first token and has not been told how far its prompt is read, or has waited long."""
-        if self._sleeper is None:
-            return
-        told = self._told if self._begun else self._progress()
-        if told != self._told or now - max(self._signed, self.record.last) >= KEEP_ALIVE_S:
-            self._told, self._signed = told, now
+        """Wake who waits, if a sign of life is due."""
+        if self._sleeper is not None and self._due(now):
             self._rouse()
+
+    def _due(self, now: float) -> bool:
+        """Whether more of the prompt has been read than was told, or nothing was for long."""
+        return now - self._spoke >= KEEP_ALIVE_S or (not self._begun and self._progress() != self._told)
 
     def _rouse(self) -> None:
         if self._sleeper is not None and not self._sleeper.done():
@@ -317,10 +326,18 @@ class Stream:
     def _progress(self) -> tuple[int, int]:
         return self._hub.client.progress(self.ids[-1]) if self.ids else (0, 0)
 
-    def sign_of_life(self) -> bytes:
-        """A comment for a stream that has nothing else to say."""
-        done, total = (0, 0) if self._begun else self._progress()
-        return sse.prefill(done, total) if total else sse.KEEP_ALIVE
+    def spoke(self) -> None:
+        """Something went out."""
+        self._spoke = time.perf_counter()
+
+    def sign(self) -> tuple[int, int] | None:
+        """For a stream that says nothing just now: tokens of its prompt that were read, and all of them, (0, 0) where
+        that is not known; None while no sign of life is due."""
+        if not self._due(time.perf_counter()):
+            return None
+        self.spoke()
+        self._told = (0, 0) if self._begun else self._progress()
+        return self._told
 
     async def _next(self) -> list[Event]:
         self._taken = 0

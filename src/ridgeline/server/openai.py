@@ -16,7 +16,7 @@ from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.guided import field_of, grammar_of
 from ridgeline.server.http import Call
-from ridgeline.server.hub import Job
+from ridgeline.server.jobs import Job
 from ridgeline.server.keys import Key
 from ridgeline.server.schema import OpenAIRequest, warn
 from ridgeline.server.service import Service

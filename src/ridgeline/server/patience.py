@@ -11,7 +11,7 @@ import logging
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-HEAD_BYTES = 64 << 10  # of a request line and headers
+HEAD_BYTES = 64 << 10  # of what is no body: a request line and headers, sizes of chunks, trailers
 _NOTHING = object()
 
 
@@ -22,21 +22,33 @@ def patient(seconds: float) -> type[asyncio.Protocol]:
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(transport)
             self._before: object = _NOTHING
-            self._in_head, self._taken = True, 0  # whether a head is due or under way; bytes since the last request
+            self._taken, self._has_head = 0, False  # bytes since the last of a body; whether what follows is trailers
             self._look()
 
         def data_received(self, data: bytes) -> None:
             self._taken += len(data)
             super().data_received(data)
-            if self._in_head and self._taken > HEAD_BYTES:
+            if self._taken > HEAD_BYTES:
                 self.transport.close()
 
+        def on_message_begin(self) -> None:
+            self._has_head = False
+            super().on_message_begin()
+
+        def on_header(self, name: bytes, value: bytes) -> None:
+            if not self._has_head:  # a trailer would be added to what was admitted
+                super().on_header(name, value)
+
         def on_headers_complete(self) -> None:
-            self._in_head = False
+            self._taken, self._has_head = 0, True
             super().on_headers_complete()
 
+        def on_body(self, body: bytes) -> None:
+            self._taken = 0
+            super().on_body(body)
+
         def on_message_complete(self) -> None:
-            self._in_head, self._taken = True, 0
+            self._taken = 0
             super().on_message_complete()
 
         def _look(self) -> None:

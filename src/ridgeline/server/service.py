@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token, most_tokens
-from ridgeline.errors import ConfigError, InvalidRequest, ModelNotFound
+from ridgeline.errors import ConfigError, ContextExceeded, InvalidRequest, ModelNotFound
 from ridgeline.server.hub import Stream
 from ridgeline.server.schema import WARNING_HEADER
 from ridgeline.text.dialogue import Dialogue
@@ -96,9 +96,9 @@ class Service:
             raise InvalidRequest(f"stop has {stops} sequences; at most {limit} are allowed", "stop")
 
     def check_input(self, tokens: int, name: str) -> None:
-        """InvalidRequest naming both numbers, where a prompt is longer than the server takes."""
+        """ContextExceeded naming both numbers, where a prompt is longer than the server takes."""
         if tokens > self.max_input_tokens:
-            raise InvalidRequest(f"{name} has {tokens} tokens; at most {self.max_input_tokens} are allowed", name)
+            raise ContextExceeded(f"{name} has {tokens} tokens; at most {self.max_input_tokens} are allowed", name)
 
     def check_truncation(self, keep: int | None) -> None:
         """The same for how much of a prompt is kept."""

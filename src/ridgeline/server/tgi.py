@@ -19,12 +19,13 @@ import msgspec
 from ridgeline import __version__
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import Delta, Token
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import ContextExceeded, InvalidRequest
 from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.guided import tgi_grammar
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import THREADS, Event, Job
+from ridgeline.server.hub import THREADS
+from ridgeline.server.jobs import Event, Job
 from ridgeline.server.keys import Key
 from ridgeline.server.record import Record
 from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
@@ -165,7 +166,7 @@ def _prompt(request: GenerateRequest, p: Parameters, service: Service) -> list[i
     context, new = service.max_total_tokens, p.max_new_tokens or 1
     service.check_input(len(prompt), "inputs")
     if len(prompt) + new > context:
-        raise InvalidRequest(
+        raise ContextExceeded(
             f"inputs has {len(prompt)} tokens and max_new_tokens is {new}: together {len(prompt) + new}, "
             f"over the limit of {context}",
             "max_new_tokens",
