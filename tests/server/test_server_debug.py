@@ -42,7 +42,7 @@ def test_every_prompt_of_a_request_is_told():
 
 
 def test_what_is_remembered_is_bounded_and_the_last(monkeypatch):
-    monkeypatch.setattr("ridgeline.server.hub._REMEMBERED", 2)
+    monkeypatch.setattr("ridgeline.server.remembered._REQUESTS", 2)
     server = Server.new()
 
     async def asked():

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -25,13 +24,12 @@ from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import BROKEN, Event, Job, size_of
 from ridgeline.server.metrics import Metrics
 from ridgeline.server.record import Record
+from ridgeline.server.remembered import Remembered
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
 KEEP_ALIVE_S = 15.0
 PROGRESS_S = 1.0  # between signs of a prompt that is being read
 THREADS = 4
-_REMEMBERED = 4096  # HTTP requests
-_LISTED = 64  # ids of each, once it has ended
 _ENDING = "the server is shutting down"
 _RETRY_S = 1.0  # by then another one may serve at this address
 T = TypeVar("T")
@@ -58,7 +56,7 @@ class Hub:
         self._stopping = threading.Event()
         self._pumped: list[tuple[Stream, Event]] = []
         self._streams: set[Stream] = set()
-        self._asked: OrderedDict[tuple[str, str], list[int]] = OrderedDict()  # by key and name: clients choose names
+        self._remembered = Remembered()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
         self._parsing = 0
@@ -109,10 +107,8 @@ class Hub:
         return Stream(self, record or Record())
 
     def asked(self, id: str) -> list[int]:
-        """The client's ids of what HTTP requests of this name, which may have a prefix, submitted, of the last
-        thousands; of one that has ended, the last of them."""
-        names = (id, id.partition("-")[2])
-        return [number for (_, name), ids in self._asked.items() if name in names for number in ids]
+        """The client's ids of what HTTP requests of this name, which may have a prefix, submitted."""
+        return self._remembered.ids(id)
 
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams.
@@ -153,17 +149,11 @@ class Hub:
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
-        name = stream.record.name, stream.id
-        self._asked[name] = stream.ids
-        self._asked.move_to_end(name)
-        if len(self._asked) > _REMEMBERED:
-            self._asked.popitem(last=False)
+        self._remembered.begin(stream.record.name, stream.id, stream.ids)
 
     def discard(self, stream: Stream) -> None:
         self._streams.discard(stream)
-        name = stream.record.name, stream.id
-        if self._asked.get(name) is stream.ids:
-            self._asked[name] = stream.ids[-_LISTED:]
+        self._remembered.end(stream.record.name, stream.id, stream.ids)
         if self._then is not None and not self._streams:
             self._then()
 
