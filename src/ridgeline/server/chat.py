@@ -11,7 +11,6 @@ import msgspec
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
 from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest, ToolError
-from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.functions import modern, use_of
@@ -19,7 +18,17 @@ from ridgeline.server.http import Call, Events
 from ridgeline.server.jobs import Event, Job
 from ridgeline.server.keys import Key
 from ridgeline.server.messages import plain
-from ridgeline.server.openai import FINISH, MIN_LOGPROB, Head, check_max_tokens, sampling, shown, submitted, usage
+from ridgeline.server.openai import (
+    FINISH,
+    MIN_LOGPROB,
+    Head,
+    Lines,
+    check_max_tokens,
+    sampling,
+    shown,
+    submitted,
+    usage,
+)
 from ridgeline.server.schema import ChatRequest, decode_openai, ignored, warn
 from ridgeline.server.service import Choice, Service, best, collect, spoken
 from ridgeline.server.speech import Hearing, Speech, ThoughtCount, message
@@ -64,7 +73,7 @@ async def chat(service: Service, call: Call) -> Reply | Events:
     plan = await submitted(understand, service, call)
     if plan.request.stream:
         lines = _Lines(service, plan)
-        return Events(lines.begin(), lines.event, lines.end, plan.headers)
+        return Events(lines.begin(), lines.event, lines.said.end, plan.headers)
     return Reply(answer(service, plan, await collect(call.stream, [plan.params.n])), headers=plan.headers)
 
 
@@ -215,8 +224,7 @@ class _Lines:
 
     def __init__(self, service: Service, plan: Plan) -> None:
         self._tokenizer, self._plan, choices = service.tokenizer, plan, range(plan.params.n)
-        self._pending: dict[str, Any] = {"usage": None} if plan.request.include_usage else {}
-        self._line = plan.head.line(_CHUNK, **self._pending)
+        self.said = Lines(plan, _CHUNK, self._usage)
         self._speeches = [plan.speech(i) for i in choices]
         self._thoughts = [ThoughtCount(plan.hearing, service.tokenizer) for _ in choices]
         self._generated = self._cached = 0
@@ -226,9 +234,7 @@ class _Lines:
         first = [_piece(i, {"role": "assistant", "content": ""}) for i in choices]
         first += [_piece(i, {"content": plan.echo}) for i in choices if plan.echo]
         more = of_prompt(plan.request, self._tokenizer, plan.job.prompt, None)
-        counted = {"usage": self._usage()} if plan.request.usage_throughout else self._pending
-        line = plan.head.line(_CHUNK, **counted, **more)
-        return b"".join(line([piece]) for piece in first)
+        return self.said.of(first, **more)
 
     def event(self, event: Event) -> bytes:
         delta, speech = event.delta, self._speeches[event.delta.choice]
@@ -238,14 +244,7 @@ class _Lines:
         pieces = _pieces(self._tokenizer, self._plan, speech, delta)
         if delta.finish is not None:
             pieces.append(_piece(delta.choice, {}) | {"finish_reason": _finish(delta.finish, speech)})
-        if self._plan.request.usage_throughout:
-            self._line = self._plan.head.line(_CHUNK, usage=self._usage())
-        return b"".join(self._line([piece]) for piece in pieces)
-
-    def end(self) -> bytes:
-        if not self._plan.request.include_usage:
-            return sse.DONE
-        return sse.data(self._plan.head.wrap(_CHUNK, [], usage=self._usage())) + sse.DONE
+        return self.said.of(pieces)
 
     def _usage(self) -> dict[str, Any]:
         thoughts = sum(t.tokens for t in self._thoughts)

@@ -13,14 +13,23 @@ from typing import Any
 from ridgeline.engine.params import MAX_TOP_LOGPROBS, SamplingParams
 from ridgeline.engine.records import LENGTH, Delta, Token
 from ridgeline.errors import InvalidRequest
-from ridgeline.server import sse
 from ridgeline.server.errors import Reply
 from ridgeline.server.extras import of_answer, of_prompt, scored
 from ridgeline.server.http import Call, Events
 from ridgeline.server.jobs import Event, Job
 from ridgeline.server.keys import Key
 from ridgeline.server.logprobs import LogprobLists, Prompt, read_prompt
-from ridgeline.server.openai import FINISH, Head, check_max_tokens, sampling, shown, split_prompts, submitted, usage
+from ridgeline.server.openai import (
+    FINISH,
+    Head,
+    Lines,
+    check_max_tokens,
+    sampling,
+    shown,
+    split_prompts,
+    submitted,
+    usage,
+)
 from ridgeline.server.schema import CompletionRequest, decode_openai
 from ridgeline.server.service import Choice, Service, best, collect, spoken
 from ridgeline.server.watermark import refuse_unmarked
@@ -56,7 +65,7 @@ async def completions(service: Service, call: Call) -> Reply | Events:
     plan = await submitted(understand, service, call)
     if plan.request.stream:
         lines = _Lines(service, plan)
-        return Events(b"", lines.event, lines.end, plan.headers)
+        return Events(b"", lines.event, lines.said.end, plan.headers)
     done = await collect(call.stream, [plan.params.n] * len(plan.prompts))
     return Reply(answer(service, plan, done), headers=plan.headers)
 
@@ -185,24 +194,17 @@ class _Lines:
 
     def __init__(self, service: Service, plan: Plan) -> None:
         self._service, self._plan = service, plan
-        self._line = plan.head.line(_CHUNK, **({"usage": None} if plan.request.include_usage else {}))
+        self.said = Lines(plan, _CHUNK, self._usage)
         self._choices: dict[tuple[int, int], _Streamed] = {}
         self._generated, self._cached = 0, [0] * len(plan.prompts)
 
     def event(self, event: Event) -> bytes:
         self._generated += 0 if self._plan.dropped else len(event.delta.tokens)
         self._cached[event.job] = max(self._cached[event.job], event.delta.cached)
-        if self._plan.request.usage_throughout:
-            self._line = self._plan.head.line(_CHUNK, usage=self._usage())
         key = event.job, event.delta.choice
         if key not in self._choices:
             self._choices[key] = _Streamed(self._service, self._plan, event)
-        return b"".join(self._line([piece]) for piece in self._choices[key].pieces(event))
-
-    def end(self) -> bytes:
-        if not self._plan.request.include_usage:
-            return sse.DONE
-        return sse.data(self._plan.head.wrap(_CHUNK, [], usage=self._usage())) + sse.DONE
+        return self.said.of(self._choices[key].pieces(event))
 
     def _usage(self) -> dict[str, Any]:
         return usage(self._plan.prompt_tokens, self._generated, sum(self._cached))

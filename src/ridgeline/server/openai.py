@@ -60,6 +60,9 @@ class Plan(Protocol):
     """A body, understood."""
 
     @property
+    def head(self) -> Head: ...
+
+    @property
     def request(self) -> OpenAIRequest: ...
 
     @property
@@ -70,6 +73,31 @@ class Plan(Protocol):
 
 
 P = TypeVar("P", bound=Plan)
+
+
+class Lines:
+    """The lines of a stream, objects of `kind`. `count` tells the usage so far: the last line says it, or all do, as
+    the request asks."""
+
+    def __init__(self, plan: Plan, kind: str, count: Callable[[], dict[str, Any]]) -> None:
+        self._head, self._kind, self._count, request = plan.head, kind, count, plan.request
+        self._at_end, self._throughout = request.include_usage, request.usage_throughout
+        self._pending: dict[str, Any] = {"usage": None} if self._at_end else {}
+        self._usual = self._head.line(kind, **self._pending)
+
+    def of(self, choices: list[dict[str, Any]], **more: Any) -> bytes:
+        """A line for each choice, which may say more."""
+        line = self._usual
+        if self._throughout or more:
+            counted = {"usage": self._count()} if self._throughout else self._pending
+            line = self._head.line(self._kind, **counted, **more)
+        return b"".join(line([choice]) for choice in choices)
+
+    def end(self) -> bytes:
+        """What is said behind all choices."""
+        if not self._at_end:
+            return sse.DONE
+        return sse.data(self._head.wrap(self._kind, [], usage=self._count())) + sse.DONE
 
 
 async def submitted(understand: Callable[[Service, bytes, str, Key | None], P], service: Service, call: Call) -> P:
