@@ -123,6 +123,8 @@ def test_an_answer_that_may_be_cut_off_is_warned_of():
     body = {"messages": MESSAGES, "max_tokens": 3, "guided_grammar": 'start: "abcdefgh"'}
     reply = Server.new().post("/v1/chat/completions", body)
     assert "may be cut off" in reply.headers["x-ridgeline-warning"]
+    reply = Server.new().post("/vertex", {"instances": [body, body]})
+    assert reply.headers["x-ridgeline-warning"].count("may be cut off") == 1
 
 
 @pytest.mark.model

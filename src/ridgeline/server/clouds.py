@@ -5,12 +5,12 @@ Both take the bodies of other routes; a body is what its first field of `inputs`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import msgspec
 
-from ridgeline.engine.records import Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.server import tgi
 from ridgeline.server.chat import chat
@@ -18,10 +18,10 @@ from ridgeline.server.chat import understand as understand_chat
 from ridgeline.server.completions import completions
 from ridgeline.server.errors import OpenAIErrors, Reply
 from ridgeline.server.http import Call, Events
-from ridgeline.server.jobs import Job
 from ridgeline.server.openai import terms
-from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi, warn
-from ridgeline.server.service import Choice, Service, collect
+from ridgeline.server.schema import GenerateRequest, decode_object, decode_tgi
+from ridgeline.server.service import Service
+from ridgeline.server.several import Asked, texts
 from ridgeline.server.strict import StrictErrors, strictly
 from ridgeline.server.terms import terms_of
 
@@ -40,34 +40,14 @@ async def invocations(service: Service, call: Call) -> Reply | Events:
     return replace(answer, errors=StrictErrors() if strict else OpenAIErrors())
 
 
-@dataclass(frozen=True)
-class _Instance:
-    job: Job
-    prefix: str
-    headers: dict[str, str]
-    terms: Terms
-
-    def text(self, candidates: list[Choice]) -> str:
-        return self.prefix + candidates[tgi.ranked(candidates)[0]].text
-
-
 async def vertex(service: Service, call: Call) -> Reply:
     """POST /vertex: a text per instance. As with TGI, tokens are sampled unless an instance says otherwise."""
-
-    def submit() -> tuple[list[_Instance], dict[str, str]]:
-        found, headers = _instances(service, call), dict[str, str]()
-        jobs = [x.job for x in found]
-        warn(headers, *dict.fromkeys(said for x in found for said in x.headers.values()), *call.stream.check(jobs))
-        call.stream.submit(jobs, found[0].terms)
-        return found, headers
-
-    found, headers = await call.stream.run(submit)
-    done = await collect(call.stream, [x.job.params.n for x in found])
-    texts = [x.text(candidates) for x, candidates in zip(found, done, strict=True)]
-    return Reply({"predictions": texts}, headers=headers)
+    headers: dict[str, str] = {}
+    found = await texts(call, partial(_instances, service, call), headers)
+    return Reply({"predictions": found}, headers=headers)
 
 
-def _instances(service: Service, call: Call) -> list[_Instance]:
+def _instances(service: Service, call: Call) -> list[Asked]:
     given = decode_object(call.body).get("instances")
     if not isinstance(given, list) or not given:
         raise InvalidRequest("instances must be a list that is not empty", "instances")
@@ -83,7 +63,7 @@ def _instances(service: Service, call: Call) -> list[_Instance]:
     return found
 
 
-def _instance(service: Service, call: Call, raw: Any) -> _Instance:
+def _instance(service: Service, call: Call, raw: Any) -> Asked:
     if not isinstance(raw, dict) or not raw.keys() & {"inputs", "messages"}:
         raise InvalidRequest("an instance must be an object with inputs or messages", "instances")
     if raw.get("stream"):
@@ -92,9 +72,9 @@ def _instance(service: Service, call: Call, raw: Any) -> _Instance:
     if "inputs" not in raw:
         chatted = understand_chat(service, body, key=call.key)
         service.check_input(len(chatted.job.prompt), "messages")
-        return _Instance(chatted.job, chatted.echo, chatted.headers, terms(service, chatted.request, call.headers))
+        return Asked(chatted.job, chatted.echo, chatted.headers, terms(service, chatted.request, call.headers))
     request, headers = decode_tgi(body, GenerateRequest)
     if (p := request.parameters) is not None and p.do_sample is None:
         request.parameters = msgspec.structs.replace(p, do_sample=True)
     plan = tgi.understand(service, request, False, headers, call.key)
-    return _Instance(plan.job, plan.prefix, plan.headers, terms_of(service, call.headers))
+    return Asked(plan.job, plan.prefix, plan.headers, terms_of(service, call.headers))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Annotated, Any
 
 import msgspec
@@ -22,8 +23,9 @@ from ridgeline.server.errors import Reply, TGIErrors
 from ridgeline.server.health import health_reply
 from ridgeline.server.http import Call, as_response
 from ridgeline.server.hub import Hub
-from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi, warn
-from ridgeline.server.service import Service, collect
+from ridgeline.server.schema import GenerateRequest, Parameters, decode_tgi
+from ridgeline.server.service import Service
+from ridgeline.server.several import Asked, texts
 from ridgeline.server.terms import terms_of
 
 MODEL = "/v2/models/{model:path}/versions/{version}"
@@ -96,24 +98,16 @@ def routes(service: Service, hub: Hub) -> list[Route]:
 
 async def infer(service: Service, call: Call) -> Reply:
     """POST .../infer: a generated text for each input."""
-
-    def submit() -> tuple[InferRequest, list[tgi.Plan], dict[str, str]]:
-        request, plans, headers = _understand(service, call)
-        warn(headers, *call.stream.check([plan.job for plan in plans]))
-        call.stream.submit([plan.job for plan in plans], terms_of(service, call.headers))
-        return request, plans, headers
-
-    request, plans, headers = await call.stream.run(submit)
-    done = await collect(call.stream, [plan.job.params.n for plan in plans])
-    texts = [plan.text(candidates).encode() for plan, candidates in zip(plans, done, strict=True)]
+    request, headers = await call.stream.run(partial(_read, service, call))
+    found = [text.encode() for text in await texts(call, partial(_asked, service, call, request), headers)]
     outputs = [
         {"name": output.name, "shape": [1, len(text)], "datatype": "BYTES", "data": list(text)}
-        for output, text in zip(request.outputs, texts, strict=True)
+        for output, text in zip(request.outputs, found, strict=True)
     ]
     return Reply({"id": request.id, "outputs": outputs}, headers=headers)
 
 
-def _understand(service: Service, call: Call) -> tuple[InferRequest, list[tgi.Plan], dict[str, str]]:
+def _read(service: Service, call: Call) -> tuple[InferRequest, dict[str, str]]:
     named = _MODEL_OF.match(call.stream.record.path)  # routes may end with a line break
     assert named is not None, "the route has another path"
     _check_model(service, named[1])
@@ -124,10 +118,14 @@ def _understand(service: Service, call: Call) -> tuple[InferRequest, list[tgi.Pl
     if not request.inputs:
         raise InvalidRequest("inputs must not be empty", "inputs")
     service.check_batch(len(request.inputs), "inputs")
-    texts = [_text(i, tensor) for i, tensor in enumerate(request.inputs)]
-    plans = [tgi.understand(service, GenerateRequest(text, request.parameters), False, {}, call.key) for text in texts]
-    warn(headers, *dict.fromkeys(said for plan in plans for said in plan.headers.values()))
-    return request, plans, headers
+    return request, headers
+
+
+def _asked(service: Service, call: Call, request: InferRequest) -> list[Asked]:
+    terms = terms_of(service, call.headers)
+    given = [GenerateRequest(_text(i, tensor), request.parameters) for i, tensor in enumerate(request.inputs)]
+    plans = [tgi.understand(service, one, False, {}, call.key) for one in given]
+    return [Asked(plan.job, plan.prefix, plan.headers, terms) for plan in plans]
 
 
 def _text(index: int, tensor: InputTensor) -> str:

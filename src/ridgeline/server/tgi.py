@@ -58,10 +58,6 @@ class Plan:
     def prefix(self) -> str:
         return self.inputs if self.parameters.return_full_text else ""
 
-    def text(self, candidates: list[Choice]) -> str:
-        """The answer: the likeliest of them, behind the prompt where that was asked for."""
-        return self.prefix + candidates[ranked(candidates)[0]].text
-
 
 async def legacy(service: Service, call: Call) -> Reply | Events:
     """POST /: the body says whether to stream; a whole answer is a list of one."""
@@ -234,14 +230,14 @@ class _TokenTexts:
         return {"id": id, "text": text, "logprob": logprob, "special": self._tokenizer.is_special(id)}
 
 
-def ranked(candidates: list[Choice]) -> list[int]:
+def _ranked(candidates: list[Choice]) -> list[int]:
     """Their numbers, the likeliest first."""
     return sorted(range(len(candidates)), key=lambda i: -candidates[i].mean_logprob)
 
 
 async def _whole(service: Service, plan: Plan, call: Call) -> Reply:
     (candidates,) = await collect(call.stream, [len(plan.seeds)])
-    order = ranked(candidates)
+    order = _ranked(candidates)
     best = candidates[order[0]]
     body: dict[str, Any] = {"generated_text": plan.prefix + best.text}
     if plan.parameters.details or plan.parameters.decoder_input_details:
