@@ -33,6 +33,7 @@ _RANGES = {
     "prefix_cache_size": (1, 1 << 50),
 }
 _LIMITS = {  # of a server
+    "port": (0, 65535),
     "payload_limit": (1, 1 << 40),
     "max_input_tokens": (0, 1 << 24),
     "max_best_of": (1, 1024),
@@ -252,6 +253,8 @@ class ServerConfig:
             value = getattr(self, name)
             if not least <= value <= most:
                 raise ConfigError(f"{name} must be {least} to {most}, is {value}")
+        if 0 < (most := self.engine.context) <= self.max_input_tokens:
+            raise ConfigError(f"max_input_tokens must be below max_total_tokens, {most}; it is {self.max_input_tokens}")
         for name in ("predict_route", "health_route"):
             if not re.fullmatch(r"(/[\w.~%-]+)*", route := getattr(self, name), re.ASCII):
                 raise ConfigError(f"{name} must be a path such as /predict, is {route!r}")

@@ -73,6 +73,8 @@ def test_zero_on_the_command_line_wins_too(served, model, tmp_path):
         ("tls-key = 'x'", ["tls_cert"]),
         ("tls-cert = 'none.pem'", ["TLS"]),
         ("log-format = 'xml'", ["log_format", "json"]),
+        ("port = 99999", ["port", "65535"]),
+        ("max-input-tokens = 100\nmax-total-tokens = 50", ["max_input_tokens", "50"]),
     ],
 )
 def test_what_is_wrong_is_named(cli, tmp_path, text, words):

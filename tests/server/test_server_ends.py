@@ -71,12 +71,22 @@ def test_if_one_prompt_is_refused_the_others_are_cancelled():
 
     async def refuse():
         async with server.running():
-            answer = await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 17})
-            await until(lambda: server.client.idle)
-            return answer
+            other = asyncio.ensure_future(server.ask("POST", "/v1/completions", {"prompt": "a"}))
+            await until(lambda: bool(server.client.submitted))
+            answer = await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 16})
+            await until(lambda: server.client.choices == 1)
+            server.client.gate.set()
+            return answer, await other
 
-    assert asyncio.run(refuse()).status == 429
+    refused, answer = asyncio.run(refuse())
+    assert refused.status == 429 and answer.status == 200
     assert len(server.client.finished) == 16
+
+
+def test_prompts_that_never_fit_together_are_refused_for_good():
+    server = Server.new()
+    answer = server.post("/v1/completions", {"prompt": ["a"] * 17})
+    assert answer.status == 400 and "at most 16" in answer.json["error"]["message"] and not server.client.submitted
 
 
 def test_a_disconnect_while_submitting_cancels(monkeypatch):

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from itertools import pairwise
 
+import msgspec
 import pytest
 import serving
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import TEMPLATE, Server, byte_tokenizer
 
+from ridgeline.server.schema import WARNING_HEADER, ChatRequest
 from ridgeline.server.speech import Hearing, Speech, message
+from ridgeline.server.tools import tool_use
 from ridgeline.text.conventions import HERMES as TAGGED
 from ridgeline.text.reasoning import KNOWN
 
@@ -291,3 +294,20 @@ def test_deltas_of_any_cut_make_the_message_of_the_whole(which, cuts, inside):
 def test_completions_take_no_tools():
     reply = Server.new().post("/v1/completions", {"prompt": "x", "tools": [NOW]})
     assert reply.status == 400 and reply.json["error"]["param"] == "tools"
+
+
+def test_a_grammar_beside_tools_that_need_not_be_called():
+    tool = {"type": "function", "function": {"name": "f"}}
+    body = {"messages": [{"role": "user", "content": "x"}], "tools": [tool], "response_format": {"type": "json_object"}}
+    server = Server.new('{"a":1}', context=2000)
+    answer = server.post("/v1/chat/completions", body)
+    assert answer.status == 200 and "no tool can be called" in answer.headers[WARNING_HEADER]
+    assert server.client.submitted[0].params.grammar.kind == "json_object"
+    forced = Server.new().post("/v1/chat/completions", {**body, "tool_choice": "required"})
+    assert forced.status == 400 and forced.json["error"]["code"] == "tool_error"
+
+
+def test_a_tool_without_parameters_takes_none():
+    tool = {"type": "function", "function": {"name": "f"}}
+    use = tool_use(msgspec.convert({"messages": [], "tools": [tool]}, ChatRequest))
+    assert use.schemas == {"f": {"type": "object", "properties": {}, "additionalProperties": False}}

@@ -97,11 +97,11 @@ def understand(service: Service, body: bytes, id: str = "", key: Key | None = No
     hearing = _hearing(dialogue, use, text, old=bool(request.functions))
     params = _audible(sampling(request, service, key, **more), hearing, dialogue, service.tokenizer)
     calls = grammar_of(use, dialogue, service.tokenizer, text) if use is not None else None
-    if calls is not None and params.grammar is not None:
-        raise ToolError("calls that tools force leave no room for another grammar; ask for one of them", "tools")
     if use is not None and params.grammar is not None:
+        if use.forced:
+            raise ToolError("calls that tools force leave no room for another grammar; ask for one of them", "tools")
         warn(headers, "the answer follows a grammar, so no tool can be called")
-    if calls is not None:
+    elif calls is not None:
         params = msgspec.structs.replace(params, grammar=calls)
     job = Job(service.tokenizer.encode(text, add_special=False), params)
     head = Head.new("chatcmpl", service, id)

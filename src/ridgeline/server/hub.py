@@ -19,7 +19,7 @@ from typing import TypeVar
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient, check_grammar
 from ridgeline.engine.records import CANCELLED, EXPIRED, NO_TERMS, UNDELIVERED, Delta, Terms
-from ridgeline.errors import DeadlinePassed, EngineFailed, Overloaded, RidgelineError
+from ridgeline.errors import DeadlinePassed, EngineFailed, InvalidRequest, Overloaded, RidgelineError
 from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import BROKEN, Event, Job, size_of
 from ridgeline.server.metrics import Metrics
@@ -123,6 +123,12 @@ class Hub:
             return await self._loop.run_in_executor(self._threads, work)
         finally:
             self._parsing -= 1
+
+    def check_size(self, jobs: Sequence[Job]) -> None:
+        """InvalidRequest for several jobs that would never fit together; one alone is told by the client."""
+        info, asked = self.client.info, sum(job.params.width for job in jobs)
+        if len(jobs) > 1 and asked > (room := info.max_requests + info.queue):
+            raise InvalidRequest(f"the request asks for {asked} answers; at most {room} fit in the queue")
 
     def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
@@ -235,6 +241,7 @@ class Stream:
 
     def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
+        self._hub.check_size(jobs)
         self._limited = terms.wait_s > 0 or terms.total_s > 0
         self._left = sum(job.params.n for job in jobs)
         self.record.submitted = self.record.submitted or time.perf_counter()
@@ -271,8 +278,9 @@ class Stream:
         """
         while self._left > 0 or self._events:
             batch = await self._next()
-            bad = [i for i, e in enumerate(batch) if e.delta.finish in BROKEN] if self._broke else []
-            yield batch[: bad[0]] if bad else batch
+            bad = [i for i, e in enumerate(batch) if e.delta.finish in BROKEN][:1] if self._broke else []
+            if bad != [0]:
+                yield batch[: bad[0]] if bad else batch
             if bad:
                 raise self._broken(batch[bad[0]].delta.finish or "")
 

@@ -198,13 +198,11 @@ _OPENAI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "web_search_options": (),
     "suffix": ("",),  # in chats
-    "regex": (),
-    "ebnf": (),
-    "grammar": (),
     "stop_regex": (),
     "logits_processors": ([],),
     "lora_path": (),
 }
+_ELSEWHERE = {"regex": "guided_regex", "ebnf": "guided_grammar", "grammar": "guided_grammar"}  # others' names
 _TGI_NOT_BUILT: Mapping[str, tuple[Any, ...]] = {
     "adapter_id": (),
 }
@@ -224,6 +222,9 @@ def decode_openai(body: bytes, kind: type[T], strict: bool = False) -> tuple[T, 
     raw = decode_object(body)
     table = {name: neutral for name, neutral in _OPENAI_NOT_BUILT.items() if name not in kind.__struct_fields__}
     _refuse_unbuilt(raw, table)
+    for name, ours in _ELSEWHERE.items():
+        if raw.get(name) is not None:
+            raise InvalidRequest(f"{name} is called {ours} here, or structured_outputs", name)
     request, headers = _convert(raw, kind), dict[str, str]()
     ignored(headers, _ignored(raw, kind, set(table)), strict)
     return request, headers

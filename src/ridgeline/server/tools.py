@@ -61,7 +61,7 @@ def tool_use(request: ChatRequest) -> ToolUse | None:
     forced, allowed = _choice(request.tool_choice, names)
     if not allowed:
         return None
-    schemas = {t.function.name: t.function.parameters or {} for t in tools if t.function.name in allowed}
+    schemas = {t.function.name: _parameters(t) for t in tools if t.function.name in allowed}
     named = isinstance(request.tool_choice, dict) and request.tool_choice.get("type") == "function"
     return ToolUse(
         [_shown(raw) for raw in request.tools or ()],
@@ -111,6 +111,12 @@ def _tool(index: int, raw: dict[str, Any]) -> Tool:
     if kind != "object":
         raise ToolError(f"{where}: parameters must be the schema of an object, not of {kind!r:.40}", "tools")
     return tool
+
+
+def _parameters(tool: Tool) -> dict[str, Any]:
+    """The schema of a tool's arguments; one without has none."""
+    given = tool.function.parameters
+    return {"type": "object", "properties": {}, "additionalProperties": False} if given is None else given
 
 
 def _shown(raw: dict[str, Any]) -> dict[str, Any]:
