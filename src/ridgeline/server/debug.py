@@ -36,7 +36,7 @@ def routes(hub: Hub, local_only: bool) -> list[Route]:
 
 def about_request(hub: Hub, id: str) -> Reply:
     """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name."""
-    numbers = hub.asked(id)
+    numbers = hub.remembered.ids(id)
     if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and hub.client.why(int(id)):
         numbers = [int(id)]
     if not numbers:

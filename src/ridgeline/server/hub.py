@@ -51,12 +51,12 @@ class Hub:
     ) -> None:
         self.client, self.max_undelivered, self.max_pause = client, max_undelivered, max_pause
         self.metrics = metrics or Metrics(client.info)
+        self.remembered = Remembered()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ridgeline-parse")
         self._thread = threading.Thread(target=self._pump, name="ridgeline-pump", daemon=True)
         self._stopping = threading.Event()
         self._pumped: list[tuple[Stream, Event]] = []
         self._streams: set[Stream] = set()
-        self._remembered = Remembered()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
         self._parsing = 0
@@ -106,10 +106,6 @@ class Hub:
             raise Unhealthy(f"{_ENDING}; ask again", _RETRY_S)
         return Stream(self, record or Record())
 
-    def asked(self, id: str) -> list[int]:
-        """The client's ids of what HTTP requests of this name, which may have a prefix, submitted."""
-        return self._remembered.ids(id)
-
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams.
 
@@ -155,11 +151,11 @@ class Hub:
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
-        self._remembered.begin(stream.record.name, stream.id, stream.ids)
+        self.remembered.begin(stream.record.name, stream.id, stream.ids)
 
     def discard(self, stream: Stream) -> None:
         self._streams.discard(stream)
-        self._remembered.end(stream.record.name, stream.id, stream.ids)
+        self.remembered.end(stream.record.name, stream.id, stream.ids)
         if self._then is not None and not self._streams:
             self._then()
 
