@@ -14,6 +14,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient, check_grammar
 from ridgeline.engine.records import CANCELLED, EXPIRED, NO_TERMS, UNDELIVERED, Delta, Terms
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
+from ridgeline.guidance.compiler import BUDGET_S, NotCompiled
 from ridgeline.server import sse
 from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import BROKEN, Event, Job, size_of
@@ -219,13 +221,22 @@ class Stream:
             self._hub.cancel(ids)
 
     async def run(self, work: Callable[[], T]) -> T:
-        """`work` in one of the hub's threads."""
-        return await self._hub.run(work)
+        """`work` in one of the hub's threads; once more when the grammar is compiled that it needs: no thread waits."""
+        late = time.perf_counter() + BUDGET_S
+        while True:
+            try:
+                return await self._hub.run(work)
+            except NotCompiled as missing:
+                if self.ids or (left := late - time.perf_counter()) <= 0:
+                    raise
+                with suppress(Exception):  # `work` is told, by `check`
+                    await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(missing.future)), left)
 
     def check(self, jobs: Sequence[Job]) -> list[str]:
-        """What to warn of in jobs with grammars; InvalidRequest for one that cannot be followed. It may take long."""
+        """What to warn of in jobs with grammars; InvalidRequest for one that cannot be followed, NotCompiled, which
+        `run` takes, for one of which that is not known yet."""
         client = self._hub.client
-        return [said for j in jobs for said in check_grammar(client.compiler, client.info, j.prompt, j.params)]
+        return [said for j in jobs for said in check_grammar(client.compiler, client.info, j.prompt, j.params, 0.0)]
 
     def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
         """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
