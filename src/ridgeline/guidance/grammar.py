@@ -59,6 +59,8 @@ def translate(grammar: Grammar) -> str:
     for place, key, value in _keywords(schema):  # names may repeat in an answer, and then count once
         if key == "minProperties" and isinstance(value, int) and value > 1:
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
+        if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
+            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported", "grammar")
     try:
         return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
     except ValueError as wrong:
