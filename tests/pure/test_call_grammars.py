@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
+from ridgeline.errors import InvalidRequest
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.calls import CallParser
 from ridgeline.text.conventions import (
@@ -172,6 +174,21 @@ def test_a_grammar_grows_no_faster_than_its_schema():
         return len(forcing(GEMMA, {"f": schema}, spell, several=False))
 
     assert grammar_of(40) < 3 * grammar_of(20)
+
+
+def test_definitions_that_members_carry_have_one_bound_for_all_tools():
+    shape = {"anyOf": [{"$ref": "#/$defs/x"}, {"type": "integer"}]}
+    schema = {"properties": {f"m{i}": shape for i in range(5)}, "$defs": {"x": {"description": "y" * 50_000}}}
+    forcing(GLM, {"f": schema}, quoted, several=False)
+    with pytest.raises(InvalidRequest, match="too large"):
+        forcing(GLM, {f"f{i}": schema for i in range(6)}, quoted, several=False)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InvalidRequest, match="too large"):
+            forcing(GLM, {"f": {**schema, "properties": {f"m{i}": shape for i in range(2000)}}}, quoted, several=False)
+        assert tracemalloc.get_traced_memory()[1] < 8 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_optional_members_in_gemmas_spelling(passes):

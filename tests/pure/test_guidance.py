@@ -122,6 +122,16 @@ def test_a_keyword_that_is_not_supported_is_named_by_its_json_pointer():
         COMPILER.check(of_schema({"type": "object", "minProperties": 2}), 100)
 
 
+@pytest.mark.parametrize("options", [{"item_separator": "X"}, {"lenient": True}, {"whitespace_flexible": True}, {}])
+def test_a_schema_has_no_say_in_how_json_is_spelled(options):
+    for schema, place in (({}, ""), ({"properties": {"a": {}}}, "/properties/a")):
+        inner = schema["properties"]["a"] if place else schema
+        inner["x-guidance"] = options
+        with pytest.raises(InvalidRequest, match=f"at {place}/x-guidance: not supported"):
+            COMPILER.check(of_schema(schema), 100)
+    assert COMPILER.check(of_schema(closed({"x-guidance": {"const": options}})), 100) == []
+
+
 def test_what_one_answer_spends_is_there_again_for_the_next(monkeypatch):
     from llguidance import LLParserLimits
 

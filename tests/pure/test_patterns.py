@@ -36,6 +36,8 @@ def test_an_example_is_matched(pattern):
     [
         (".*foo", "foo"), ("(?i)^abc$|ab", "ab"), (r"\p{Lu}\P{L}[[:digit:]]", "A00"), (r"(?P<n>a+?)\u{1F600}", "a😀"),
         (r"(?x) a b # c", "ab"), ("a{2,}b{0}", "aa"), (r"[а-я]{3}", "ааа"), ("", ""), (r"\bno\b", "no"),
+        ("(?x)a # b{3}\nc", "ac"), ("[😀]" * 200, "😀" * 200), ("[가-힣]", "가"), (r"\p{Han}", "㐀"),
+        ("(){4000000000}{4000000000}", ""),
     ],
 )  # fmt: skip
 def test_examples_are_short(pattern, text):
@@ -44,7 +46,25 @@ def test_examples_are_short(pattern, text):
 
 @pytest.mark.parametrize(
     "pattern",
-    ["(", "[", "[a-", "(?:", "(?", "\\", "\\x", "\\p{", "a{x}", "(?=a)b", "a)", "a{200000}", "[a&&b]", "(" * 5000],
+    [
+        "(",
+        "[",
+        "[a-",
+        "(?:",
+        "(?",
+        "\\",
+        "\\x",
+        "\\p{",
+        "a{x}",
+        "(?=a)b",
+        "a)",
+        "a{200000}",
+        "[a&&b]",
+        "(" * 5000,
+        r"[^\x00-\x{9fff}]" * 30,
+        r"\x{FFFFFFFFFF}",
+        r"\x{D800}",
+    ],
 )
 def test_what_is_not_understood_has_no_example(pattern):
     assert example(pattern) is None

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+import threading
 
 import httpx
 import jsonschema
 import pytest
-from serving import Server
+from serving import Answer, Server, until
 
 from ridgeline.engine.params import Grammar
+from ridgeline.server.hub import THREADS
 
 MESSAGES = [{"role": "user", "content": "Tell me of Ada."}]
 SCHEMA = {
@@ -125,6 +128,51 @@ def test_an_answer_that_may_be_cut_off_is_warned_of():
     assert "may be cut off" in reply.headers["x-ridgeline-warning"]
     reply = Server.new().post("/vertex", {"instances": [body, body]})
     assert reply.headers["x-ridgeline-warning"].count("may be cut off") == 1
+
+
+async def _held(server: Server, count: int) -> tuple[threading.Event, list[asyncio.Task[Answer]]]:
+    """So many requests whose grammars are compiled once the gate opens."""
+    gate, compiler = threading.Event(), server.client.compiler
+    inner = compiler._compile
+    compiler._compile = lambda grammar: (gate.wait(20), inner(grammar))[1]
+    bodies = [{"prompt": "x", "max_tokens": 90, "guided_regex": f"(Hi){{{i + 1}}}"} for i in range(count)]
+    tasks = [asyncio.create_task(server.ask("POST", "/v1/completions", body)) for body in bodies]
+    await until(lambda: len(compiler._known) == count)
+    return gate, tasks
+
+
+def test_requests_whose_grammars_are_compiled_keep_no_others_waiting():
+    server = Server.new()
+
+    async def main() -> None:
+        async with server.running():
+            gate, tasks = await _held(server, 2 * THREADS)
+            try:
+                plain = await asyncio.wait_for(server.ask("POST", "/v1/completions", {"prompt": "x"}), 5)
+            finally:
+                gate.set()
+            assert plain.status == 200
+            assert [answer.status for answer in await asyncio.gather(*tasks)] == [200] * 2 * THREADS
+
+    asyncio.run(main())
+
+
+def test_who_waits_in_vain_for_others_grammars_is_told_when_to_come_again(monkeypatch):
+    monkeypatch.setattr("ridgeline.server.stream.BUDGET_S", 0.05)
+    server = Server.new()
+
+    async def main() -> None:
+        async with server.running():
+            gate, tasks = await _held(server, 2)
+            try:
+                answers = await asyncio.gather(*tasks)
+            finally:
+                gate.set()
+            assert [answer.status for answer in answers] == [429, 429] and "retry-after" in answers[0].headers
+            again = await server.ask("POST", "/v1/completions", {"prompt": "x", "guided_regex": "(Hi){2}"})
+            assert again.status == 200
+
+    asyncio.run(main())
 
 
 @pytest.mark.model

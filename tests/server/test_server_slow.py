@@ -18,7 +18,8 @@ from ridgeline.engine.params import SamplingParams
 from ridgeline.errors import Undelivered
 from ridgeline.server import hub as hubs
 from ridgeline.server.app import create_app, listen
-from ridgeline.server.hub import Hub, Job
+from ridgeline.server.hub import Hub
+from ridgeline.server.jobs import Job
 
 
 def test_a_reader_too_slow_loses_the_request_and_is_told():

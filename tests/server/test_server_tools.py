@@ -12,9 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import TEMPLATE, Server, byte_tokenizer
 
+from ridgeline.errors import InvalidRequest
 from ridgeline.server.schema import WARNING_HEADER, ChatRequest
 from ridgeline.server.speech import Hearing, Speech, message
-from ridgeline.server.tools import tool_use
+from ridgeline.server.tools import tool_use, unfollowed
 from ridgeline.text.conventions import HERMES as TAGGED
 from ridgeline.text.reasoning import KNOWN
 
@@ -267,6 +268,23 @@ def test_odd_schemas_are_served_or_the_tools_are_named(template, schema):
     if reply.status == 400:
         error = reply.json["error"]
         assert error["param"] == "tools" and "lark" not in error["message"] and "body_0" not in error["message"]
+
+
+@pytest.mark.parametrize("template", [HERMES, CODERS], ids=["hermes", "coder"])
+def test_a_keyword_of_a_tool_that_is_not_supported_is_named_with_its_tool_and_pointer(template):
+    schema = {"properties": {"a": {"type": "array", "contains": {}, "uniqueItems": True}}, "required": ["a"]}
+    tools = [WEATHER, {"type": "function", "function": {"name": "f", "parameters": schema}}]
+    _, reply = ask(template=template, tools=tools, tool_choice="required")
+    assert reply.status == 400 and reply.json["error"]["param"] == "tools"
+    said = reply.json["error"]["message"]
+    assert "the parameters of 'f' cannot be followed at /properties/a/contains, /properties/a/uniqueItems" in said
+
+
+def test_a_grammar_of_tools_is_not_shown_where_it_fails():
+    wrong = InvalidRequest('the lark grammar cannot be followed: 12 | body_0: "x"', "grammar")
+    assert str(unfollowed([WEATHER], wrong)) == "a tool's parameters cannot be followed"
+    ours = InvalidRequest("the grammar has 9 bytes; at most 8 are allowed", "grammar")
+    assert "at most 8" in str(unfollowed([WEATHER], ours))
 
 
 def test_tools_beside_a_grammar_cannot_be_called_and_that_is_said():

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 import msgspec
 
@@ -37,9 +37,7 @@ from ridgeline.engine.records import (
     check_prompt,
 )
 from ridgeline.errors import InvalidRequest, Overloaded
-
-if TYPE_CHECKING:
-    from ridgeline.guidance.compiler import Compiler
+from ridgeline.guidance.compiler import BUDGET_S, Compiler
 
 Sink = Callable[[Delta], None]
 
@@ -377,13 +375,14 @@ class LocalClient:
 
 
 def check_grammar(
-    compiler: Compiler | None, info: EngineInfo, prompt: Sequence[int], params: SamplingParams
+    compiler: Compiler | None, info: EngineInfo, prompt: Sequence[int], params: SamplingParams, wait_s: float = BUDGET_S
 ) -> list[str]:
-    """InvalidRequest where a request has a grammar that cannot be followed in its tokens; else what to warn of."""
+    """InvalidRequest where a request has a grammar that cannot be followed in its tokens, NotCompiled where that is not
+    known after `wait_s` seconds; else what to warn of."""
     if params.grammar is None:
         return []
     check_params(params, info.vocab)
     limit = check_prompt(info, prompt, params)
     if compiler is None:
         raise InvalidRequest("grammars are not available here (--disable-grammar-support)", "grammar")
-    return compiler.check(params.grammar, limit)
+    return compiler.check(params.grammar, limit, wait_s)

@@ -6,14 +6,16 @@ others, and its stack is deep: llguidance reads a grammar's rules recursively.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
+import time
 from collections import OrderedDict
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Late
 from typing import TYPE_CHECKING
 
-from ridgeline.errors import InvalidRequest
+from ridgeline.errors import InvalidRequest, Overloaded
 from ridgeline.guidance.closing import Ways
 from ridgeline.guidance.grammar import Grammar, check_form, explain, parts, translate, wholes
 
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
     from ridgeline.guidance.vocabulary import Tokens, Vocabulary
 
 BUDGET_S = 10.0  # for compiling, waiting for others' turns included
+_OWN_S = 8.0  # of compiling alone: a grammar that takes longer is itself at fault
 _KEPT = 64  # grammars
 _STATES = 4096  # looked at for the first closing
 _STACK = 256 << 20  # of addresses; memory is what is touched
@@ -50,6 +53,31 @@ class Compiled:
         return Guide(self._matcher.deep_copy(), self._ways, way, limit, jumps)
 
 
+class NotCompiled(Overloaded):
+    """A grammar is not compiled yet, as others were before it; `future` is done when it is."""
+
+    def __init__(self, future: Future[Compiled]) -> None:
+        super().__init__("other requests' grammars are compiled first; try again later", BUDGET_S)
+        self.future = future
+
+
+class _Turn:
+    """A grammar's place in the queue, left empty where nobody waits for it any more, after `until`."""
+
+    future: Future[Compiled]
+
+    def __init__(self, until: float) -> None:
+        self.until = until
+
+    @property
+    def void(self) -> bool:
+        """Whether it is to be compiled again."""
+        if not self.future.done():
+            return False
+        fault = self.future.exception()
+        return isinstance(fault, Overloaded) if fault is not None else self.future.result().spent
+
+
 class Compiler:
     """Compiles grammars for one model, whose logits have `size` columns."""
 
@@ -57,32 +85,41 @@ class Compiler:
         self._tokens, self._size = tokens, size
         self._vocabulary: Vocabulary | None = None
         self._lock = threading.Lock()
-        self._known: OrderedDict[Grammar, Future[Compiled]] = OrderedDict()
+        self._known: OrderedDict[Grammar, _Turn] = OrderedDict()
         self._thread: ThreadPoolExecutor | None = None
+        self._began = 0.0  # when the last turn began
 
-    def compile(self, grammar: Grammar) -> Future[Compiled]:
-        """From any thread. The future raises InvalidRequest for a grammar that cannot be followed."""
+    def compile(self, grammar: Grammar, wait_s: float = math.inf) -> Future[Compiled]:
+        """From any thread. The future raises InvalidRequest for a grammar that cannot be followed, and Overloaded where
+        its turn came when nobody had asked for it for `wait_s` seconds."""
+        until = time.perf_counter() + wait_s
         with self._lock:
-            known = self._known.get(grammar)
-            if known is None or (known.done() and known.exception() is None and known.result().spent):
+            turn = self._known.get(grammar)
+            if turn is None or turn.void:
                 self._thread = self._thread or thread("ridgeline-grammars", _NICE)
-                known = self._known[grammar] = self._thread.submit(self._compile, grammar)
+                turn = self._known[grammar] = _Turn(until)
+                turn.future = self._thread.submit(self._take, turn, grammar)
                 if len(self._known) > _KEPT:
                     self._known.popitem(last=False)
+            turn.until = max(turn.until, until)
             self._known.move_to_end(grammar)
-            return known
+            return turn.future
 
-    def check(self, grammar: Grammar, limit: int) -> list[str]:
-        """InvalidRequest for a grammar that is not to be had, or has no answer of `limit` tokens. What to warn of."""
+    def check(self, grammar: Grammar, limit: int, wait_s: float = BUDGET_S) -> list[str]:
+        """InvalidRequest for a grammar that is not to be had, or has no answer of `limit` tokens; NotCompiled where
+        others' turns take longer than `wait_s` seconds. What to warn of."""
         check_form(grammar)
         if not self._tokens.eos_ids:
             raise InvalidRequest("this model has no end token, without which no grammar can be followed", "grammar")
+        future = self.compile(grammar, BUDGET_S)
         try:
-            compiled = self.compile(grammar).result(BUDGET_S)
+            compiled = future.result(wait_s)
         except Late:
-            raise InvalidRequest(
-                f"the grammar was not compiled within {BUDGET_S:g} seconds; simplify it, or try again later", "grammar"
-            ) from None
+            if future.running() and time.perf_counter() - self._began > _OWN_S:
+                raise InvalidRequest(
+                    f"the grammar was not compiled within {_OWN_S:g} seconds; simplify it", "grammar"
+                ) from None
+            raise NotCompiled(future) from None
         least = len(compiled.closing) if compiled.closing is not None else None
         if grammar.guaranteed and least is None:
             raise InvalidRequest(
@@ -97,6 +134,12 @@ class Compiler:
         if least is None or least > limit:
             return ["the answer may be cut off before its grammar allows an end"]
         return []
+
+    def _take(self, turn: _Turn, grammar: Grammar) -> Compiled:
+        self._began = time.perf_counter()
+        if self._began > turn.until:
+            raise Overloaded("the grammar's turn came too late; try again later", BUDGET_S)
+        return self._compile(grammar)
 
     def _compile(self, grammar: Grammar) -> Compiled:
         from llguidance import LLMatcher, LLParserLimits

@@ -59,6 +59,8 @@ def translate(grammar: Grammar) -> str:
     for place, key, value in _keywords(schema):  # names may repeat in an answer, and then count once
         if key == "minProperties" and isinstance(value, int) and value > 1:
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
+        if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
+            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported", "grammar")
     try:
         return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
     except ValueError as wrong:
@@ -96,13 +98,17 @@ def explain(grammar: Grammar, error: str) -> InvalidRequest:
     said = " ".join(error.split())[:500]
     if grammar.kind != "json_schema":
         return InvalidRequest(f"the {grammar.kind} grammar cannot be followed: {said}", "grammar")
-    unknown = _unknown(said)
-    places = [place for place, key, value in _keywords(_schema(grammar.value)) if unknown(key, value)]
-    if places:
-        more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-        named = f"{', '.join(places[:5])}{more}: not supported ({said})"
-        return InvalidRequest(f"the JSON schema cannot be followed at {named}", "grammar")
+    if places := unsupported(_schema(grammar.value), said):
+        return InvalidRequest(f"the JSON schema cannot be followed at {places}: not supported ({said})", "grammar")
     return InvalidRequest(f"the JSON schema cannot be followed: {said}", "grammar")
+
+
+def unsupported(schema: Any, said: str) -> str:
+    """JSON pointers of the keywords that llguidance's error is about; "" if there are none."""
+    unknown = _unknown(said)
+    places = [place for place, key, value in _keywords(schema) if unknown(key, value)]
+    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
+    return f"{', '.join(places[:5])}{more}"
 
 
 def _schema(text: str) -> dict[str, Any]:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable
+from itertools import chain
 
 _MOST = 100_000  # characters of an example
+_LOOKS = 60_000  # at whether a part of a class has a character, in all: some 0.1 s
 _LIKED = "a0A-_. :/@"  # characters that are taken where a class has them
 _NAMED = {"d": "0", "w": "a", "s": " ", "D": "a", "W": " ", "S": "a"}
 _CONTROLS = {"n": "\n", "t": "\t", "r": "\r", "f": "\f", "v": "\v", "a": "\a", "0": "\0"}
@@ -33,7 +35,8 @@ def example(pattern: str) -> str | None:
     reader = _Reader(pattern)
     try:
         found = reader.either()
-    except (_Unread, IndexError, ValueError, RecursionError):
+        found.encode()  # surrogates are no text
+    except (_Unread, IndexError, ValueError, OverflowError, RecursionError):
         return None
     return found if reader.at == len(pattern) else None
 
@@ -44,6 +47,7 @@ class _Reader:
     def __init__(self, pattern: str) -> None:
         self.pattern, self.at = pattern, 0
         self.spaced = False  # flag x
+        self.looks = 0
 
     @property
     def next(self) -> str:
@@ -76,8 +80,11 @@ class _Reader:
     def sequence(self) -> str:
         found = ""
         while self.next and self.next not in "|)":
-            if self.spaced and (self.next.isspace() or self.next == "#"):
-                self.at = len(self.pattern) if self.next == "#" and "\n" not in self.pattern[self.at :] else self.at + 1
+            if self.spaced and self.next.isspace():
+                self.at += 1
+                continue
+            if self.spaced and self.next == "#":
+                self.at = (self.pattern.find("\n", self.at) + 1) or len(self.pattern)
                 continue
             piece = self.atom()
             times = self.times()
@@ -93,7 +100,7 @@ class _Reader:
             if self.next == "{":
                 self.at += 1
                 low = self.until("}").partition(",")[0].strip()
-                least *= int(low or 0)
+                least = min(least * int(low or 0), _MOST + 1)
             else:
                 least *= self.next == "+"
                 self.at += 1
@@ -134,7 +141,7 @@ class _Reader:
             return ""
         self.at -= 1
         inside = self.escaped()
-        return inside if isinstance(inside, str) else self.pick([inside], False)
+        return inside if isinstance(inside, str) else self.pick([inside], "", False)
 
     def escaped(self) -> str | Callable[[str], bool]:
         """A character, or what tells a class's characters."""
@@ -153,48 +160,55 @@ class _Reader:
             return chr(int(self.pattern[self.at - size : self.at], 16))
         return _CONTROLS.get(mark, mark)
 
-    def members(self) -> tuple[list[Callable[[str], bool]], bool]:
-        """What tells the characters of a class, behind its bracket; whether it is of all others."""
-        other, found = self.take("^"), list[Callable[[str], bool]]()
+    def members(self) -> tuple[list[Callable[[str], bool]], str, bool]:
+        """What tells the characters of a class, behind its bracket, and some of them; whether it is of all others."""
+        other, found, some = self.take("^"), list[Callable[[str], bool]](), list[str]()
         first = True
         while first or not self.take("]"):
             if self.pattern.startswith(("&&", "--", "~~"), self.at):
                 raise _Unread
-            found.append(self.member())
+            inside, low = self.member()
+            found.append(inside)
+            some.append(low)
             first = False
-        return found, other
+        return found, "".join(some), other
 
-    def member(self) -> Callable[[str], bool]:
+    def member(self) -> tuple[Callable[[str], bool], str]:
         if self.take("[:"):
-            other, inside = self.take("^"), _POSIX.get(self.until(":]"))
-            if inside is None:
+            other, named = self.take("^"), _POSIX.get(self.until(":]"))
+            if named is None:
                 raise _Unread
-            return lambda c: inside(c) != other
+            return lambda c: named(c) != other, ""
         if self.take("["):
-            inner, other = self.members()
-            return lambda c: any(each(c) for each in inner) != other
+            inner, some, other = self.members()
+            return lambda c: self.has(inner, c) != other, some
         low = self.single()
         if not isinstance(low, str):
-            return low
+            return low, ""
         if self.next != "-" or self.pattern[self.at + 1] == "]":
-            return lambda c: c == low
+            return lambda c: c == low, low
         self.at += 1
         high = self.single()
         if not isinstance(high, str):
             raise _Unread
-        return lambda c: low <= c <= high
+        return lambda c: low <= c <= high, low
 
     def single(self) -> str | Callable[[str], bool]:
         mark = self.one()
         return self.escaped() if mark == "\\" else mark
 
-    def pick(self, members: list[Callable[[str], bool]], other: bool) -> str:
+    def pick(self, members: list[Callable[[str], bool]], some: str, other: bool) -> str:
         """A character of a class, one that is liked if it has one."""
-        places = (*_LIKED, *map(chr, range(0x20, 0x7F)), *map(chr, range(0xA0, 0xD800)), "\n", "\t")
-        for c in places:
-            if any(inside(c) for inside in members) != other:
+        for c in chain(_LIKED, map(chr, range(0x20, 0x7F)), "\n\t", some, map(chr, range(0xA0, 0xD800))):
+            if self.has(members, c) != other:
                 return c
         raise _Unread
+
+    def has(self, members: list[Callable[[str], bool]], c: str) -> bool:
+        self.looks += len(members)
+        if self.looks > _LOOKS:
+            raise _Unread
+        return any(inside(c) for inside in members)
 
 
 def _category(name: str, other: bool) -> Callable[[str], bool]:

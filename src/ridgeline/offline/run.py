@@ -23,7 +23,7 @@ from ridgeline.offline.journal import Journal
 from ridgeline.offline.lines import Line
 from ridgeline.server import chat, completions, openai
 from ridgeline.server.errors import OpenAIErrors
-from ridgeline.server.hub import Job
+from ridgeline.server.jobs import Job
 from ridgeline.server.service import Choice, Service
 
 WINDOW = 512  # lines that are looked at ahead of those the engine has

@@ -19,10 +19,11 @@ from starlette.types import Message, Receive, Scope, Send
 from ridgeline.errors import RidgelineError
 from ridgeline.server import sse
 from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Reply
-from ridgeline.server.hub import Hub, Stream
+from ridgeline.server.hub import Hub
 from ridgeline.server.jobs import Event
 from ridgeline.server.keys import Key
 from ridgeline.server.record import Record, headers_of, record_of
+from ridgeline.server.stream import Stream
 
 DRAIN_BYTES = 64 << 20  # read and dropped of a body over the limit, so that the refusal is not lost in a reset
 

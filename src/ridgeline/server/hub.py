@@ -1,8 +1,7 @@
 """Hub: the bridge between asyncio and the engine client.
 
 Owns the pump thread, the threads that parse and submit, and the streams of deltas to HTTP requests. Deltas cross to
-the event loop once per pump, not once per token. A Stream belongs to one HTTP request; leaving it cancels whatever
-has not ended, and a reader who falls behind pauses it. Must not know any API's format.
+the event loop once per pump, not once per token. Must not know any API's format.
 """
 
 from __future__ import annotations
@@ -11,23 +10,24 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import TypeVar
 
 from ridgeline.config import ServerConfig
-from ridgeline.engine.client import EngineClient, check_grammar
-from ridgeline.engine.records import CANCELLED, EXPIRED, NO_TERMS, UNDELIVERED, Delta, Terms
-from ridgeline.errors import DeadlinePassed, EngineFailed, InvalidRequest, Overloaded, RidgelineError
+from ridgeline.engine.client import EngineClient
+from ridgeline.engine.records import CANCELLED, Delta, Terms
+from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 from ridgeline.server.errors import Unhealthy
-from ridgeline.server.jobs import BROKEN, Event, Job, size_of
+from ridgeline.server.jobs import Event, Job
 from ridgeline.server.metrics import Metrics
 from ridgeline.server.record import Record
 from ridgeline.server.remembered import Remembered
+from ridgeline.server.stream import Stream
 
 PUMP_S = 0.2  # longest wait of the pump thread, and so of a shutdown
-KEEP_ALIVE_S = 15.0
+KEEP_ALIVE_S = 15.0  # in which a stream says something
 PROGRESS_S = 1.0  # between signs of a prompt that is being read
 THREADS = 4
 _ENDING = "the server is shutting down"
@@ -51,7 +51,7 @@ class Hub:
     ) -> None:
         self.client, self.max_undelivered, self.max_pause = client, max_undelivered, max_pause
         self.metrics = metrics or Metrics(client.info)
-        self.remembered = Remembered()
+        self.remembered, self.keep_alive = Remembered(), KEEP_ALIVE_S
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="ridgeline-parse")
         self._thread = threading.Thread(target=self._pump, name="ridgeline-pump", daemon=True)
         self._stopping = threading.Event()
@@ -59,7 +59,7 @@ class Hub:
         self._streams: set[Stream] = set()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._problem: str | None = None
-        self._parsing = 0
+        self._parsing, self._room = 0, client.info.max_requests + client.info.queue
         self._then: Callable[[], object] | None = None  # when all streams have ended: no new ones are let in
 
     def start(self) -> None:
@@ -112,7 +112,7 @@ class Hub:
         Overloaded at once where more requests wait for this than the engine takes.
         """
         assert self._loop is not None
-        if self._parsing >= self.client.info.max_requests + self.client.info.queue:
+        if self._parsing >= self._room:
             raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.retry_after())
         self._parsing += 1
         try:
@@ -122,9 +122,9 @@ class Hub:
 
     def check_size(self, jobs: Sequence[Job]) -> None:
         """InvalidRequest for several jobs that would never fit together; one alone is told by the client."""
-        info, asked = self.client.info, sum(job.params.width for job in jobs)
-        if len(jobs) > 1 and asked > (room := info.max_requests + info.queue):
-            raise InvalidRequest(f"the request asks for {asked} answers; at most {room} fit in the queue")
+        asked = sum(job.params.width for job in jobs)
+        if len(jobs) > 1 and asked > self._room:
+            raise InvalidRequest(f"the request asks for {asked} answers; at most {self._room} fit in the queue")
 
     def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
@@ -147,7 +147,7 @@ class Hub:
         for stream in self._streams:
             stream.look(now)
         if not self._stopping.is_set():
-            self.later(min(PROGRESS_S, KEEP_ALIVE_S), self._look)
+            self.later(min(PROGRESS_S, self.keep_alive), self._look)
 
     def add(self, stream: Stream) -> None:
         self._streams.add(stream)
@@ -191,205 +191,3 @@ class Hub:
     def _fail_all(self, why: str) -> None:
         for stream in list(self._streams):
             stream.fail(EngineFailed(why))
-
-
-class Stream:
-    """The deltas of one HTTP request's jobs, in order. `submit` may run in a thread; the rest is the event loop's."""
-
-    def __init__(self, hub: Hub, record: Record) -> None:
-        self._hub, self.record, self.id = hub, record, record.id
-        self.ids: list[int] = []
-        self._left = 0  # choices that have not ended
-        self._limited = self._begun = False  # whether its time is limited; whether it has had a token
-        self._closed = self._broke = False  # whether a choice ended as no answer does
-        self._patience: asyncio.TimerHandle | None = None  # with a reader that is behind: the requests are paused
-        self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
-        self._events: list[Event] = []
-        self._waiting = self._taken = 0  # sizes of _events, and of those that the reader has and has not come back from
-        self._failure: EngineFailed | None = None
-        self._sleeper: asyncio.Future[None] | None = None  # of who waits for events
-        self._spoke, self._told = time.perf_counter(), (0, 0)  # when something last went out; the progress told
-
-    async def __aenter__(self) -> Stream:
-        self._hub.add(self)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._hub.discard(self)
-        self._close()
-
-    def _close(self) -> None:
-        with self._lock:
-            self._closed = True
-            self._stop_waiting()
-            ids = list(self.ids)
-        if self._left > 0:
-            self._hub.cancel(ids)
-
-    async def run(self, work: Callable[[], T]) -> T:
-        """`work` in one of the hub's threads."""
-        return await self._hub.run(work)
-
-    def check(self, jobs: Sequence[Job]) -> list[str]:
-        """What to warn of in jobs with grammars; InvalidRequest for one that cannot be followed. It may take long."""
-        client = self._hub.client
-        return [said for j in jobs for said in check_grammar(client.compiler, client.info, j.prompt, j.params)]
-
-    def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
-        """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
-        self._hub.check_size(jobs)
-        self._limited = terms.wait_s > 0 or terms.total_s > 0
-        self._left = sum(job.params.n for job in jobs)
-        self.record.submitted = self.record.submitted or time.perf_counter()
-        for number, job in enumerate(jobs):
-            if self._closed:
-                return
-            try:
-                id = self._hub.submit(self, number, job, terms)
-            except RidgelineError:
-                if not self.ids:
-                    self.record.submitted = 0.0  # nothing of it reached the engine
-                raise
-            self._accepted(job)
-            with self._lock:
-                self.ids.append(id)
-                closed = self._closed
-                if self._patience is not None:
-                    self._hub.client.pause(id)
-            if closed:
-                self._hub.cancel([id])
-
-    def _accepted(self, job: Job) -> None:
-        """The engine has taken a job: its prompt counts, and is paid for, whoever waits for the answer."""
-        record, size = self.record, len(job.prompt)
-        record.prompt += size
-        record.choices += job.params.n
-        record.most = max(record.most, job.params.max_tokens or 0)
-        self._hub.post(partial(record.spend, size))
-
-    async def batches(self) -> AsyncIterator[list[Event]]:
-        """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
-
-        Raises EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice has no proper end.
-        """
-        while self._left > 0 or self._events:
-            batch = await self._next()
-            bad = [i for i, e in enumerate(batch) if e.delta.finish in BROKEN][:1] if self._broke else []
-            if bad != [0]:
-                yield batch[: bad[0]] if bad else batch
-            if bad:
-                raise self._broken(batch[bad[0]].delta.finish or "")
-
-    async def begun(self) -> None:
-        """Wait for a sign of the answer, if its time is limited. DeadlinePassed where that was up before."""
-        if self._limited:
-            late = time.perf_counter() + KEEP_ALIVE_S
-            while not self._events and self._failure is None and time.perf_counter() < late:
-                await self._wait()
-            if self._events and self._events[0].delta.finish == EXPIRED:
-                raise self._broken(EXPIRED)
-
-    def _broken(self, finish: str) -> RidgelineError:
-        if finish == EXPIRED and not self._begun:
-            return DeadlinePassed("the request's time was up before its first token", self._hub.client.retry_after())
-        return BROKEN[finish]()
-
-    async def _wait(self) -> None:
-        """Until there are events, a failure, or a sign of life is due."""
-        if self._events or self._failure is not None:
-            return
-        self._sleeper = asyncio.get_running_loop().create_future()
-        try:
-            await self._sleeper
-        finally:
-            self._sleeper = None
-
-    def look(self, now: float) -> None:
-        """Wake who waits, if a sign of life is due."""
-        if self._sleeper is not None and self._due(now):
-            self._rouse()
-
-    def _due(self, now: float) -> bool:
-        """Whether more of the prompt has been read than was told, or nothing was for long."""
-        return now - self._spoke >= KEEP_ALIVE_S or (not self._begun and self._progress() != self._told)
-
-    def _rouse(self) -> None:
-        if self._sleeper is not None and not self._sleeper.done():
-            self._sleeper.set_result(None)
-
-    def _progress(self) -> tuple[int, int]:
-        return self._hub.client.progress(self.ids[-1]) if self.ids else (0, 0)
-
-    def spoke(self) -> None:
-        """Something went out."""
-        self._spoke = time.perf_counter()
-
-    def sign(self) -> tuple[int, int] | None:
-        """For a stream that says nothing just now: tokens of its prompt that were read, and all of them, (0, 0) where
-        that is not known; None while no sign of life is due."""
-        if not self._due(time.perf_counter()):
-            return None
-        self.spoke()
-        self._told = (0, 0) if self._begun else self._progress()
-        return self._told
-
-    async def _next(self) -> list[Event]:
-        self._taken = 0
-        if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
-            self._resume()
-        await self._wait()
-        if not self._events and self._failure is not None:
-            raise self._failure
-        events, self._events = self._events, []
-        self._taken, self._waiting = self._waiting, 0
-        return events
-
-    def push(self, event: Event, now: float) -> None:
-        """A delta arrived. Where too many wait for their reader the requests are paused, and given up in the end."""
-        if self._failure is not None or self._closed:
-            return
-        delta, record = event.delta, self.record
-        if delta.tokens:
-            self._begun = True
-            if record.tokens(len(delta.tokens), now):
-                self._hub.metrics.gap(record.gap)
-        if delta.choice == 0:  # the others share its prompt
-            record.cached += delta.cached
-        if delta.ran:
-            record.ran(delta.ran, now)
-        if delta.finish is not None:
-            self._left -= 1
-            record.finish = delta.finish
-            self._broke |= delta.finish in BROKEN
-        self._events.append(event)
-        self._waiting += size_of(delta)
-        self._rouse()
-        if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
-            self._pause()
-
-    def _pause(self) -> None:
-        with self._lock:
-            self._patience = self._hub.later(self._hub.max_pause, self._give_up)
-            for id in self.ids:
-                self._hub.client.pause(id)
-
-    def _resume(self) -> None:
-        with self._lock:
-            self._stop_waiting()
-            for id in self.ids:
-                self._hub.client.resume(id)
-
-    def _stop_waiting(self) -> None:
-        if self._patience is not None:
-            self._patience.cancel()
-            self._patience = None
-
-    def _give_up(self) -> None:
-        with self._lock:
-            ids = list(self.ids)
-        self._hub.cancel(ids, UNDELIVERED)
-
-    def fail(self, failure: EngineFailed) -> None:
-        """No more deltas will come."""
-        self._failure = failure
-        self._rouse()

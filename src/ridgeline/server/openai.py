@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,6 +20,7 @@ from ridgeline.server.keys import Key
 from ridgeline.server.schema import OpenAIRequest, warn
 from ridgeline.server.service import Service
 from ridgeline.server.terms import terms_of
+from ridgeline.server.tools import unfollowed
 from ridgeline.server.watermark import marked
 from ridgeline.text.tokenizer import Tokenizer
 
@@ -123,8 +123,7 @@ def _by_field(wrong: InvalidRequest, request: OpenAIRequest) -> InvalidRequest:
         return wrong
     if field := field_of(request):
         return InvalidRequest(f"{field}: {wrong}", field)
-    inner = re.search(r"failed to compile JSON schema: (.*?)( \d+ \||$)", str(wrong))
-    return InvalidRequest(f"a tool's parameters cannot be followed: {inner[1] if inner else wrong}", "tools")
+    return unfollowed(getattr(request, "tools", None) or [], wrong)
 
 
 def terms(service: Service, request: OpenAIRequest, headers: Mapping[str, str]) -> Terms:

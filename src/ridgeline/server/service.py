@@ -12,8 +12,8 @@ from pathlib import Path
 from ridgeline.config import ServerConfig
 from ridgeline.engine.records import EOS, STOP, Delta, EngineInfo, Token, most_tokens
 from ridgeline.errors import ConfigError, ContextExceeded, InvalidRequest, ModelNotFound
-from ridgeline.server.hub import Stream
 from ridgeline.server.schema import WARNING_HEADER
+from ridgeline.server.stream import Stream
 from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.template import ChatTemplate, require_template
 from ridgeline.text.tokenizer import Tokenizer

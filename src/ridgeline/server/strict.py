@@ -20,10 +20,10 @@ from ridgeline.errors import InvalidRequest, RidgelineError, ToolError
 from ridgeline.server import sse
 from ridgeline.server.errors import Malformed, Reply, TGIErrors
 from ridgeline.server.http import Call, Events
-from ridgeline.server.hub import Stream
 from ridgeline.server.jobs import Event
 from ridgeline.server.schema import decode_object
 from ridgeline.server.service import Service
+from ridgeline.server.stream import Stream
 
 Handler = Callable[[Service, Call], Awaitable[Reply | Events]]
 OPEN_ROUTES = {  # that ask for no key, as with TGI, beside those that never do

@@ -13,7 +13,8 @@ from typing import Any
 import msgspec
 
 from ridgeline.engine.params import Grammar
-from ridgeline.errors import ToolError
+from ridgeline.errors import InvalidRequest, ToolError
+from ridgeline.guidance.grammar import unsupported
 from ridgeline.server.schema import ChatRequest
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.dialogue import Dialogue
@@ -86,6 +87,21 @@ def grammar_of(use: ToolUse, dialogue: Dialogue, tokenizer: Tokenizer, prompt: s
     thought = None if marks is None else Thought(marks, is_open(marks, prompt))
     write = forcing if use.forced else allowing
     return Grammar("lark", write(dialogue.convention, use.schemas, spell, use.several, thought))
+
+
+def unfollowed(tools: list[dict[str, Any]], wrong: InvalidRequest) -> ToolError:
+    """What is wrong with a grammar that was made for these, without the grammar's own text."""
+    text = str(wrong)
+    if not text.startswith("the lark grammar"):  # but something of it as a whole, in our own words
+        return ToolError(f"the tools' parameters cannot be followed: {text}", "tools")
+    inner = re.search(r"failed to compile JSON schema: (.*?)( \d+ \||$)", text)
+    said = inner[1] if inner else ""
+    for tool in tools:
+        function = tool["function"]
+        if places := unsupported(function.get("parameters"), said):
+            where = f"the parameters of {function['name']!r} cannot be followed at {places}: not supported"
+            return ToolError(f"{where} ({said})", "tools")
+    return ToolError(f"a tool's parameters cannot be followed{': ' if said else ''}{said}", "tools")
 
 
 def special_id(tokenizer: Tokenizer, mark: str) -> int | None:

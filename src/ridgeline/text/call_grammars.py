@@ -21,7 +21,7 @@ Spell = Callable[[str], str]  # a mark as a grammar has it: quoted text, or the 
 Schemas = Mapping[str, Mapping[str, Any]]  # of tools' arguments, by name
 
 _DEPTH = 32  # to which schemas are looked at
-_MOST = 1 << 20  # characters of a tool's grammar
+_MOST = 1 << 20  # characters of the rules of all tools' members
 _ANY = "/(.|\\n)*/"
 _COMPACT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 _KINDS = {"string": "string", "integer": "INTEGER", "number": "NUMBER", "boolean": "/true|false/", "object": "object"}
@@ -97,12 +97,14 @@ def _rules(c: Convention, tools: Schemas, spell: Spell) -> list[str]:
     """What `call` and `body` are: a call with the mark before it, and without."""
     opens, closes = (f" {spell(mark)}" if mark else "" for mark in c.fence)
     bodies = " | ".join(f"body_{i}" for i in range(len(tools)))
-    rules = [f"call:{opens} body", f"body: {bodies}"]
+    rules, room = [f"call:{opens} body", f"body: {bodies}"], _MOST
     for i, (name, schema) in enumerate(tools.items()):
         parts = (_spelled(text, spell) for text in (c.before + name, c.between))
         rules.append(f"body_{i}: {' '.join(parts)} arguments_{i} {_spelled(c.after, spell)}{closes}")
         if c.tags is not None:
-            rules += _tagged(i, schema, c.tags)
+            tagged = _tagged(i, schema, c.tags, room)
+            rules += tagged
+            room -= sum(map(len, tagged))
         elif c.quote:
             fenced = _Fenced(f"fenced_{i}", spell(c.quote))
             rules += [f"arguments_{i}: {fenced.value(schema)}", *fenced.rules]
@@ -192,9 +194,9 @@ def _required(schema: Mapping[str, Any]) -> list[Any]:
     return required if isinstance(required, list) else []
 
 
-def _tagged(i: int, schema: Mapping[str, Any], tags: Tags) -> list[str]:
+def _tagged(i: int, schema: Mapping[str, Any], tags: Tags, room: int) -> list[str]:
     """Rules of a tool's arguments as tagged text: required members, then any of the others in their order. Of strings
-    only choices are looked at."""
+    only choices are looked at. InvalidRequest where the members' have more than `room` characters."""
     members = schema.get("properties")
     members = members if isinstance(members, Mapping) else {}
     required = _required(schema)
@@ -205,10 +207,13 @@ def _tagged(i: int, schema: Mapping[str, Any], tags: Tags) -> list[str]:
         if _choices(shape) or kinds_of(shape, schema) != {"string"}:
             value = f"value_{i}_{j} {quoted(_behind(tags))}"
             rules.append(f"value_{i}_{j}: {_plain(shape, schema)}")
+            room -= len(rules[-1])
+        if room < 0:  # at once: each may carry all of the schema's definitions
+            raise InvalidRequest(
+                f"the schemas of tools are too large: their grammar has over {_MOST} characters", "tools"
+            )
         member = f"{quoted(tags.key[0] + name + tags.key[1] + gap + tags.value[0])} {value}"
         (must if name in required else may).append(member)
-    if sum(map(len, rules)) > _MOST:
-        raise InvalidRequest(f"the schemas of tools are too large: their grammar has over {_MOST} characters", "tools")
     arguments = " ".join([*must, *(f"({member})?" for member in may)])
     return [f"arguments_{i}: {arguments or quoted('')}", *rules]
 
