@@ -17,6 +17,9 @@ from ridgeline.engine.params import Grammar, SamplingParams, check_params
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.vocabulary import Vocabulary
+from ridgeline.text.call_grammars import Thought, forcing, quoted
+from ridgeline.text.conventions import CONVENTIONS, GEMMA, HERMES, QWEN_CODER
+from ridgeline.text.reasoning import KNOWN
 
 FORMATS = jsonschema.Draft202012Validator.FORMAT_CHECKER
 LETTERS = Letters()
@@ -213,6 +216,30 @@ def test_a_chain_of_rules_as_long_as_a_grammar_may_be_does_not_overflow_the_stac
     grammar = Grammar("lark", f'start: a0\n{chain}\na{rules}: "x"\n')
     assert 200_000 < len(grammar.value) < 262_144
     assert COMPILER.check(grammar, 100) == ["the answer may be cut off before its grammar allows an end"]
+
+
+CITY = {"properties": {"city": {"type": "string"}, "days": {"type": "integer"}}, "required": ["city", "days"]}
+
+
+@pytest.mark.parametrize("convention", CONVENTIONS, ids=lambda c: c.name)
+@pytest.mark.parametrize("thought", [None, Thought(KNOWN[0], True)], ids=["plain", "thought"])
+def test_a_forced_call_is_complete_or_refused_with_both_numbers(convention, thought):
+    grammar = Grammar("lark", forcing(convention, {"f": CITY}, quoted, True, thought), complete=True)
+    n = least(grammar)
+    with pytest.raises(InvalidRequest, match=rf"max_tokens is {n - 1}; .* has {n} tokens"):
+        COMPILER.check(grammar, n - 1)
+    assert COMPILER.check(grammar, n) == []
+    *tokens, end = answer(grammar, n + 8, 1, jumps=True)
+    matcher = COMPILER.compile(grammar).result()._matcher.deep_copy()
+    assert end in LETTERS.eos_ids and matcher.consume_tokens(tokens) and matcher.is_accepting()
+
+
+def test_names_that_look_like_a_grammars_marks_do_no_harm():
+    names = ["A <[999999999]>", "A <[1]>", "B/ ", 'C "x', "D/ \\."]
+    tools = {f"f{i}": {"properties": {name: {"enum": [name, "a"]}}} for i, name in enumerate(names)}
+    for convention in (HERMES, GEMMA, QWEN_CODER):
+        grammar = Grammar("lark", forcing(convention, tools, quoted, True), complete=True)
+        assert COMPILER.check(grammar, 200) == []
 
 
 def test_gbnf_is_read_too():

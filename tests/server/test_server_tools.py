@@ -280,6 +280,13 @@ def test_a_keyword_of_a_tool_that_is_not_supported_is_named_with_its_tool_and_po
     assert "the parameters of 'f' cannot be followed at /properties/a/contains, /properties/a/uniqueItems" in said
 
 
+def test_a_forced_call_for_which_there_is_no_room_is_refused():
+    _, reply = ask(template=HERMES, tool_choice="required", max_tokens=5)
+    assert reply.status == 400 and reply.json["error"]["param"] == "max_tokens"
+    assert "max_tokens is 5; the shortest answer" in reply.json["error"]["message"]
+    assert ask(template=HERMES, parallel_tool_calls=False, max_tokens=5)[1].status == 200
+
+
 def test_a_grammar_of_tools_is_not_shown_where_it_fails():
     wrong = InvalidRequest('the lark grammar cannot be followed: 12 | body_0: "x"', "grammar")
     assert str(unfollowed([WEATHER], wrong)) == "a tool's parameters cannot be followed"

@@ -121,7 +121,7 @@ class Compiler:
                 ) from None
             raise NotCompiled(future) from None
         least = len(compiled.closing) if compiled.closing is not None else None
-        if grammar.guaranteed and least is None:
+        if grammar.guaranteed and least is None and not grammar.complete:
             raise InvalidRequest(
                 f"no answer that the grammar allows was found within {_STATES} states; simplify it", "grammar"
             )
@@ -154,7 +154,8 @@ class Compiler:
         if matcher.is_error():
             raise explain(grammar, matcher.get_error())
         spell = self._vocabulary.matching.tokenize_str
-        ways = Ways(self._vocabulary, [tokens for text in parts(grammar) if (tokens := spell(text))])
+        examples = ([part] if isinstance(part, int) else spell(part) for part in parts(grammar))
+        ways = Ways(self._vocabulary, [tokens for tokens in examples if tokens and max(tokens) < self._size])
         answers = ([*spell(text), self._vocabulary.end] for text in wholes(grammar))
         known = min((a for a in answers if matcher.validate_tokens(a) == len(a)), key=len, default=None)
         states = _STATES if grammar.guaranteed else _STATES // 16

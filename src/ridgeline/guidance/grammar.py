@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -22,9 +23,11 @@ KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
 MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than that allows would overflow stacks
 MAX_CHOICES = 4096
 _PARTS = 16  # patterns of a schema that examples are made of
+_BEHINDS = 256  # looked at in Lark
 _JSON = {  # \u would spell names that are taken, and two of them one character
     "whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"',
 }  # fmt: skip
+_BEHIND = re.compile(r'(?:/|[A-Z]) (?:("(?:[^"\\\n]|\\.)*")|<\[(\d{1,9})\]>)')
 _SPECIAL = re.compile(r"[\\.+*?()|\[\]{}^$#&\-~]")  # what means something in a pattern
 
 
@@ -32,15 +35,17 @@ class Grammar(msgspec.Struct, frozen=True):
     """What an answer must match. `value` is a JSON schema's text, a pattern (for the whole answer), a JSON list of
     strings of which it is one, or a grammar in Lark's or GBNF's notation; for json_object, "".
 
-    An answer to any kind but lark is complete and matches, whatever max_tokens is; for lark that is a best effort.
+    An answer to any kind but lark is complete and matches, whatever max_tokens is; for lark that is a best effort. With
+    `complete` one to lark is too where a shortest answer is found, for which more is looked at.
     """
 
     kind: str
     value: str = ""
+    complete: bool = False
 
     @property
     def guaranteed(self) -> bool:
-        return self.kind != "lark"
+        return self.kind != "lark" or self.complete
 
 
 def translate(grammar: Grammar) -> str:
@@ -75,14 +80,24 @@ def wholes(grammar: Grammar) -> list[str]:
     return [] if found is None else [found]
 
 
-def parts(grammar: Grammar) -> list[str]:
-    """Some texts that parts of a grammar's answers may ask for and that are hard to find: a schema's patterns."""
+def parts(grammar: Grammar) -> list[str | int]:
+    """Some texts, or special tokens, that parts of a grammar's answers may ask for and that are hard to find: those of
+    a schema's patterns, and what stands behind other text in a grammar that is to be `complete`."""
+    if grammar.kind == "lark" and grammar.complete:
+        return list(dict.fromkeys(_behind(grammar.value)))
     if grammar.kind != "json_schema":
         return []
     patterns = (value for _, key, value in _keywords(_schema(grammar.value)) if key == "pattern")
     found = (example(pattern) for pattern in islice(patterns, _PARTS) if isinstance(pattern, str))
     strings = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(found) if text]
     return [part for string in strings for part in (string, string[1:])]
+
+
+def _behind(lark: str) -> Iterator[str | int]:
+    """What stands behind patterns and terminals, and, as names may look so, perhaps some more."""
+    for found in islice(_BEHIND.finditer(lark), _BEHINDS):
+        with suppress(ValueError):
+            yield int(found[2]) if found[2] else json.loads(found[1])
 
 
 def check_form(grammar: Grammar) -> None:

@@ -86,7 +86,7 @@ def grammar_of(use: ToolUse, dialogue: Dialogue, tokenizer: Tokenizer, prompt: s
     marks = dialogue.marks
     thought = None if marks is None else Thought(marks, is_open(marks, prompt))
     write = forcing if use.forced else allowing
-    return Grammar("lark", write(dialogue.convention, use.schemas, spell, use.several, thought))
+    return Grammar("lark", write(dialogue.convention, use.schemas, spell, use.several, thought), complete=use.forced)
 
 
 def unfollowed(tools: list[dict[str, Any]], wrong: InvalidRequest) -> ToolError:
