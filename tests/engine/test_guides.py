@@ -8,19 +8,23 @@ import threading
 import time
 
 import jsonschema
+import msgspec
 import pytest
 from collected import Collected, drain, run, seeds, start
 from fake import fake_engine
 
-from letters import SCHEMAS, Letters, of_schema
+from letters import END, OTHER_END, SCHEMAS, Letters, of_schema
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import Grammar, SamplingParams
-from ridgeline.engine.records import EOS, UNGUIDED, Submit
+from ridgeline.engine.records import EOS, LENGTH, UNGUIDED, Submit
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.closing import Ways
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.guide import Guide
+from ridgeline.text.call_grammars import allowing, forcing, quoted
+from ridgeline.text.conventions import HERMES
 
+ENDS = {END, OTHER_END}
 LETTERS = Letters()
 COMPILER = Compiler(LETTERS, 1000)
 
@@ -77,6 +81,40 @@ def test_logprobs_change_no_token_and_nothing_is_jumped_over_then():
     for schema in SCHEMAS:
         (plain,), (scored,) = (run(engine(), [([30] * 5, guided(schema, logprobs=k))]) for k in (None, 0))
         assert plain.tokens == scored.tokens
+
+
+TOOLS = {"see": {"properties": {"x": {"enum": [1]}}, "required": ["x"]}}
+CALLS = [Grammar("lark", write(HERMES, TOOLS, quoted, True)) for write in (allowing, forcing)]
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_free_text_is_cut_off_by_its_limit_and_not_made_to_end(logprobs):
+    for limit in (1, 2, 20):
+        params = SamplingParams(grammar=CALLS[0], max_tokens=limit, n=3, logprobs=logprobs)
+        seen = run(engine(), [([30 + i] * 5, msgspec.structs.replace(params, seed=i)) for i in range(8)])
+        answers = [(a.tokens[c], a.finish[c]) for a in seen for c in range(3)]
+        cut = [tokens for tokens, finish in answers if finish == [LENGTH]]
+        assert len(cut) > 5 and all(len(tokens) == limit and not ENDS & {*tokens} for tokens in cut)
+        assert all(finish == [EOS] and tokens[-1] in ENDS for tokens, finish in answers if tokens not in cut)
+
+
+@pytest.mark.parametrize("more", [0, 1, 2])
+def test_a_forced_call_ends_as_one_though_another_could_follow(more):
+    limit = len(COMPILER.compile(CALLS[1]).result().closing) + more
+    asked = [([30] * 5, SamplingParams(grammar=CALLS[1], max_tokens=limit, seed=i, n=2)) for i in range(4)]
+    for seen in run(engine(), asked):
+        assert seen.finish == {0: [EOS], 1: [EOS]}
+        assert '"arguments": {"x": 1}' in LETTERS.decode(seen.tokens[0])
+
+
+def test_what_is_promised_to_be_whole_ends_at_its_limit():
+    for grammar in (*map(of_schema, SCHEMAS), Grammar("regex", "[a-z]*")):
+        limit = len(COMPILER.compile(grammar).result().closing)
+        for seen in run(
+            engine(), [([30] * 5, SamplingParams(grammar=grammar, max_tokens=limit, seed=i)) for i in (1, 2)]
+        ):
+            assert seen.finish[0] == [EOS] and len(seen.tokens[0]) <= limit
+            assert grammar.kind == "regex" or valid(seen.tokens[0], json.loads(grammar.value))
 
 
 def test_forced_tokens_take_no_steps():

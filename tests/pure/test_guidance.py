@@ -107,6 +107,36 @@ def test_whatever_way_is_known_its_tokens_end_the_answer(grammar, seed, more):
         move = guide.advance(draw.choice(allowed(move.mask)))
 
 
+@pytest.mark.parametrize(
+    ("text", "whole", "over"),
+    [
+        ("start: /(.|\\n)*/", "(?s:.*)", "(?!)"),
+        ('start: /[a-z]*/ ("<" /[0-9]/ ">")?', "[a-z]*(<[0-9]>)?", ".*>"),
+        ('start: "a"? "b"? "c"?', "a?b?c?", ".*c"),
+        ('start: ("ab" | "c")*', "(ab|c)*", "(?!)"),
+    ],
+)
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 999), limit=st.integers(1, 12), cut=st.floats(0, 1))
+def test_what_need_not_be_whole_may_be_cut_off_where_it_could_end_or_go_on(text, whole, over, seed, limit, cut):
+    grammar, found = Grammar("lark", text), []
+    for share, jumps in ((0, True), (0, False), (cut, True)):
+        given = tuple(found[0][: int(share * (len(found[0]) - 1))]) if found else ()
+        guide, tokens = COMPILER.compile(grammar).result().guide(limit, jumps), list(given)
+        move = guide.replay(given)
+        tokens += move.tokens
+        while move.mask is not None and len(tokens) < limit:
+            move = guide.advance(random.Random(1000 * seed + len(tokens)).choice(allowed(move.mask)))
+            tokens += move.tokens
+        found.append(tokens)
+    assert found[0] == found[1] == found[2] and len(tokens) <= limit
+    ended = tokens[-1] in (END, OTHER_END)
+    assert ended or len(tokens) == limit
+    said = b"".join(LETTERS.token_bytes(t) for t in tokens[: -1 if ended else None]).decode("latin-1")
+    assert re.fullmatch(whole, said)
+    assert ended or not re.fullmatch(over, said)
+
+
 def test_the_shortest_answers_are_short():
     assert least(Grammar("json_object")) == 3  # { } and the end
     assert least(Grammar("regex", "a*")) == 1

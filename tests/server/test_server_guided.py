@@ -196,6 +196,19 @@ def test_real_answers_match(live):
         assert re.fullmatch("[0-9]{3}-[0-9]{4}", http.post("/generate", json=given).json()["generated_text"])
 
 
+@pytest.mark.model
+def test_a_real_answer_that_may_call_tools_is_cut_off_as_one_that_may_not(live):
+    tool = {"type": "function", "function": {"name": "see", "parameters": SCHEMA}}
+    body = {"max_tokens": 20, "temperature": 0, "messages": [{"role": "user", "content": "Write a very long poem."}]}
+    with httpx.Client(base_url=live.url, timeout=120) as http:
+        reply = http.post("/v1/chat/completions", json={**body, "tools": [tool]}).json()
+        assert reply["choices"][0]["finish_reason"] == "length" and reply["usage"]["completion_tokens"] == 20
+        with http.stream("POST", "/v1/chat/completions", json={**body, "tools": [tool], "stream": True}) as lines:
+            pieces = [json.loads(x[6:])["choices"][0] for x in lines.iter_lines() if x.startswith("data: {")]
+    assert "".join(p["delta"].get("content") or "" for p in pieces) == reply["choices"][0]["message"]["content"]
+    assert pieces[-1]["finish_reason"] == "length"
+
+
 @pytest.mark.parametrize(
     ("fields", "param"),
     [

@@ -37,8 +37,8 @@ _stack_lock = threading.Lock()
 class Compiled:
     """A grammar, ready: `closing` is the shortest answer that was found, with its end token; None: none was."""
 
-    def __init__(self, matcher: LLMatcher, ways: Ways, closing: list[int] | None) -> None:
-        self._matcher, self._ways, self.closing = matcher, ways, closing
+    def __init__(self, matcher: LLMatcher, ways: Ways, closing: list[int] | None, guaranteed: bool) -> None:
+        self._matcher, self._ways, self.closing, self._guaranteed = matcher, ways, closing, guaranteed
 
     @property
     def spent(self) -> bool:
@@ -50,7 +50,7 @@ class Compiled:
         from ridgeline.guidance.guide import Guide
 
         way = self.closing if self.closing is not None and len(self.closing) <= limit else None
-        return Guide(self._matcher.deep_copy(), self._ways, way, limit, jumps)
+        return Guide(self._matcher.deep_copy(), self._ways, way, limit, jumps, self._guaranteed)
 
 
 class NotCompiled(Overloaded):
@@ -164,7 +164,7 @@ class Compiler:
             if known != [self._vocabulary.end]
             else None
         )
-        return Compiled(matcher, ways, found or known)
+        return Compiled(matcher, ways, found or known, grammar.guaranteed)
 
 
 def thread(name: str, nice: int = 0) -> ThreadPoolExecutor:

@@ -46,12 +46,15 @@ class Guide:
     """`left` tokens may follow, of which `closing` is a way to the end, if one is known: then it always fits.
 
     A sampled token is taken if a way to the end fits behind it too; else the known way's next one is in its place. With
-    `jumps` tokens that must follow are taken without sampling them; they are the same with and without.
+    `jumps` tokens that must follow are taken without sampling them; they are the same with and without. An answer that
+    is not `guaranteed` is not made to end where it may as well go on: there the last token is its own.
     """
 
-    def __init__(self, matcher: LLMatcher, ways: Ways, way: list[int] | None, left: int, jumps: bool) -> None:
+    def __init__(
+        self, matcher: LLMatcher, ways: Ways, way: list[int] | None, left: int, jumps: bool, guaranteed: bool
+    ) -> None:
         self._matcher, self._ways, self._vocabulary, self._jumps = matcher, ways, ways.vocabulary, jumps
-        self.closing, self.left = way, left
+        self.closing, self.left, self._guaranteed = way, left, guaranteed
         self.forced = 0  # tokens taken without sampling
 
     def first(self) -> Move:
@@ -103,9 +106,9 @@ class Guide:
         size = self._vocabulary.size
         words = _words(mask, size) if isinstance(mask, bytes) else mask
         while True:
-            if self._must_close:
+            if self._must_close and self._guaranteed:
                 return self._close(tokens)
-            only = _single(words, self._vocabulary)
+            only = self.closing[0] if self.closing and self._must_close else _single(words, self._vocabulary)
             if only < 0:
                 return Move(tuple(tokens), words)
             if not self._jumps:
@@ -128,7 +131,12 @@ class Guide:
 
     @property
     def _must_close(self) -> bool:
-        return self.closing is not None and self.left <= len(self.closing)
+        return self.closing is not None and self.left <= len(self.closing) and not self._may_be_cut
+
+    @property
+    def _may_be_cut(self) -> bool:
+        """Whether the answer may end as it is, by an end token or without."""
+        return not self._guaranteed and self.closing == [self._vocabulary.end]
 
     def _close(self, tokens: list[int]) -> Move:
         """Go to the end by the known way, for which there is just room."""
@@ -154,12 +162,15 @@ class Guide:
         if matcher.is_error():
             self._ways.spent = True
             return None
-        way = self.closing
-        if way is not None:
-            way = way[1:] if token == way[0] and len(way) > 1 else self._way(matcher, way, self.left - 1, patient)
-            if way is None or len(way) > self.left - 1:
+        way, left = self.closing, self.left - 1
+        if not left and self._may_be_cut:
+            if not matcher.is_accepting() or _single(_words(mask, self._vocabulary.size), self._vocabulary) >= 0:
+                return None  # cut off there, it would lack something, or have ended without its end token
+        elif way is not None:
+            way = way[1:] if token == way[0] and len(way) > 1 else self._way(matcher, way, left, patient)
+            if way is None or len(way) > left:
                 return None
-        self._matcher, self.closing, self.left = matcher, way, self.left - 1
+        self._matcher, self.closing, self.left = matcher, way, left
         return mask
 
     def _way(self, matcher: LLMatcher, old: list[int], most: int, patient: bool) -> list[int] | None:
