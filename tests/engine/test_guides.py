@@ -226,6 +226,7 @@ def test_a_search_is_waited_for_by_its_own_row_alone(monkeypatch):
     e.submit(Submit(2, (30,) * 5, SamplingParams(max_tokens=900, ignore_eos=True), 1, 900))
     while not searched:
         e.step()
+        time.sleep(1e-3)  # the other request must outlast the way there
     for _ in range(20):
         assert {d.id for d in e.step().deltas} == {2}
     gate.set()
