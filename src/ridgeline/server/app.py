@@ -11,9 +11,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
-from types import FrameType
 
 import uvicorn
 from starlette.applications import Starlette
@@ -40,6 +38,7 @@ from ridgeline.server.embeddings import embeddings
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, shape_of
 from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
+from ridgeline.server.gentle import GentleServer
 from ridgeline.server.health import health_reply
 from ridgeline.server.http import Call, Endpoint, Events, as_response
 from ridgeline.server.hub import Hub
@@ -199,8 +198,7 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
         client = ProcessClient(config.engine)
         try:
             app = create_app(client, tokenizer, config, name, sha_of(found))
-            server = uvicorn.Server(uvicorn_config(app, config))
-            stop_gently(server, app.state.hub, config.drain_timeout)
+            server = GentleServer(uvicorn_config(app, config), app.state.hub, config.drain_timeout)
             listener.listen()
             for note in client.info.notes:
                 print(f"ridgeline: {note}", file=sys.stderr, flush=True)
@@ -282,18 +280,3 @@ def _open(config: ServerConfig, progress: Progress | None) -> tuple[ResolvedMode
     checkpoint = open_checkpoint(found.path)
     pooling = None if config.pooling else pooling_of_gguf(checkpoint.metadata)
     return found, tokenizer_of(found, checkpoint), pooling or ""
-
-
-def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:
-    """The first SIGINT or SIGTERM gives running answers so many seconds, while new ones are refused; a second one ends
-    them at once. Streams are told."""
-
-    signals = count()  # atomic: a signal may arrive while the handler of another runs
-
-    def exit() -> None:
-        server.should_exit = True
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        hub.drain(0 if next(signals) else seconds, exit)
-
-    server.handle_exit = stop  # type: ignore[method-assign]
