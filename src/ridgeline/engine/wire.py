@@ -15,6 +15,7 @@ FromEngine = EngineInfo | StepDelta | LoadFailed
 
 _LENGTH = struct.Struct("<I")
 _MAX_FRAME = 1 << 30
+_PIECE = 1 << 16  # read at once; for a megabyte the system maps fresh memory each time
 
 
 class Channel:
@@ -41,7 +42,7 @@ class Channel:
         try:
             if not self._poll.poll(None if timeout is None else timeout * 1000):
                 return []
-            data = self.sock.recv(1 << 20)
+            data = self.sock.recv(_PIECE)
         except OSError as gone:
             raise EOFError(str(gone)) from None
         if not data:

@@ -90,9 +90,11 @@ def create_app(
 
     access = Access(config.access, hub, config.health_route, OPEN_ROUTES if config.tgi_strict else ())
     shape = partial(_shape, strict=config.tgi_strict)
+    posts = _posts(service, hub, access.keys)
+    routes = [Route(path, post, methods=["POST"]) for path, post in posts.items()]
     app = Starlette(
-        routes=[*_posts(service, hub, access.keys), *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
-        middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub), shape)],
+        routes=[*routes, *_gets(service, hub), *debug.routes(hub, local_only=not keyed)],
+        middleware=[*_cors(config.access), Middleware(Front, access, observers(config, hub), shape, posts)],
         lifespan=lifespan,
         exception_handlers={HTTPException: partial(_no_route, shape), Exception: partial(_unforeseen, shape)},
     )
@@ -109,7 +111,7 @@ def _cors(access: AccessConfig) -> list[Middleware]:
     return [Middleware(CORSMiddleware, allow_origins=list(access.cors_allow_origin), **allowed)]
 
 
-def _posts(service: Service, hub: Hub, keys: KeyRing) -> list[Route]:
+def _posts(service: Service, hub: Hub, keys: KeyRing) -> dict[str, Endpoint]:
     handlers: dict[str, Callable[[Service, Call], Awaitable[Reply | Events]]] = {
         "/v1/chat/completions": chat, "/v1/completions": completions,
         "/v1/embeddings": embeddings, "/detokenize": detokenize,
@@ -122,10 +124,10 @@ def _posts(service: Service, hub: Hub, keys: KeyRing) -> list[Route]:
     limit, strict = service.config.payload_limit, service.config.tgi_strict
     if strict:
         handlers |= {path: strictly(handlers[path]) for path in ("/v1/chat/completions", "/v1/completions")}
-    return [
-        Route(path, Endpoint(hub, partial(handler, service), _shape(path, strict), limit), methods=["POST"])
+    return {
+        path: Endpoint(hub, partial(handler, service), _shape(path, strict), limit)
         for path, handler in handlers.items()
-    ]
+    }
 
 
 def _gets(service: Service, hub: Hub) -> list[Route]:

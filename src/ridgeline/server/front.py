@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -24,7 +25,8 @@ Observer = Callable[[Record], None]
 
 class Front:
     """Names, admits and records every HTTP request of `app`; `observers` see each record once, when it has ended.
-    `shape`: how errors of a path are spelt."""
+    `shape`: how errors of a path are spelt. `posts` are asked for their paths at once, past what else `app` has around
+    its routes: each layer there would be one more call for every token."""
 
     def __init__(
         self,
@@ -32,8 +34,9 @@ class Front:
         access: Access,
         observers: Sequence[Observer] = (),
         shape: Callable[[str], ErrorShape] = shape_of,
+        posts: Mapping[str, ASGIApp] = MappingProxyType({}),
     ) -> None:
-        self._app, self._access, self._observers, self._shape = app, access, observers, shape
+        self._app, self._access, self._observers, self._shape, self._posts = app, access, observers, shape, posts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -62,4 +65,5 @@ class Front:
             except RidgelineError as error:
                 record.error = error.kind
                 return await send_reply(send, self._shape(scope["path"]).reply(error))
-            await self._app(scope, receive, send)
+            post = self._posts.get(scope["path"]) if scope["method"] == "POST" else None
+            await (post or self._app)(scope, receive, send)
