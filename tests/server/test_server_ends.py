@@ -65,7 +65,7 @@ def test_a_finished_request_is_not_cancelled():
     assert server.client.cancelled == []
 
 
-def test_if_one_prompt_is_refused_the_others_are_cancelled():
+def test_if_one_prompt_has_no_place_none_is_taken():
     server = Server.new()
     server.client.gate.clear()
 
@@ -73,14 +73,48 @@ def test_if_one_prompt_is_refused_the_others_are_cancelled():
         async with server.running():
             other = asyncio.ensure_future(server.ask("POST", "/v1/completions", {"prompt": "a"}))
             await until(lambda: bool(server.client.submitted))
-            answer = await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 16})
-            await until(lambda: server.client.choices == 1)
+            refused = [
+                await server.ask("POST", path, body)
+                for path, body in (
+                    ("/v1/completions", {"prompt": ["a"] * 16}),
+                    ("/v1/completions", {"prompt": ["a"] * 8, "n": 2}),
+                    ("/vertex", {"instances": [{"inputs": "a"}] * 16}),
+                )
+            ]
+            fits = asyncio.ensure_future(server.ask("POST", "/v1/completions", {"prompt": ["a"] * 15}))
+            await until(lambda: len(server.client.submitted) == 16)
             server.client.gate.set()
-            return answer, await other
+            return refused, await other, await fits
 
-    refused, answer = asyncio.run(refuse())
-    assert refused.status == 429 and answer.status == 200
-    assert len(server.client.finished) == 16
+    refused, *answers = asyncio.run(refuse())
+    assert [a.status for a in refused] == [429] * 3 and [a.status for a in answers] == [200] * 2
+    assert len(server.client.finished) == 16 and not server.client.cancelled
+
+
+def test_if_one_prompt_is_wrong_none_is_taken():
+    server = Server.new()
+    answer = server.post("/v1/completions", {"prompt": [[1], [2], [999]]})
+    assert answer.status == 400 and "999" in answer.json["error"]["message"] and not server.client.submitted
+
+
+def test_parts_of_an_embedding_keep_their_places():
+    server = Server.new()
+    crowd = []
+
+    async def crowded():
+        async with server.running():
+            server.client.gate.clear()
+            embedding = asyncio.ensure_future(server.ask("POST", "/v1/embeddings", {"input": ["a"] * 20}))
+            await until(lambda: len(server.client.submitted) == 8)
+            crowd.extend(asyncio.ensure_future(server.ask("POST", CHAT, {"messages": USER})) for _ in range(9))
+            refused = await next(asyncio.as_completed(crowd))
+            server.client.gate.set()
+            statuses = [refused.status, (await embedding).status]
+            await asyncio.gather(*crowd)
+            return statuses, await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 16})
+
+    statuses, after = asyncio.run(crowded())
+    assert statuses == [429, 200] and after.status == 200
 
 
 def test_prompts_that_never_fit_together_are_refused_for_good():

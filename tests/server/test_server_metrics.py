@@ -208,6 +208,24 @@ def test_what_was_refused_has_used_nothing():
     assert samples['tgi_request_failure{err="overloaded"}'] == 1 and samples["tgi_request_count"] == 17
 
 
+def test_prompts_that_are_refused_together_are_not_counted():
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def too_many():
+        async with server.running():
+            one = asyncio.ensure_future(server.ask("POST", "/generate", {"inputs": "abc"}))
+            await until(lambda: bool(server.client.submitted))
+            await server.ask("POST", "/v1/completions", {"prompt": ["abcd"] * 16})
+            server.client.gate.set()
+            await one
+            return read((await server.ask("GET", "/metrics")).body)[0]
+
+    samples = asyncio.run(too_many())
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == 3 and samples["tgi_request_count"] == 2
+    assert samples['tgi_request_failure{err="overloaded"}'] == 1
+
+
 def test_all_parts_of_an_embedding_are_counted():
     server = Server.new()
     samples, _ = after(server, ("/v1/embeddings", {"input": ["abcd"] * 20}))

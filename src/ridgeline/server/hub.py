@@ -17,7 +17,9 @@ from typing import TypeVar
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
-from ridgeline.engine.records import CANCELLED, Delta, Terms
+from ridgeline.engine.ledger import Places
+from ridgeline.engine.params import check_params
+from ridgeline.engine.records import CANCELLED, Delta, Terms, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import Event, Job
@@ -120,17 +122,22 @@ class Hub:
         finally:
             self._parsing -= 1
 
-    def check_size(self, jobs: Sequence[Job]) -> None:
-        """InvalidRequest for several jobs that would never fit together; one alone is told by the client."""
+    def book(self, jobs: Sequence[Job]) -> Places:
+        """Places for several jobs, so that all are taken or none. InvalidRequest where one is wrong, or all would never
+        fit together."""
         asked = sum(job.params.width for job in jobs)
-        if len(jobs) > 1 and asked > self._room:
+        if asked > self._room:
             raise InvalidRequest(f"the request asks for {asked} answers; at most {self._room} fit in the queue")
+        for job in jobs:
+            check_params(job.params, self.client.info.vocab)
+            check_prompt(self.client.info, job.prompt, job.params)
+        return self.client.book(asked)
 
-    def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
+    def submit(self, stream: Stream, number: int, job: Job, terms: Terms, places: Places | None) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
         if problem := self._problem or self.client.gone():
             raise Unhealthy(problem)
-        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number), terms)
+        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number), terms, places)
 
     def cancel(self, ids: Sequence[int], reason: str = CANCELLED) -> None:
         """Cancel requests of the client, from any thread."""
