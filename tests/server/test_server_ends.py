@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -11,6 +13,7 @@ import pytest
 from serving import Server, until
 
 from ridgeline.server.app import stop_gently
+from ridgeline.server.hub import THREADS
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hello"}]
@@ -143,6 +146,28 @@ def test_a_disconnect_while_submitting_cancels(monkeypatch):
 
     asyncio.run(leave())
     assert [finish for _, _, finish in server.client.finished] == ["cancelled"]
+
+
+def test_who_leaves_counts_as_read_until_the_work_is_done():
+    server, gate = Server.new(), threading.Event()
+
+    async def leave():
+        async with server.running():
+            hub = server.app.state.hub
+            crowd = [asyncio.ensure_future(hub.run(lambda: gate.wait(20))) for _ in range(THREADS)]
+            await asyncio.sleep(0.05)
+            for one in crowd:
+                one.cancel()
+            await asyncio.wait(crowd)
+            hub._room = THREADS
+            refused = await server.ask("POST", CHAT, {"messages": USER})
+            gate.set()
+            await until(lambda: not hub._parsing)
+            queued = [asyncio.ensure_future(hub.run(lambda: time.sleep(0.05))) for _ in range(THREADS)]
+            answer = await asyncio.gather(*queued, return_exceptions=True)
+            return refused.status, answer, (await server.ask("POST", CHAT, {"messages": USER})).status
+
+    assert asyncio.run(leave()) == (429, [None] * THREADS, 200)
 
 
 def test_a_body_that_never_comes_is_no_request():

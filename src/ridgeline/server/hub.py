@@ -111,16 +111,18 @@ class Hub:
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams.
 
-        Overloaded at once where more requests wait for this than the engine takes.
+        Overloaded at once where more requests wait for this than the engine takes; one whose reader has left still
+        counts until its work is done.
         """
-        assert self._loop is not None
         if self._parsing >= self._room:
             raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.retry_after())
         self._parsing += 1
-        try:
-            return await self._loop.run_in_executor(self._threads, work)
-        finally:
-            self._parsing -= 1
+        working = self._threads.submit(work)
+        working.add_done_callback(lambda _: self.post(self._parsed))  # who waits for it may have left before
+        return await asyncio.wrap_future(working)
+
+    def _parsed(self) -> None:
+        self._parsing -= 1
 
     def book(self, jobs: Sequence[Job]) -> Places:
         """Places for several jobs, so that all are taken or none. InvalidRequest where one is wrong, or all would never
