@@ -278,11 +278,16 @@ def test_attainment_is_told_where_it_is_known():
     assert samples["ridgeline_attainment_ratio"] == 0.75 and types["ridgeline_attainment_ratio"] == "gauge"
 
 
-def test_who_leaves_is_dropped():
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_dropped(stream):
+    """Before the answer, or when a 200 and a part of it have gone out."""
     server = Server.new()
     server.client.pace = 0.002
-    samples, _ = after(server, (CHAT, USER | {"stream": True}), leave=lambda a: b"data" in a.body)
+    leave = (lambda a: b"data" in a.body) if stream else (lambda a: bool(server.client.submitted))
+    samples, _ = after(server, (CHAT, USER | {"stream": stream}), leave=leave)
     assert samples['tgi_request_failure{err="dropped"}'] == 1
+    assert samples['ridgeline_requests_total{key="",status="499"}'] == 1
+    assert 'ridgeline_requests_total{key="",status="200"}' not in samples
 
 
 def test_the_board_shows_what_there_is():

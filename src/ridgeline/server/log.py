@@ -18,7 +18,6 @@ from ridgeline.errors import DeadlinePassed, EngineFailed, Undelivered
 from ridgeline.server.errors import Incomplete
 from ridgeline.server.record import Record
 
-LEFT = "client left"
 _OURS = (EngineFailed.kind, Incomplete.kind)
 _CUT = (DeadlinePassed.kind, Undelivered.kind)
 
@@ -57,7 +56,7 @@ def described(record: Record) -> dict[str, Any]:
     began = datetime.fromtimestamp(record.wall / 1e9, timezone.utc).isoformat(timespec="milliseconds")
     said: dict[str, Any] = {
         "time": began, "id": record.id, "key": record.name, "method": record.method, "path": record.path[:200],
-        "status": record.status or LEFT, "seconds": round(record.end - record.begin, 6),
+        "status": record.outcome, "seconds": round(record.end - record.begin, 6),
     }  # fmt: skip
     if record.submitted:
         said |= {

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from ridgeline.engine.client import EngineClient
 from ridgeline.engine.records import PAGE, EngineInfo, StepDelta, Steps
 from ridgeline.server.exposition import Histogram, Number
-from ridgeline.server.record import Record
+from ridgeline.server.record import DROPPED, Record
 
 _DURATIONS = tuple(1e-4 * 1.5**i for i in range(1, 36))
 _METHODS = ("prefill", "decode")
@@ -21,7 +21,7 @@ _KINDS = {  # TGI's word: kinds of errors
         "suffix not supported", "batch size exceeded",
     ),
     "overloaded": ("overloaded", "rate_limit_exceeded"), "template": ("template_error", "missing_template_variable"),
-    "generation": ("generation",), "dropped": ("dropped",),
+    "generation": ("generation",), DROPPED: (DROPPED,),
 }  # fmt: skip
 _FAILURES = {kind: word for word, kinds in _KINDS.items() for kind in kinds}
 _OTHERS = "incomplete"
