@@ -28,6 +28,7 @@ OPEN = ""
 SCOPES: tuple[tuple[str, tuple[str, ...], str], ...] = (  # pattern of the path, methods (none: all), scope: first match
     (r"/|/health|/ping", _READS, OPEN),
     (r"/metrics", (), "metrics"),
+    (r"/debug/requests/.*", (), "user"),
     (r"/debug/.*", (), "admin"),
     (r".*", (), "user"),
 )
