@@ -1,4 +1,4 @@
-"""Places in the ledger: booked for several requests at once, and given back."""
+"""The ledger: places booked for several requests at once, and steps with which an engine was lost."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import pytest
 from collected import Collected, greedy
 from fake import fake_engine
 
-from ridgeline.engine.ledger import Ledger
-from ridgeline.engine.records import LENGTH, NO_TERMS, Delta
+from ridgeline.engine.ledger import Failures, Ledger
+from ridgeline.engine.records import CANCELLED, LENGTH, NO_TERMS, Delta, StepDelta, Token
 from ridgeline.errors import Overloaded
 
 
@@ -37,3 +37,29 @@ def test_booked_places_are_nobody_elses():
     with pytest.raises(Overloaded):
         ask(1)
     assert ledger.choices == room and len({first, other, again}) == 3
+
+
+def test_a_step_with_which_an_engine_was_lost_read_prompts_or_did_not():
+    ledger = Ledger(fake_engine().info)
+    ledger.engine_died()
+    assert ledger.failures == Failures()  # it was at nothing
+    first, second = (ledger.accept([1, n], greedy(9), Collected(), NO_TERMS).id for n in range(2))
+    ledger.engine_died()
+    assert ledger.failures == Failures()  # nor had it heard of any
+    ledger.due()
+    ledger.engine_died()
+    assert ledger.failures == Failures(reading=1)
+    ledger.due()
+    ledger.take(StepDelta(1, (Delta(first, 0, (Token(5),), "a"),), 1, 1, 0))
+    ledger.engine_died()
+    assert ledger.failures == Failures(reading=1, answering=1)  # the second waited
+    ledger.due()
+    ledger.take(StepDelta(1, (), 2, 0, 0))
+    ledger.engine_died()
+    assert ledger.failures == Failures(reading=2, answering=1)
+    ledger.due()
+    ledger.pause(first)
+    ledger.cancel(second)
+    ledger.deliver(Delta(second, 0, (), "", CANCELLED))
+    ledger.engine_died()
+    assert ledger.failures == Failures(reading=2, answering=1)

@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from tokenizers import decoders, models, pre_tokenizers
 
 from ridgeline.config import EngineConfig, ServerConfig
-from ridgeline.engine.ledger import Ledger, Places, Sink
+from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import (
@@ -190,6 +190,10 @@ class FakeClient:
             with self._lock:
                 del self._running[delta.id, delta.choice]
         self._ledger.deliver(delta)
+
+    @property
+    def failures(self) -> Failures:
+        return self._ledger.failures
 
     def why(self, id: int) -> list[str]:
         return [f"choice 0 is number {id} of the fake"] if any(s.id == id for s in self.submitted) else []

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ridgeline.engine.engine import Engine
-from ridgeline.engine.ledger import Ledger, Places, Sink
+from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
 from ridgeline.engine.orders import handle
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
@@ -45,6 +45,10 @@ class EngineClient(Protocol):
     @property
     def waiting(self) -> int:
         """Choices that were accepted and neither run nor are paused, known to the engine or not."""
+
+    @property
+    def failures(self) -> Failures:
+        """Steps that failed; what they were at is computed again."""
 
     def why(self, id: int) -> list[str]:
         """What was decided for a request and why, in words; as far back as is remembered."""
@@ -106,6 +110,10 @@ class LocalClient:
     @property
     def waiting(self) -> int:
         return self._ledger.waiting
+
+    @property
+    def failures(self) -> Failures:
+        return self._ledger.failures
 
     def why(self, id: int) -> list[str]:
         return self._ledger.why(id)

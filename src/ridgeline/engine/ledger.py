@@ -39,6 +39,14 @@ _LONGEST_RETRY_S = 60.0
 _SUSPECT, _GUILTY = 2, 3  # engines that died with a request before it is sent without others like it; before it fails
 
 
+@dataclass
+class Failures:
+    """Steps with which an engine was lost: those that read prompts, as far as is known, and others."""
+
+    reading: int = 0
+    answering: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Places:
     """Places booked for `count` choices of requests to come."""
@@ -99,6 +107,7 @@ class Ledger:
         self._orders: list[Cancel | Pause | Resume] = []  # for requests that it knows
         self._booked: set[Places] = set()
         self._lock = threading.Lock()
+        self.failures = Failures()
         self._last = 0
         self.journal = journal.Journal()
         self.last = StepDelta(0, (), 0, 0, 0)
@@ -264,6 +273,7 @@ class Ledger:
     def engine_died(self) -> bool:
         """Everything is due again. True if the death is laid to one request, which ends as failed."""
         with self._lock:
+            self._count_failure()
             for id, x in self._live.items():
                 if id not in self._unsent:
                     x.deaths += 1
@@ -275,6 +285,15 @@ class Ledger:
         for x in guilty:
             self._fail(x, FAILED)
         return bool(guilty)
+
+    def _count_failure(self) -> None:
+        """Of the step that an engine was at when it was lost, if it was at any."""
+        busy = [x for id, x in self._live.items() if id not in self._unsent and not x.paused]
+        silent = sum(x.open for x in busy if not any(x.emitted))
+        if silent > self.last.waiting:  # they cannot all have waited
+            self.failures.reading += 1
+        elif busy:
+            self.failures.answering += 1
 
     def fail_all(self, reason: str) -> None:
         """End everything: the engine is gone for good."""

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ridgeline import errors
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import check_grammar
-from ridgeline.engine.ledger import Ledger, Places, Sink
+from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import (
@@ -155,6 +155,10 @@ class ProcessClient:
     @property
     def waiting(self) -> int:
         return self._ledger.waiting
+
+    @property
+    def failures(self) -> Failures:
+        return self._ledger.failures
 
     def why(self, id: int) -> list[str]:
         return self._ledger.why(id)
