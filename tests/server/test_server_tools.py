@@ -273,11 +273,16 @@ def test_odd_schemas_are_served_or_the_tools_are_named(template, schema):
 @pytest.mark.parametrize("template", [HERMES, CODERS], ids=["hermes", "coder"])
 def test_a_keyword_of_a_tool_that_is_not_supported_is_named_with_its_tool_and_pointer(template):
     schema = {"properties": {"a": {"type": "array", "contains": {}, "uniqueItems": True}}, "required": ["a"]}
-    tools = [WEATHER, {"type": "function", "function": {"name": "f", "parameters": schema}}]
-    _, reply = ask(template=template, tools=tools, tool_choice="required")
-    assert reply.status == 400 and reply.json["error"]["param"] == "tools"
-    said = reply.json["error"]["message"]
-    assert "the parameters of 'f' cannot be followed at /properties/a/contains, /properties/a/uniqueItems" in said
+    around = {"properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"pattern": "^(?=x)y"}}}}
+    for shape, places in (
+        (schema, "/properties/a/contains, /properties/a/uniqueItems"),
+        ({**around, "required": ["b"]}, "/properties/b/items/pattern"),
+    ):
+        tools = [WEATHER, {"type": "function", "function": {"name": "f", "parameters": shape}}]
+        _, reply = ask(template=template, tools=tools, tool_choice="required")
+        assert reply.status == 400 and reply.json["error"]["param"] == "tools"
+        said = reply.json["error"]["message"]
+        assert f"the parameters of 'f' cannot be followed at {places}: not supported" in said
 
 
 def test_a_forced_call_for_which_there_is_no_room_is_refused():
