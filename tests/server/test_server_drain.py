@@ -21,7 +21,8 @@ sys.path[:0] = [sys.argv[1], sys.argv[1] + "/.."]
 from serving import FakeClient, byte_tokenizer, engine_info
 import msgspec
 from ridgeline.config import EngineConfig, ServerConfig
-from ridgeline.server.app import create_app, listen, stop_gently
+from ridgeline.server.app import create_app, listen
+from ridgeline.server.gentle import GentleServer
 tokenizer = byte_tokenizer()
 client = FakeClient(tokenizer)
 client.info = msgspec.structs.replace(client.info, max_requests=64)
@@ -29,8 +30,8 @@ client._ledger.info = client.info
 client.pace = 0.05
 config = ServerConfig(EngineConfig("fake", backend="reference"), port=0)
 app, listener = create_app(client, tokenizer, config, "fake"), listen(config)
-server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5))
-stop_gently(server, app.state.hub, float(sys.argv[2]))
+settings = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=5)
+server = GentleServer(settings, app.state.hub, float(sys.argv[2]))
 listener.listen(256)
 print(listener.getsockname()[1], flush=True)
 server.run(sockets=[listener])

@@ -10,9 +10,10 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
+import uvicorn
 from serving import Server, until
 
-from ridgeline.server.app import stop_gently
+from ridgeline.server.gentle import GentleServer
 from ridgeline.server.hub import THREADS
 
 CHAT = "/v1/chat/completions"
@@ -255,7 +256,6 @@ def test_random_requests_and_disconnects_end_exactly_once(seed):
 
 
 def test_a_signal_inside_the_handler_of_another_is_the_second():
-    server = SimpleNamespace(should_exit=False)
     graces = []
 
     def drain(seconds, then):
@@ -265,6 +265,6 @@ def test_a_signal_inside_the_handler_of_another_is_the_second():
         graces.append(seconds)
         then()
 
-    stop_gently(server, SimpleNamespace(drain=drain), 90)
+    server = GentleServer(uvicorn.Config(None), SimpleNamespace(drain=drain), 90)
     server.handle_exit(15, None)
     assert graces == [None, 0, 90] and server.should_exit

@@ -19,7 +19,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
-import uvicorn
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -38,6 +37,7 @@ from ridgeline.program.batch import Batch, BatchLayout, Limits, StepResult
 from ridgeline.program.ir import State
 from ridgeline.server import app as apps
 from ridgeline.server.front import Front
+from ridgeline.server.gentle import GentleServer
 from ridgeline.server.patience import ignore_lost_peers
 from ridgeline.server.record import Record
 from server.serving import byte_tokenizer
@@ -159,8 +159,7 @@ def serve(client: SimClient, max_pause: float) -> None:
     app, listener = apps.create_app(client, byte_tokenizer(), config, "sim"), apps.listen(config)
     requests = Requests()
     next(m for m in app.user_middleware if m.cls is Front).args[1].append(requests)
-    server = uvicorn.Server(apps.uvicorn_config(app, config))
-    apps.stop_gently(server, app.state.hub, 20.0)
+    server = GentleServer(apps.uvicorn_config(app, config), app.state.hub, 20.0)
     app.router.routes.insert(0, Route("/tokens", partial(_tokens, client)))
     listener.listen(4096)
     print(listener.getsockname()[1], flush=True)

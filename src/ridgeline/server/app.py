@@ -13,9 +13,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from itertools import count
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -43,6 +41,7 @@ from ridgeline.server.embeddings import embeddings
 from ridgeline.server.errors import ErrorShape, NoRoute, OpenAIErrors, Reply, shape_of
 from ridgeline.server.exposition import CONTENT_TYPE
 from ridgeline.server.front import Front
+from ridgeline.server.gentle import GentleServer
 from ridgeline.server.health import health_reply
 from ridgeline.server.http import Call, Endpoint, Events, as_response
 from ridgeline.server.hub import Hub
@@ -207,8 +206,7 @@ def _serve(config: ServerConfig, progress: Progress | None) -> None:
         client = ProcessClient(replace(config.engine, log_json=config.log_format == "json"))
         try:
             app = create_app(client, tokenizer, config, name, sha_of(found))
-            server = uvicorn.Server(uvicorn_config(app, config))
-            stop_gently(server, app.state.hub, config.drain_timeout)
+            server = GentleServer(uvicorn_config(app, config), app.state.hub, config.drain_timeout)
             listener.listen()
             for note in client.info.notes:
                 _say(config, logging.INFO, note)
@@ -304,18 +302,3 @@ def _open(config: ServerConfig, progress: Progress | None) -> tuple[ResolvedMode
     checkpoint = open_checkpoint(found.path)
     pooling = None if config.pooling else pooling_of_gguf(checkpoint.metadata)
     return found, tokenizer_of(found, checkpoint), pooling or ""
-
-
-def stop_gently(server: uvicorn.Server, hub: Hub, seconds: float) -> None:
-    """The first SIGINT or SIGTERM gives running answers so many seconds, while new ones are refused; a second one ends
-    them at once. Streams are told."""
-
-    signals = count()  # atomic: a signal may arrive while the handler of another runs
-
-    def exit() -> None:
-        server.should_exit = True
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        hub.drain(0 if next(signals) else seconds, exit)
-
-    server.handle_exit = stop  # type: ignore[method-assign]

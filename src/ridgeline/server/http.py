@@ -103,13 +103,17 @@ class Endpoint:
 
     async def _send_events(self, send: Send, answer: Events, stream: Stream) -> None:
         errors = answer.errors or self._errors
+
+        async def say(batch: list[Event]) -> None:
+            if piece := b"".join(map(answer.event, batch)):
+                stream.spoke()
+            await _send_piece(send, piece or _sign(stream))
+
         await send(_start(200, {**sse.HEADERS, **answer.headers}))
         try:
             await _send_piece(send, answer.begin)
-            async for batch in stream.batches():
-                if piece := b"".join(map(answer.event, batch)):
-                    stream.spoke()
-                await _send_piece(send, piece or _sign(stream))
+            async for batch in stream.batches(say):
+                await say(batch)
             last = answer.end()
         except RidgelineError as error:
             stream.record.error, last = error.kind, errors.in_stream(error)

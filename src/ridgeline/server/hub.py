@@ -196,6 +196,8 @@ class Hub:
         self.metrics.stepped(self.client.last)
         for stream, event in batch:
             stream.push(event, now)
+        for stream in {stream: None for stream, _ in batch}:
+            stream.flush()
 
     def _fail_all(self, why: str) -> None:
         for stream in list(self._streams):

@@ -8,10 +8,11 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ridgeline.engine.client import check_grammar
 from ridgeline.engine.ledger import Places
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from ridgeline.server.hub import Hub
 
 T = TypeVar("T")
+Say = Callable[[list[Event]], Coroutine[Any, Any, None]]
 
 
 class Stream:
@@ -41,8 +43,10 @@ class Stream:
         self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
         self._events: list[Event] = []
         self._waiting = self._taken = 0  # sizes of _events, and of those that the reader has and has not come back from
-        self._failure: EngineFailed | None = None
+        self._failure: Exception | None = None
         self._sleeper: asyncio.Future[None] | None = None  # of who waits for events
+        self._say: Say | None = None
+        self._rest: Awaitable[None] | None = None  # of what was begun to say, and had to wait
         self._spoke, self._told = time.perf_counter(), (0, 0)  # when something last went out; the progress told
 
     async def __aenter__(self) -> Stream:
@@ -124,12 +128,14 @@ class Stream:
         record.most = max(record.most, job.params.max_tokens or 0)
         self._hub.post(partial(record.spend, size))
 
-    async def batches(self) -> AsyncIterator[list[Event]]:
+    async def batches(self, say: Say | None = None) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
 
-        Raises EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice has no proper end.
+        What comes while the reader sleeps is given to `say` instead, which costs half of waking it. Raises
+        EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice has no proper end.
         """
-        while self._left > 0 or self._events:
+        self._say = say
+        while self._left > 0 or self._events or self._rest is not None:
             batch = await self._next()
             bad = [i for i, e in enumerate(batch) if e.delta.finish in BROKEN][:1] if self._broke else []
             if bad != [0]:
@@ -191,18 +197,26 @@ class Stream:
         return self._told
 
     async def _next(self) -> list[Event]:
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            await rest
         self._taken = 0
         if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
             self._resume()
-        await self._wait()
+        if self._left > 0:
+            await self._wait()
         if not self._events and self._failure is not None:
             raise self._failure
+        return self._take()
+
+    def _take(self) -> list[Event]:
         events, self._events = self._events, []
         self._taken, self._waiting = self._waiting, 0
         return events
 
     def push(self, event: Event, now: float) -> None:
-        """A delta arrived. Where too many wait for their reader the requests are paused, and given up in the end."""
+        """A delta arrived, to be told with the next `flush`. Where too many wait for their reader the requests are
+        paused, and given up in the end."""
         if self._failure is not None or self._closed:
             return
         delta, record = event.delta, self.record
@@ -220,9 +234,26 @@ class Stream:
             self._broke |= delta.finish in BROKEN
         self._events.append(event)
         self._waiting += size_of(delta)
-        self._rouse()
         if self._left > 0 and self._patience is None and self._taken + self._waiting > self._hub.max_undelivered:
             self._pause()
+
+    def flush(self) -> None:
+        """Say what has arrived, if its reader only sleeps; all else is for it to do."""
+        asleep = self._sleeper is not None and not self._sleeper.done()
+        usual = self._left > 0 and not self._broke and self._patience is None and self._failure is None
+        if self._say is None or not (asleep and usual and self._events):
+            return self._rouse()
+        saying = self._say(self._take())
+        try:
+            waits = saying.send(None)
+        except StopIteration:  # it is said
+            self._taken = 0
+            return
+        except Exception as fault:
+            self._failure = fault
+        else:
+            self._rest = _rest(saying, waits)
+        self._rouse()
 
     def _pause(self) -> None:
         with self._lock:
@@ -250,3 +281,13 @@ class Stream:
         """No more deltas will come."""
         self._failure = failure
         self._rouse()
+
+
+@types.coroutine
+def _rest(begun: Coroutine[Any, Any, None], waits: Any) -> Generator[Any, Any, None]:
+    """What is left of a coroutine that was begun outside of any task, and came to where it waits for a future."""
+    try:
+        yield waits
+        yield from begun  # type: ignore[misc]
+    finally:
+        begun.close()
