@@ -88,6 +88,7 @@ class EngineConfig:
     seed: of `random:` models, whose format is q4_1 unless given.
     packed_cache: bytes of packed weights kept on disk, the longest unused go first; 0 = none are kept or read.
     device: where backend torch runs: "cpu", "cuda" or "cuda:1".
+    log_json: whether what an engine's own process logs are lines of JSON.
     """
 
     model: str
@@ -115,6 +116,7 @@ class EngineConfig:
     seed: int = 0
     packed_cache: int = 20 << 30
     device: str = "cpu"
+    log_json: bool = False
 
     def __post_init__(self) -> None:
         for f in fields(self):

@@ -23,7 +23,7 @@ from test_process import finish
 
 from ridgeline.config import EngineConfig
 from ridgeline.engine import process, worker
-from ridgeline.engine.client import Ledger
+from ridgeline.engine.ledger import Ledger
 from ridgeline.engine.process import ProcessClient
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import NO_TERMS, EngineInfo, StepDelta, Submit

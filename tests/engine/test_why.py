@@ -5,7 +5,8 @@ from __future__ import annotations
 from collected import Collected, drain, greedy, prompt_of
 from fake import fake_engine
 
-from ridgeline.engine.client import Ledger, LocalClient
+from ridgeline.engine.client import LocalClient
+from ridgeline.engine.ledger import Ledger
 from ridgeline.engine.records import CANCELLED, FAILED, NO_TERMS
 
 

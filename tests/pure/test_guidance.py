@@ -137,6 +137,53 @@ def test_what_need_not_be_whole_may_be_cut_off_where_it_could_end_or_go_on(text,
     assert ended or not re.fullmatch(over, said)
 
 
+FACE = "\N{GRINNING FACE}"
+SPLIT = [b"a", *(bytes([byte]) for byte in FACE.encode())]
+MIXED = [b"a\xf0\x9f", b"\x98\x80b\xf0\x9f\x98", b"\x80", b"b"]
+
+
+class Torn(Letters):
+    """Tokens that end within characters, too."""
+
+    vocab_size = Letters.vocab_size + 2
+
+    def __init__(self):
+        super().__init__()
+        self._words |= {Letters.vocab_size + i: word for i, word in enumerate(MIXED[:2])}
+        self.ids = {word: i for i, word in self._words.items()}
+
+
+TORN = Torn()
+TEARING = Compiler(TORN, SIZE)
+
+
+@pytest.mark.parametrize("jumps", [True, False])
+@pytest.mark.parametrize("limit", range(1, 10))
+@pytest.mark.parametrize("text", ["start: /(.|\\n)*/", 'start: TEXT | TEXT "<" /[0-9]{9}/\nTEXT: /(.|\\n)*/'])
+@pytest.mark.parametrize("words", [SPLIT, MIXED], ids=["split", "mixed"])
+def test_text_may_be_cut_off_within_a_character(words, text, limit, jumps):
+    said = [TORN.ids[word] for word in (words * limit)[:limit]]
+    guide, tokens = TEARING.compile(Grammar("lark", text)).result().guide(limit, jumps), []
+    move = guide.first()
+    for token in said:
+        assert token in allowed(move.mask)
+        move = guide.advance(token)
+        tokens += move.tokens
+    assert tokens == said and guide.left == 0 and move.mask is not None
+
+
+@pytest.mark.parametrize("words", [SPLIT[:2], MIXED[:1]], ids=["split", "mixed"])
+@pytest.mark.parametrize("text", [f'start: "a" ("{FACE}c")?', f'start: ("a{FACE}")?'])
+def test_a_character_is_not_begun_at_the_limit_where_it_cannot_be_cut_off(words, text):
+    guide = TEARING.compile(Grammar("lark", text)).result().guide(len(words), True)
+    move, tokens = guide.first(), []
+    for word in words:
+        if move.mask is not None:
+            move = guide.advance(TORN.ids[word])
+            tokens += move.tokens
+    assert tokens[-1] == END
+
+
 def test_the_shortest_answers_are_short():
     assert least(Grammar("json_object")) == 3  # { } and the end
     assert least(Grammar("regex", "a*")) == 1

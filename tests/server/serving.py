@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from tokenizers import decoders, models, pre_tokenizers
 
 from ridgeline.config import EngineConfig, ServerConfig
-from ridgeline.engine.client import Ledger, Sink
+from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import (
@@ -104,13 +104,26 @@ class FakeClient:
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], tuple[Submit, ChoiceText, int]] = {}
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
-        request = self._ledger.accept(prompt, params, sink, terms)
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        terms: Terms = NO_TERMS,
+        places: Places | None = None,
+    ) -> int:
+        request = self._ledger.accept(prompt, params, sink, terms, places)
         with self._lock:
             self.submitted.append(request)
             for choice in range(params.n):
                 self._running[request.id, choice] = (request, ChoiceText(self._tokenizer, params), 0)
         return request.id
+
+    def book(self, count: int) -> Places:
+        return self._ledger.book(count)
+
+    def unbook(self, places: Places) -> None:
+        self._ledger.unbook(places)
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
@@ -177,6 +190,10 @@ class FakeClient:
             with self._lock:
                 del self._running[delta.id, delta.choice]
         self._ledger.deliver(delta)
+
+    @property
+    def failures(self) -> Failures:
+        return self._ledger.failures
 
     def why(self, id: int) -> list[str]:
         return [f"choice 0 is number {id} of the fake"] if any(s.id == id for s in self.submitted) else []

@@ -61,7 +61,7 @@ def test_the_table_says_what_each_route_needs():
     needs = {route: scope_of(*route) for route in ROUTES}
     assert {route for route, scope in needs.items() if scope == OPEN} == OPEN_ROUTES
     assert {path for (_, path), scope in needs.items() if scope == "metrics"} == {"/metrics"}
-    assert {path for (_, path), scope in needs.items() if scope == "admin"} == {"/debug/engine", "/debug/requests/x"}
+    assert {path for (_, path), scope in needs.items() if scope == "admin"} == {"/debug/engine"}
     assert scope_of("POST", "/") == scope_of("GET", "/health/x") == scope_of("GET", "/metrics\n") == "user"
 
 

@@ -7,6 +7,11 @@ import asyncio
 import pytest
 from serving import Server
 
+from ridgeline.config import AccessConfig
+from ridgeline.engine import journal
+from ridgeline.engine.records import Note
+from ridgeline.server.keys import new_key, write_keys
+
 CHAT = "/v1/chat/completions"
 MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
 
@@ -77,3 +82,55 @@ def test_other_machines_are_refused():
             return [await server.ask("GET", "/debug/engine", client=c) for c in ("10.0.0.7", "", "::1")]
 
     assert [a.status for a in asyncio.run(ask())] == [403, 403, 200]
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    """A server, and for each key by name what its clients send."""
+    drawn = {name: new_key(name, scopes=scopes) for name, scopes in
+             {"ann": ("user",), "ben": ("user",), "root": ("admin",), "meter": ("metrics",)}.items()}  # fmt: skip
+    write_keys(tmp_path / "keys.json", [key for _, key in drawn.values()])
+    server = Server.new(access=AccessConfig(api_keys=str(tmp_path / "keys.json")))
+    return server, {name: (b"x-api-key", secret.encode()) for name, (secret, _) in drawn.items()}
+
+
+def test_a_key_is_told_of_its_own_requests(keyed):
+    server, keys = keyed
+    seen = {}
+
+    async def ask():
+        async with server.running():
+            for name in ("ann", "ben", "ben"):  # both give their requests the same name
+                await server.ask("POST", CHAT, MESSAGES, headers=[keys[name], (b"x-request-id", b"mine")])
+            anns = await server.ask("POST", CHAT, MESSAGES, headers=[keys["ann"]])
+            for name, key in keys.items():
+                paths = ("mine", anns.json["id"], "1", "3", "99")
+                answers = [await server.ask("GET", f"/debug/requests/{path}", headers=[key]) for path in paths]
+                seen[name] = [
+                    [r["request"] for r in a.json["requests"]] if a.status == 200 else a.status for a in answers
+                ]
+
+    asyncio.run(ask())
+    assert seen == {
+        "ann": [[1], [4], [1], 404, 404],
+        "ben": [[3], 404, 404, [3], 404],
+        "root": [[1, 3], [4], [1], [3], 404],
+        "meter": [403] * 5,
+    }
+
+
+def test_words_name_no_other_keys_requests(keyed):
+    server, keys = keyed
+    words = [value for name, value in vars(journal).items() if name.isupper() and "{" in str(value)]
+    server.client.why = lambda id: [Note(id, 0, word, (2, 7, 9)).text for word in words] if id < 3 else []
+
+    async def ask():
+        async with server.running():
+            for name in ("ann", "ben"):
+                await server.ask("POST", CHAT, MESSAGES, headers=[keys[name]])
+            return [await server.ask("GET", "/debug/requests/1", headers=[keys[name]]) for name in ("ann", "root")]
+
+    anns, roots = ("\n".join(a.json["requests"][0]["why"]) for a in asyncio.run(ask()))
+    assert "request 2" not in anns and "waits: another request is computing" in anns
+    assert "gives way: another request needed pages; 9 tokens" in anns
+    assert roots.count("choice 7 of request 2") == 2

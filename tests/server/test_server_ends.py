@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
+import threading
+import time
 from collections import Counter
 from types import SimpleNamespace
 
@@ -12,6 +14,7 @@ import uvicorn
 from serving import Server, until
 
 from ridgeline.server.gentle import GentleServer
+from ridgeline.server.hub import THREADS
 
 CHAT = "/v1/chat/completions"
 USER = [{"role": "user", "content": "hello"}]
@@ -66,7 +69,7 @@ def test_a_finished_request_is_not_cancelled():
     assert server.client.cancelled == []
 
 
-def test_if_one_prompt_is_refused_the_others_are_cancelled():
+def test_if_one_prompt_has_no_place_none_is_taken():
     server = Server.new()
     server.client.gate.clear()
 
@@ -74,14 +77,48 @@ def test_if_one_prompt_is_refused_the_others_are_cancelled():
         async with server.running():
             other = asyncio.ensure_future(server.ask("POST", "/v1/completions", {"prompt": "a"}))
             await until(lambda: bool(server.client.submitted))
-            answer = await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 16})
-            await until(lambda: server.client.choices == 1)
+            refused = [
+                await server.ask("POST", path, body)
+                for path, body in (
+                    ("/v1/completions", {"prompt": ["a"] * 16}),
+                    ("/v1/completions", {"prompt": ["a"] * 8, "n": 2}),
+                    ("/vertex", {"instances": [{"inputs": "a"}] * 16}),
+                )
+            ]
+            fits = asyncio.ensure_future(server.ask("POST", "/v1/completions", {"prompt": ["a"] * 15}))
+            await until(lambda: len(server.client.submitted) == 16)
             server.client.gate.set()
-            return answer, await other
+            return refused, await other, await fits
 
-    refused, answer = asyncio.run(refuse())
-    assert refused.status == 429 and answer.status == 200
-    assert len(server.client.finished) == 16
+    refused, *answers = asyncio.run(refuse())
+    assert [a.status for a in refused] == [429] * 3 and [a.status for a in answers] == [200] * 2
+    assert len(server.client.finished) == 16 and not server.client.cancelled
+
+
+def test_if_one_prompt_is_wrong_none_is_taken():
+    server = Server.new()
+    answer = server.post("/v1/completions", {"prompt": [[1], [2], [999]]})
+    assert answer.status == 400 and "999" in answer.json["error"]["message"] and not server.client.submitted
+
+
+def test_parts_of_an_embedding_keep_their_places():
+    server = Server.new()
+    crowd = []
+
+    async def crowded():
+        async with server.running():
+            server.client.gate.clear()
+            embedding = asyncio.ensure_future(server.ask("POST", "/v1/embeddings", {"input": ["a"] * 20}))
+            await until(lambda: len(server.client.submitted) == 8)
+            crowd.extend(asyncio.ensure_future(server.ask("POST", CHAT, {"messages": USER})) for _ in range(9))
+            refused = await next(asyncio.as_completed(crowd))
+            server.client.gate.set()
+            statuses = [refused.status, (await embedding).status]
+            await asyncio.gather(*crowd)
+            return statuses, await server.ask("POST", "/v1/completions", {"prompt": ["a"] * 16})
+
+    statuses, after = asyncio.run(crowded())
+    assert statuses == [429, 200] and after.status == 200
 
 
 def test_prompts_that_never_fit_together_are_refused_for_good():
@@ -110,6 +147,28 @@ def test_a_disconnect_while_submitting_cancels(monkeypatch):
 
     asyncio.run(leave())
     assert [finish for _, _, finish in server.client.finished] == ["cancelled"]
+
+
+def test_who_leaves_counts_as_read_until_the_work_is_done():
+    server, gate = Server.new(), threading.Event()
+
+    async def leave():
+        async with server.running():
+            hub = server.app.state.hub
+            crowd = [asyncio.ensure_future(hub.run(lambda: gate.wait(20))) for _ in range(THREADS)]
+            await asyncio.sleep(0.05)
+            for one in crowd:
+                one.cancel()
+            await asyncio.wait(crowd)
+            hub._room = THREADS
+            refused = await server.ask("POST", CHAT, {"messages": USER})
+            gate.set()
+            await until(lambda: not hub._parsing)
+            queued = [asyncio.ensure_future(hub.run(lambda: time.sleep(0.05))) for _ in range(THREADS)]
+            answer = await asyncio.gather(*queued, return_exceptions=True)
+            return refused.status, answer, (await server.ask("POST", CHAT, {"messages": USER})).status
+
+    assert asyncio.run(leave()) == (429, [None] * THREADS, 200)
 
 
 def test_a_body_that_never_comes_is_no_request():

@@ -13,6 +13,7 @@ import pytest
 from serving import Server, until
 
 from ridgeline.config import AccessConfig
+from ridgeline.engine.ledger import Failures
 from ridgeline.engine.records import Counters, StepDelta, Steps
 from ridgeline.errors import Overloaded
 from ridgeline.server.exposition import exposition
@@ -109,13 +110,14 @@ def test_requests_are_counted():
         ({}, {"inputs": "x" * 300}, "validation"),
         ({"crash_at": 3}, {"inputs": "x"}, "generation"),
         ({"problem": "dead"}, {"inputs": "x"}, "incomplete"),
+        ({}, USER | {"chat_template": "{{ missing() }}"}, "template"),
     ],
 )
 def test_failures_have_tgis_words(set_up, body, word):
-    server = Server.new()
+    server = Server.new(trust_request_chat_template=True)
     for name, value in set_up.items():
         setattr(server.client, name, value)
-    samples, _ = after(server, ("/generate", body))
+    samples, _ = after(server, ("/generate" if "inputs" in body else CHAT, body))
     assert samples[f'tgi_request_failure{{err="{word}"}}'] == 1 == samples["tgi_request_count"]
     assert samples["tgi_request_success"] == 0
 
@@ -170,23 +172,28 @@ def test_the_queue_and_the_model_share_the_time():
 
 
 def test_steps_are_told_as_prefill_or_decode():
-    metrics = TGIMetrics(Server.new().client.info)
+    metrics, failures = TGIMetrics(Server.new().client.info), Failures()
 
-    def step(number: int, reading: Steps, answering: Steps) -> dict[str, float]:
-        last = StepDelta(number, (), 5, 0, 0, counters=Counters(reading=reading, answering=answering))
+    def step(number: int, reading: Steps, answering: Steps, joins: int = 0) -> dict[str, float]:
+        last = StepDelta(number, (), 5, 0, 0, counters=Counters(reading=reading, answering=answering, joins=joins))
         metrics.stepped(last)
-        return read(exposition(metrics.families(SimpleNamespace(last=last, waiting=0))))[0]
+        return read(exposition(metrics.families(SimpleNamespace(last=last, waiting=0, failures=failures))))[0]
 
-    step(1, Steps(1, 0.5, 0.25), Steps())
-    samples = step(4, Steps(1, 0.5, 0.25), Steps(3, 0.3, 0.03))
+    step(1, Steps(1, 0.5, 0.25), Steps(), 2)
+    samples = step(4, Steps(1, 0.5, 0.25), Steps(3, 0.3, 0.03), 3)
     assert [samples[f'tgi_batch_inference_count{{method="{m}"}}'] for m in ("prefill", "decode")] == [1, 3]
     assert [samples[f'tgi_batch_forward_duration_sum{{method="{m}"}}'] for m in ("prefill", "decode")] == [0.5, 0.3]
     assert samples['tgi_batch_decode_duration_sum{method="prefill"}'] == 0.25
     assert samples['tgi_batch_inference_duration_sum{method="decode"}'] == pytest.approx(0.33)
     assert samples['tgi_batch_inference_duration_count{method="decode"}'] == 3
     assert samples["tgi_batch_next_size_count"] == 4
-    again = step(1, Steps(), Steps(1, 0.1, 0.0))  # of a new engine
-    assert again['tgi_batch_inference_count{method="decode"}'] == 4
+    joined = {reason: samples[f'tgi_batch_concat{{reason="{reason}"}}'] for reason in ("chunking", "backpressure")}
+    assert joined == {"chunking": 3, "backpressure": 0}
+    failures.answering += 1
+    again = step(1, Steps(), Steps(1, 0.1, 0.0), 1)  # of a new engine
+    assert again['tgi_batch_concat{reason="chunking"}'] == 4
+    assert [again[f'tgi_batch_inference_{w}{{method="decode"}}'] for w in ("count", "success", "failure")] == [5, 4, 1]
+    assert again['tgi_batch_inference_failure{method="prefill"}'] == 0
     assert again['tgi_batch_forward_duration_sum{method="decode"}'] == pytest.approx(0.4)
 
 
@@ -206,6 +213,24 @@ def test_what_was_refused_has_used_nothing():
     assert refused.status == 429 and samples['ridgeline_requests_total{key="",status="429"}'] == 1
     assert samples['ridgeline_prompt_tokens_total{key=""}'] == samples["tgi_request_input_length_sum"] == 16 * 3
     assert samples['tgi_request_failure{err="overloaded"}'] == 1 and samples["tgi_request_count"] == 17
+
+
+def test_prompts_that_are_refused_together_are_not_counted():
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def too_many():
+        async with server.running():
+            one = asyncio.ensure_future(server.ask("POST", "/generate", {"inputs": "abc"}))
+            await until(lambda: bool(server.client.submitted))
+            await server.ask("POST", "/v1/completions", {"prompt": ["abcd"] * 16})
+            server.client.gate.set()
+            await one
+            return read((await server.ask("GET", "/metrics")).body)[0]
+
+    samples = asyncio.run(too_many())
+    assert samples['ridgeline_prompt_tokens_total{key=""}'] == 3 and samples["tgi_request_count"] == 2
+    assert samples['tgi_request_failure{err="overloaded"}'] == 1
 
 
 def test_all_parts_of_an_embedding_are_counted():
@@ -260,11 +285,16 @@ def test_attainment_is_told_where_it_is_known():
     assert samples["ridgeline_attainment_ratio"] == 0.75 and types["ridgeline_attainment_ratio"] == "gauge"
 
 
-def test_who_leaves_is_dropped():
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_leaves_is_dropped(stream):
+    """Before the answer, or when a 200 and a part of it have gone out."""
     server = Server.new()
     server.client.pace = 0.002
-    samples, _ = after(server, (CHAT, USER | {"stream": True}), leave=lambda a: b"data" in a.body)
+    leave = (lambda a: b"data" in a.body) if stream else (lambda a: bool(server.client.submitted))
+    samples, _ = after(server, (CHAT, USER | {"stream": stream}), leave=leave)
     assert samples['tgi_request_failure{err="dropped"}'] == 1
+    assert samples['ridgeline_requests_total{key="",status="499"}'] == 1
+    assert 'ridgeline_requests_total{key="",status="200"}' not in samples
 
 
 def test_the_board_shows_what_there_is():

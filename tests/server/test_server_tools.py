@@ -273,11 +273,16 @@ def test_odd_schemas_are_served_or_the_tools_are_named(template, schema):
 @pytest.mark.parametrize("template", [HERMES, CODERS], ids=["hermes", "coder"])
 def test_a_keyword_of_a_tool_that_is_not_supported_is_named_with_its_tool_and_pointer(template):
     schema = {"properties": {"a": {"type": "array", "contains": {}, "uniqueItems": True}}, "required": ["a"]}
-    tools = [WEATHER, {"type": "function", "function": {"name": "f", "parameters": schema}}]
-    _, reply = ask(template=template, tools=tools, tool_choice="required")
-    assert reply.status == 400 and reply.json["error"]["param"] == "tools"
-    said = reply.json["error"]["message"]
-    assert "the parameters of 'f' cannot be followed at /properties/a/contains, /properties/a/uniqueItems" in said
+    around = {"properties": {"a": {"type": "string"}, "b": {"type": "array", "items": {"pattern": "^(?=x)y"}}}}
+    for shape, places in (
+        (schema, "/properties/a/contains, /properties/a/uniqueItems"),
+        ({**around, "required": ["b"]}, "/properties/b/items/pattern"),
+    ):
+        tools = [WEATHER, {"type": "function", "function": {"name": "f", "parameters": shape}}]
+        _, reply = ask(template=template, tools=tools, tool_choice="required")
+        assert reply.status == 400 and reply.json["error"]["param"] == "tools"
+        said = reply.json["error"]["message"]
+        assert f"the parameters of 'f' cannot be followed at {places}: not supported" in said
 
 
 def test_a_forced_call_for_which_there_is_no_room_is_refused():
@@ -285,6 +290,36 @@ def test_a_forced_call_for_which_there_is_no_room_is_refused():
     assert reply.status == 400 and reply.json["error"]["param"] == "max_tokens"
     assert "max_tokens is 5; the shortest answer" in reply.json["error"]["message"]
     assert ask(template=HERMES, parallel_tool_calls=False, max_tokens=5)[1].status == 200
+
+
+ENDLESS = {"properties": {"a": {"type": "string", "pattern": "(ab|cd){99}e"}}, "required": ["a"]}  # not found
+UNSURE = "the answer may be cut off before its grammar allows an end"
+
+
+def endless(**fields):
+    tool = {"type": "function", "function": {"name": "f", "parameters": ENDLESS}}
+    old = {"functions": [tool["function"]], "function_call": {"name": "f"}}
+    return (old if fields.pop("old", False) else {"tools": [tool], "tool_choice": "required"}) | fields
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_forced_call_that_may_not_end_in_time_is_served_with_a_warning(stream, old):
+    server = Server.new(answer=CALL, template=HERMES, context=4000)
+    reply = server.post(CHAT, {"messages": USER, **endless(stream=stream, old=old, max_tokens=40)})
+    assert reply.status == 200 and reply.headers[WARNING_HEADER] == UNSURE
+    assert b"ridgeline_warnings_total 1" in server.app.state.hub.metrics.text(server.client, True)
+
+
+def test_openais_client_shows_the_warning():
+    openai = pytest.importorskip("openai", reason="the openai client is not installed (make test-all)")
+    server = Server.new(answer=CALL, template=HERMES, context=4000)
+    asked = {"model": "fake-model", "messages": USER, **endless(max_tokens=40)}
+    with serving.listening(server.app) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        whole = client.chat.completions.with_raw_response.create(**asked)
+        assert whole.headers["x-ridgeline-warning"] == UNSURE and whole.parse().choices
+        stream = client.chat.completions.with_raw_response.create(**asked, stream=True)
+        assert stream.headers["x-ridgeline-warning"] == UNSURE and list(stream.parse())
 
 
 def test_a_grammar_of_tools_is_not_shown_where_it_fails():

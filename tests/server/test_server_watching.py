@@ -81,6 +81,14 @@ def test_one_line_of_json_for_each_request_and_no_text(monkeypatch):
     assert json.loads(lines[4])["status"] == 404 and "prompt_tokens" not in json.loads(lines[4])
 
 
+def test_a_line_says_who_left():
+    file = io.StringIO()
+    for status in (0, 200):
+        Log("json", file)(Record(status=status, error="dropped"))
+    lines = [json.loads(line) for line in file.getvalue().splitlines()]
+    assert [(line["status"], line["error"]) for line in lines] == [(499, "dropped")] * 2
+
+
 def test_lines_for_people_and_none_by_default(monkeypatch):
     (line,) = logged("text", monkeypatch, ("GET", "/a b\n\x1b[31m", None))
     assert "GET /a?b??[31m 404" in line and "id=" in line

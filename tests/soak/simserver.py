@@ -25,9 +25,9 @@ from starlette.routing import Route
 
 from ridgeline.config import EngineConfig, ServerConfig
 from ridgeline.engine import process, worker
-from ridgeline.engine.client import Sink
 from ridgeline.engine.engine import Engine
 from ridgeline.engine.executor import LocalExecutor
+from ridgeline.engine.ledger import Places, Sink
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.process import ProcessClient
@@ -76,7 +76,14 @@ class SimClient(ProcessClient):
         super().__init__(config)
         self.counts, self.finishes = Counts(), Counter[str]()
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        terms: Terms = NO_TERMS,
+        places: Places | None = None,
+    ) -> int:
         done: set[int] = set()
         made = 0
 
@@ -93,7 +100,7 @@ class SimClient(ProcessClient):
                 self.finishes[delta.finish] += 1
             sink(delta)
 
-        id = super().submit(prompt, params, watched, terms)
+        id = super().submit(prompt, params, watched, terms, places)
         self.counts.accepted += params.n
         return id
 

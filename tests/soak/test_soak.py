@@ -13,7 +13,7 @@ import pytest
 pytest.importorskip("ridgeline.backends.cpu._native", reason="the native module is not built")
 
 from ridgeline.engine.beams import Beams
-from ridgeline.engine.client import Live
+from ridgeline.engine.ledger import Live
 from ridgeline.engine.params import check_params
 from ridgeline.engine.prefix import PrefixCache
 from ridgeline.engine.sequence import Sequence

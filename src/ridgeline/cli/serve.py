@@ -58,7 +58,6 @@ def serve(
     ] = ServerConfig.pooling,
 ) -> None:
     """Serve the OpenAI and TGI APIs."""
-    from ridgeline.cli.session import fetch
     from ridgeline.server import app
 
     engine = replace(
@@ -73,5 +72,14 @@ def serve(
     if check:
         app.check(settings)
         return tell("the settings are good")
-    fetch(engine.model)
-    app.serve(settings)
+    _serve(settings)
+
+
+def _serve(config: ServerConfig) -> None:
+    from ridgeline.cli.session import fetch
+    from ridgeline.server import app
+    from ridgeline.server.log import told
+
+    with told(config.log_format, config.log_level):
+        fetch(config.engine.model)
+        app.serve(config)

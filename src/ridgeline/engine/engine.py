@@ -214,12 +214,15 @@ class Engine:
         for i, row in enumerate(rows):
             if row.target < 0:
                 row.sequence.sources.append((self.step_number, i))
-        begin = self.clock()
+        begin, new = self.clock(), 0
         for c in chunks:
             s = c.sequence
             s.computed = c.start + c.count
-            s.began = begin if s.began is None else s.began
+            if s.began is None:
+                s.began = begin
+                new += s.choice == 0  # the others go on from its prompt
             self._copies += c.copies
+        self.scheduler.counters.joins += 0 < new < len(chunks)
         self._flights.append(Flight(self.executor.submit(batch), chunks, rows, begin))
 
     def _commit(self, flight: Flight) -> list[Delta]:

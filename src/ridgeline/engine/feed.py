@@ -9,8 +9,9 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
-from ridgeline.engine.client import EngineClient, Sink
+from ridgeline.engine.client import EngineClient
 from ridgeline.engine.interrupts import Uninterrupted
+from ridgeline.engine.ledger import Sink
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import NO_TERMS, Delta, Terms
 from ridgeline.errors import Overloaded

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING
 
 from ridgeline import errors
 from ridgeline.config import EngineConfig
-from ridgeline.engine.client import Ledger, Sink, check_grammar
+from ridgeline.engine.client import check_grammar
+from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import (
@@ -155,6 +156,10 @@ class ProcessClient:
     def waiting(self) -> int:
         return self._ledger.waiting
 
+    @property
+    def failures(self) -> Failures:
+        return self._ledger.failures
+
     def why(self, id: int) -> list[str]:
         return self._ledger.why(id)
 
@@ -164,12 +169,25 @@ class ProcessClient:
     def retry_after(self) -> float:
         return self._ledger.retry_after()
 
-    def submit(self, prompt: Sequence[int], params: SamplingParams, sink: Sink, terms: Terms = NO_TERMS) -> int:
+    def book(self, count: int) -> Places:
+        return self._ledger.book(count)
+
+    def unbook(self, places: Places) -> None:
+        self._ledger.unbook(places)
+
+    def submit(
+        self,
+        prompt: Sequence[int],
+        params: SamplingParams,
+        sink: Sink,
+        terms: Terms = NO_TERMS,
+        places: Places | None = None,
+    ) -> int:
         check_grammar(self.compiler, self.info, prompt, params)  # may take long
         with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)
-            request = self._ledger.accept(prompt, params, sink, terms)
+            request = self._ledger.accept(prompt, params, sink, terms, places)
             self._post_due()
         return request.id
 

@@ -125,6 +125,7 @@ class Counters(msgspec.Struct, array_like=True, gc=False):
     recomputed_tokens: int = 0  # that preemption made compute again
     reading: Steps = msgspec.field(default_factory=Steps)  # that read prompts, beside what else they did
     answering: Steps = msgspec.field(default_factory=Steps)  # the others
+    joins: int = 0  # steps in which requests joined others that were running
     attainment: float = 0.0  # the part of the roofline that the last steps reached, 0: unknown
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from ridgeline.backends.base import Counting
 from ridgeline.config import EngineConfig
+from ridgeline.engine.jsonlog import speak_json
 from ridgeline.engine.load import Loaded, Observe, load
 from ridgeline.engine.orders import handle
 from ridgeline.engine.progress import Progress
@@ -65,6 +66,8 @@ def main(watch: Watch | None = None) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)
     config = EngineConfig(**msgspec.json.decode(sys.argv[3]))
+    if config.log_json:
+        speak_json()
     channel, progress = Channel(socket.socket(fileno=int(sys.argv[1])), ToEngine), Progress(int(sys.argv[2]))
     with contextlib.suppress(EOFError, ConnectionError):  # the server is gone
         serve(channel, config, progress, watch)

@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from ridgeline.errors import InvalidRequest
-from ridgeline.guidance.formats import DATA, NAMES, spelled
+from ridgeline.guidance.formats import spelled
 from ridgeline.guidance.patterns import example
+from ridgeline.guidance.schemas import keywords, unsupported
 
 KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
 MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than that allows would overflow stacks
@@ -61,7 +62,7 @@ def translate(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(_lark(text))
     schema = {"type": "object"} if grammar.kind == "json_object" else _schema(text)
-    for place, key, value in _keywords(schema):  # names may repeat in an answer, and then count once
+    for place, key, value in keywords(schema):  # names may repeat in an answer, and then count once
         if key == "minProperties" and isinstance(value, int) and value > 1:
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
         if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
@@ -87,7 +88,7 @@ def parts(grammar: Grammar) -> list[str | int]:
         return list(dict.fromkeys(_behind(grammar.value)))
     if grammar.kind != "json_schema":
         return []
-    patterns = (value for _, key, value in _keywords(_schema(grammar.value)) if key == "pattern")
+    patterns = (value for _, key, value in keywords(_schema(grammar.value)) if key == "pattern")
     found = (example(pattern) for pattern in islice(patterns, _PARTS) if isinstance(pattern, str))
     strings = [json.dumps(text, ensure_ascii=False) for text in dict.fromkeys(found) if text]
     return [part for string in strings for part in (string, string[1:])]
@@ -116,14 +117,6 @@ def explain(grammar: Grammar, error: str) -> InvalidRequest:
     if places := unsupported(_schema(grammar.value), said):
         return InvalidRequest(f"the JSON schema cannot be followed at {places}: not supported ({said})", "grammar")
     return InvalidRequest(f"the JSON schema cannot be followed: {said}", "grammar")
-
-
-def unsupported(schema: Any, said: str) -> str:
-    """JSON pointers of the keywords that llguidance's error is about; "" if there are none."""
-    unknown = _unknown(said)
-    places = [place for place, key, value in _keywords(schema) if unknown(key, value)]
-    more = f" and {len(places) - 5} more" if len(places) > 5 else ""
-    return f"{', '.join(places[:5])}{more}"
 
 
 def _schema(text: str) -> dict[str, Any]:
@@ -159,37 +152,3 @@ def _lark(text: str) -> str:
         return any_to_lark(text)
     except Exception as wrong:  # its own kinds are not public
         raise InvalidRequest(f"the grammar cannot be read: {wrong}"[:500], "grammar") from None
-
-
-def _unknown(said: str) -> Any:
-    """Whether a keyword with its value is what an error complains of."""
-    if found := re.search(r"Unimplemented keys: \[(.*?)\]", said):
-        names = set(re.findall(r'"([^"]*)"', found[1]))
-        return lambda key, value: key in names
-    if found := re.search(r"Unknown format: (\S+)", said):
-        return lambda key, value: key == "format" and value == found[1]
-    if found := re.search(r"^(\w+) constraints are not supported", said):
-        return lambda key, value: key == found[1]
-    return lambda key, value: False
-
-
-def _keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
-    """(JSON pointer, keyword, value) of a schema and of those within it, breadth first."""
-    level = [("", schema)]
-    while level:
-        below: list[tuple[str, Any]] = []
-        for at, node in level:
-            for key, value in node.items() if isinstance(node, dict) else ():
-                place = f"{at}/{_escaped(key)}"
-                yield place, key, value
-                if key in NAMES and isinstance(value, dict):
-                    below += [(f"{place}/{_escaped(name)}", inner) for name, inner in value.items()]
-                elif isinstance(value, list) and key not in DATA:
-                    below += [(f"{place}/{i}", inner) for i, inner in enumerate(value)]
-                elif key not in DATA:
-                    below.append((place, value))
-        level = below
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")

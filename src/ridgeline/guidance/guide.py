@@ -7,6 +7,7 @@ grammars.
 
 from __future__ import annotations
 
+from codecs import utf_8_decode
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -23,6 +24,7 @@ Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 _OUT_OF_BOUNDS = "what may follow was not found within the bounds of grammars"
 _STATES = 128  # looked at for a way that fits in what is left
+_SIZES = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}  # of characters, by how their first bytes begin
 _SPARE = 16  # tokens beyond twice a way's, with which it need not be short
 
 
@@ -47,7 +49,8 @@ class Guide:
 
     A sampled token is taken if a way to the end fits behind it too; else the known way's next one is in its place. With
     `jumps` tokens that must follow are taken without sampling them; they are the same with and without. An answer that
-    is not `guaranteed` is not made to end where it may as well go on: there the last token is its own.
+    is not `guaranteed` is not made to end where it may as well go on: there the last token is its own, though it be a
+    part of a character.
     """
 
     def __init__(
@@ -56,6 +59,7 @@ class Guide:
         self._matcher, self._ways, self._vocabulary, self._jumps = matcher, ways, ways.vocabulary, jumps
         self.closing, self.left, self._guaranteed = way, left, guaranteed
         self.forced = 0  # tokens taken without sampling
+        self._begun = b""  # of a character in which the answer may be cut off
 
     def first(self) -> Move:
         """What the answer may begin with."""
@@ -106,6 +110,8 @@ class Guide:
         size = self._vocabulary.size
         words = _words(mask, size) if isinstance(mask, bytes) else mask
         while True:
+            if self._begun and not self.left:
+                return Move(tuple(tokens), words)
             if self._must_close and self._guaranteed:
                 return self._close(tokens)
             only = self.closing[0] if self.closing and self._must_close else _single(words, self._vocabulary)
@@ -163,15 +169,43 @@ class Guide:
             self._ways.spent = True
             return None
         way, left = self.closing, self.left - 1
-        if not left and self._may_be_cut:
+        begun = self._begins(token, matcher)
+        if begun:
+            way = [self._vocabulary.end]  # as where the character began
+        elif not left and self._may_be_cut:
             if not matcher.is_accepting() or _single(_words(mask, self._vocabulary.size), self._vocabulary) >= 0:
                 return None  # cut off there, it would lack something, or have ended without its end token
         elif way is not None:
             way = way[1:] if token == way[0] and len(way) > 1 else self._way(matcher, way, left, patient)
             if way is None or len(way) > left:
                 return None
-        self._matcher, self.closing, self.left = matcher, way, left
+        self._matcher, self.closing, self.left, self._begun = matcher, way, left, begun
         return mask
+
+    def _begins(self, token: int, after: LLMatcher) -> bytes:
+        """What a token has of a character that it begins, or goes on with, and in which the answer may be cut off: it
+        could end before and behind the character. `after` is the matcher behind the token."""
+        if not self._may_be_cut:
+            return b""
+        word = self._vocabulary.words[token]
+        try:
+            _, used = utf_8_decode(self._begun + word, "strict", False)
+        except UnicodeDecodeError:
+            return b""
+        begun = (self._begun + word)[used:]
+        if begun and used:
+            matcher, before = self._matcher.deep_copy(), word[: len(word) - len(begun)]
+            if (
+                not matcher.consume_tokens(self._vocabulary.matching.tokenize_bytes(before))
+                or not matcher.is_accepting()
+            ):
+                return b""
+        if begun:
+            missing = _SIZES[begun[0] >> 4] - len(begun)
+            rest = self._ways.any(after, [self._vocabulary.end], missing + 1) or []
+            if sum(len(self._vocabulary.words[id]) for id in rest[:-1]) != missing:
+                return b""
+        return begun
 
     def _way(self, matcher: LLMatcher, old: list[int], most: int, patient: bool) -> list[int] | None:
         """A way of at most `most` tokens; one that need not be short is not searched."""

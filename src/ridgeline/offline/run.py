@@ -14,8 +14,9 @@ from typing import Any
 
 import msgspec
 
-from ridgeline.engine.client import EngineClient, Sink
+from ridgeline.engine.client import EngineClient
 from ridgeline.engine.feed import Feeder, Work
+from ridgeline.engine.ledger import Sink
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import Delta, EngineInfo, Terms, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest, RidgelineError

@@ -28,6 +28,7 @@ OPEN = ""
 SCOPES: tuple[tuple[str, tuple[str, ...], str], ...] = (  # pattern of the path, methods (none: all), scope: first match
     (r"/|/health|/ping", _READS, OPEN),
     (r"/metrics", (), "metrics"),
+    (r"/debug/requests/.*", (), "user"),
     (r"/debug/.*", (), "admin"),
     (r".*", (), "user"),
 )
@@ -113,10 +114,10 @@ class Access:
 def _check_type(headers: Mapping[str, str]) -> None:
     """A browser sends other types to anybody without asking first. What has neither a type nor a body is let through:
     it asks for nothing, and a route that takes no POST says so."""
-    given = headers.get("content-type")
-    if given is None and headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers:
+    given = headers.get("content-type", "")
+    empty = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    if empty and "content-type" not in headers:
         return
-    given = given or ""
     if given.partition(";")[0].strip().lower() != "application/json":
         raise NotJSON(f"the content-type must be application/json, is {given[:80]!r}")
 

@@ -6,12 +6,15 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import logging
 import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -43,7 +46,7 @@ from ridgeline.server.health import health_reply
 from ridgeline.server.http import Call, Endpoint, Events, as_response
 from ridgeline.server.hub import Hub
 from ridgeline.server.keys import KeyRing
-from ridgeline.server.log import keep_quiet
+from ridgeline.server.log import told
 from ridgeline.server.observe import observers
 from ridgeline.server.patience import ignore_lost_peers, patient
 from ridgeline.server.record import REQUEST_ID
@@ -60,6 +63,7 @@ from ridgeline.weights.hub import ResolvedModel
 from ridgeline.weights.load import open_checkpoint
 from ridgeline.weights.pooling import pooling_of_folder, pooling_of_gguf
 
+log = logging.getLogger(__name__)
 _UVICORN_LOG = {"debug": "debug", "error": "error"}  # of less than warnings, nothing but on demand
 FLUSH_S = 10  # how long a shutdown lets what was said last go out
 SEND_BYTES = 256 << 10  # the system's own buffer of a connection, in which what nobody reads waits unseen
@@ -190,21 +194,25 @@ async def _unforeseen(shape: Callable[[str], ErrorShape], request: Request, faul
 
 def serve(config: ServerConfig, progress: Progress | None = None) -> None:
     """Load the model in a child process and serve it until SIGINT or SIGTERM. Prints one line with the URL."""
+    with told(config.log_format, config.log_level):
+        _serve(config, progress)
+
+
+def _serve(config: ServerConfig, progress: Progress | None) -> None:
     one_text_thread()
     check(config)
-    keep_quiet(config.log_level)
     listener = listen(config)
     try:
         found, tokenizer, pooling = _open(config, progress)
         name, config = public_name(found), replace(config, pooling=config.pooling or pooling)
-        client = ProcessClient(config.engine)
+        client = ProcessClient(replace(config.engine, log_json=config.log_format == "json"))
         try:
             app = create_app(client, tokenizer, config, name, sha_of(found))
             server = GentleServer(uvicorn_config(app, config), app.state.hub, config.drain_timeout)
             listener.listen()
             for note in client.info.notes:
-                print(f"ridgeline: {note}", file=sys.stderr, flush=True)
-            print(f"ridgeline serves {name} at {_url(listener, bool(config.access.tls_cert))}", flush=True)
+                _say(config, logging.INFO, note)
+            _say_where(config, name, _url(listener, bool(config.access.tls_cert)))
             ignore_lost_peers()
             server.run(sockets=[listener])
         finally:
@@ -213,13 +221,27 @@ def serve(config: ServerConfig, progress: Progress | None = None) -> None:
         listener.close()
 
 
+def _say(config: ServerConfig, level: int, text: str) -> None:
+    """For whoever started the server, whatever the log's level is, or as a line of the log where that is JSON."""
+    if config.log_format == "json":
+        log.log(level, "%s", text)
+    else:
+        print(f"ridgeline: {text}", file=sys.stderr, flush=True)
+
+
+def _say_where(config: ServerConfig, name: str, url: str) -> None:
+    said = {"event": "serving", "model": name, "url": url}
+    print(json.dumps(said) if config.log_format == "json" else f"ridgeline serves {name} at {url}", flush=True)
+
+
 def uvicorn_config(app: Starlette, config: ServerConfig) -> uvicorn.Config:
     """How uvicorn serves an app. ConfigError for TLS that cannot be used."""
     access = config.access
+    lines: dict[str, Any] = {"log_config": None} if config.log_format == "json" else {}  # else uvicorn has its own
     settings = uvicorn.Config(
         app, http=patient(config.max_pause), log_level=_UVICORN_LOG.get(config.log_level, "warning"),
         access_log=False, lifespan="on", timeout_graceful_shutdown=FLUSH_S, ssl_certfile=access.tls_cert or None,
-        ssl_keyfile=access.tls_key or None,
+        ssl_keyfile=access.tls_key or None, **lines,
     )  # fmt: skip
     try:
         settings.load()
@@ -246,7 +268,7 @@ def check_openness(config: ServerConfig) -> None:
         raise ConfigError(
             f"without API keys the server is for this machine alone, not {config.hostname}; give --api-keys, or --open"
         )
-    print(f"ridgeline: warning: without API keys everybody who reaches {config.hostname} is served", file=sys.stderr)
+    _say(config, logging.WARNING, f"warning: without API keys everybody who reaches {config.hostname} is served")
 
 
 def listen(config: ServerConfig) -> socket.socket:

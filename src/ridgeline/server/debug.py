@@ -1,10 +1,12 @@
 """GET /debug/requests/{id} and /debug/engine: what the engine decided for a request, and what it is doing.
 
-For whoever runs the server: a key of scope admin, or without keys only loopback addresses, are answered.
+For whoever runs the server: a key of scope admin, or without keys only loopback addresses, are answered. Any other key
+is told of its own requests.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
 
 from msgspec.structs import asdict
@@ -17,13 +19,17 @@ from ridgeline.server.access import is_loopback
 from ridgeline.server.errors import NoRoute, Reply, TGIErrors
 from ridgeline.server.http import as_response
 from ridgeline.server.hub import Hub
+from ridgeline.server.record import record_of
+
+_OTHER = re.compile(r"choice \d+ of request (\d+)")  # as the journal's words name it
 
 
 def routes(hub: Hub, local_only: bool) -> list[Route]:
     """Both routes, over the hub's client; `local_only`: for clients on the same machine."""
 
     async def request(asked: Request) -> Reply:
-        return about_request(hub, asked.path_params["id"])
+        key = record_of(asked.scope).key
+        return about_request(hub, asked.path_params["id"], None if key is None or key.may("admin") else key.name)
 
     async def engine(asked: Request) -> Reply:
         return about_engine(hub)
@@ -34,14 +40,20 @@ def routes(hub: Hub, local_only: bool) -> list[Route]:
     ]
 
 
-def about_request(hub: Hub, id: str) -> Reply:
-    """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name."""
-    numbers = hub.remembered.ids(id)
+def about_request(hub: Hub, id: str, key: str | None = None) -> Reply:
+    """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name. With
+    `key` for whoever has that one: there is nothing then but its own requests."""
+    numbers = hub.remembered.ids(id, key)
     if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and hub.client.why(int(id)):
-        numbers = [int(id)]
+        numbers = [int(id)] if key is None or hub.remembered.has(int(id), key) else []
     if not numbers:
         raise NoRoute(f"no request {id[:80]!r} is remembered")
-    return Reply({"id": id, "requests": [{"request": n, "why": hub.client.why(n)} for n in numbers]})
+
+    def hidden(other: re.Match[str]) -> str:
+        return other[0] if key is None or hub.remembered.has(int(other[1]), key) else "another request"
+
+    told = [{"request": n, "why": [_OTHER.sub(hidden, said) for said in hub.client.why(n)]} for n in numbers]
+    return Reply({"id": id, "requests": told})
 
 
 def about_engine(hub: Hub) -> Reply:

@@ -1,6 +1,7 @@
 """POST /v1/embeddings: texts or token ids to vectors of unit length.
 
-How many inputs a request has is bounded by its body: they go to the engine as many at once as it runs.
+How many inputs a request has is bounded by its body: they go to the engine as many at once as it runs, and keep their
+places until the last has gone.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -53,8 +55,8 @@ async def embeddings(service: Service, call: Call) -> Reply:
     found: dict[int, bytes] = {}
     size = service.info.max_requests
     for start in range(0, len(plan.jobs), size):
-        part = plan.jobs[start : start + size]
-        await call.stream.run(lambda part=part: call.stream.submit(part, terms))  # type: ignore[misc]
+        part, more = plan.jobs[start : start + size], start + size < len(plan.jobs)
+        await call.stream.run(partial(call.stream.submit, part, terms, more))
         async for batch in call.stream.batches():
             found |= {start + event.job: event.delta.vector for event in batch if event.delta.vector}
     vectors = [found[i] for i in range(len(plan.jobs))]

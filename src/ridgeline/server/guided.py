@@ -6,18 +6,20 @@ found at submission.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
 from ridgeline.engine.params import Grammar
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance.schemas import mapped
 from ridgeline.server.schema import OpenAIRequest
 
 _KINDS: Mapping[str, str] = {  # vLLM's names, also behind guided_
     "json": "json_schema", "regex": "regex", "choice": "choice", "grammar": "lark", "json_object": "json_object",
 }  # fmt: skip
+_TOGETHER = ("allOf", "dependentSchemas")  # schemas in these hold beside others: none may close an object alone
 _NEUTRAL = ("disable_any_whitespace", "disable_fallback")  # as it is here anyway
 
 
@@ -62,7 +64,7 @@ def tgi_grammar(given: Any, field: str = "grammar") -> Grammar | None:
     schema = _schema(value, f"{field}.value")
     if not isinstance(schema.get("properties"), dict):
         raise InvalidRequest(f"{field}.value must have a 'properties' field", field)
-    return Grammar("json_schema", _encoded(_mapped(schema, _closed)))
+    return Grammar("json_schema", _encoded(mapped(schema, _closed, _TOGETHER)))
 
 
 def _response_format(given: Any) -> Grammar | None:
@@ -140,23 +142,3 @@ def _closed(node: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(node.get("properties"), dict):
         return node
     return {"type": "object", "additionalProperties": False, **node}
-
-
-_INNER = ("items", "additionalProperties", "contains", "not", "if", "then", "else")  # keywords that hold a schema,
-_LISTS = ("anyOf", "oneOf", "prefixItems")  # several (those of allOf hold together: none may close the object alone),
-_NAMED = ("properties", "patternProperties", "$defs", "definitions")  # or several by name
-
-
-def _mapped(node: Any, change: Callable[[dict[str, Any]], dict[str, Any]], depth: int = 0) -> Any:
-    """A schema with all schemas in it changed. Deeper than llguidance reads, nothing is."""
-    if not isinstance(node, dict) or depth > 128:
-        return node
-    changed = dict(node)
-    for key, value in node.items():
-        if key in _INNER:
-            changed[key] = _mapped(value, change, depth + 1)
-        elif key in _LISTS and isinstance(value, list):
-            changed[key] = [_mapped(inner, change, depth + 1) for inner in value]
-        elif key in _NAMED and isinstance(value, dict):
-            changed[key] = {name: _mapped(inner, change, depth + 1) for name, inner in value.items()}
-    return change(changed)

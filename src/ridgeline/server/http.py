@@ -22,7 +22,7 @@ from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incom
 from ridgeline.server.hub import Hub
 from ridgeline.server.jobs import Event
 from ridgeline.server.keys import Key
-from ridgeline.server.record import Record, headers_of, record_of
+from ridgeline.server.record import DROPPED, Record, headers_of, record_of
 from ridgeline.server.stream import Stream
 
 DRAIN_BYTES = 64 << 20  # read and dropped of a body over the limit, so that the refusal is not lost in a reset
@@ -76,7 +76,7 @@ class Endpoint:
             body = await self._body(scope, receive)
             await while_connected(receive, self._answer(body, headers_of(scope), record, send))
         except ClientGone:
-            record.error = "dropped"
+            record.error = DROPPED
         except RidgelineError as error:
             record.error = error.kind
             await send_reply(send, self._errors.reply(error))

@@ -17,7 +17,9 @@ from typing import TypeVar
 
 from ridgeline.config import ServerConfig
 from ridgeline.engine.client import EngineClient
-from ridgeline.engine.records import CANCELLED, Delta, Terms
+from ridgeline.engine.ledger import Places
+from ridgeline.engine.params import check_params
+from ridgeline.engine.records import CANCELLED, Delta, Terms, check_prompt
 from ridgeline.errors import EngineFailed, InvalidRequest, Overloaded
 from ridgeline.server.errors import Unhealthy
 from ridgeline.server.jobs import Event, Job
@@ -109,28 +111,35 @@ class Hub:
     async def run(self, work: Callable[[], T]) -> T:
         """`work` in a thread: parsing, templates and tokenising may take long enough to stall other streams.
 
-        Overloaded at once where more requests wait for this than the engine takes.
+        Overloaded at once where more requests wait for this than the engine takes; one whose reader has left still
+        counts until its work is done.
         """
-        assert self._loop is not None
         if self._parsing >= self._room:
             raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.retry_after())
         self._parsing += 1
-        try:
-            return await self._loop.run_in_executor(self._threads, work)
-        finally:
-            self._parsing -= 1
+        working = self._threads.submit(work)
+        working.add_done_callback(lambda _: self.post(self._parsed))  # who waits for it may have left before
+        return await asyncio.wrap_future(working)
 
-    def check_size(self, jobs: Sequence[Job]) -> None:
-        """InvalidRequest for several jobs that would never fit together; one alone is told by the client."""
+    def _parsed(self) -> None:
+        self._parsing -= 1
+
+    def book(self, jobs: Sequence[Job]) -> Places:
+        """Places for several jobs, so that all are taken or none. InvalidRequest where one is wrong, or all would never
+        fit together."""
         asked = sum(job.params.width for job in jobs)
-        if len(jobs) > 1 and asked > self._room:
+        if asked > self._room:
             raise InvalidRequest(f"the request asks for {asked} answers; at most {self._room} fit in the queue")
+        for job in jobs:
+            check_params(job.params, self.client.info.vocab)
+            check_prompt(self.client.info, job.prompt, job.params)
+        return self.client.book(asked)
 
-    def submit(self, stream: Stream, number: int, job: Job, terms: Terms) -> int:
+    def submit(self, stream: Stream, number: int, job: Job, terms: Terms, places: Places | None) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
         if problem := self._problem or self.client.gone():
             raise Unhealthy(problem)
-        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number), terms)
+        return self.client.submit(job.prompt, job.params, partial(self._collect, stream, number), terms, places)
 
     def cancel(self, ids: Sequence[int], reason: str = CANCELLED) -> None:
         """Cancel requests of the client, from any thread."""

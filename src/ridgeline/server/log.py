@@ -1,4 +1,5 @@
-"""The log of requests: one line each, as JSON or for people. Nothing of prompts or answers is in it.
+"""The log of requests: one line each, as JSON or for people; and how all the rest of the server's log is written.
+Nothing of prompts or answers is in it.
 
 A line is of level info; of warn, where the request was refused or its answer cut short; of error, where it is our
 failure.
@@ -8,21 +9,39 @@ from __future__ import annotations
 
 import contextlib
 import logging
+from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any, TextIO
 
 import msgspec
 
 from ridgeline.config import LOG_LEVELS
-from ridgeline.errors import DeadlinePassed, EngineFailed, Undelivered
+from ridgeline.engine.jsonlog import speak_json
+from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError, Undelivered
 from ridgeline.server.errors import Incomplete
 from ridgeline.server.record import Record
 
-LEFT = "client left"
+log = logging.getLogger(__name__)
+_FAILED = 2  # a command's exit status for typed errors
 _OURS = (EngineFailed.kind, Incomplete.kind)
 _CUT = (DeadlinePassed.kind, Undelivered.kind)
 
 _PYTHONS = {"debug": logging.DEBUG, "info": logging.INFO, "warn": logging.WARNING, "error": logging.ERROR}
+
+
+@contextlib.contextmanager
+def told(format: str, level: str) -> Iterator[None]:
+    """What goes on inside is logged as is asked for; as JSON, an error that ends it is a line of the log, too."""
+    keep_quiet(level)
+    if format == "json":
+        speak_json()
+    try:
+        yield
+    except RidgelineError as wrong:
+        if format != "json":
+            raise
+        log.error("%s", wrong)
+        raise SystemExit(_FAILED) from None
 
 
 def keep_quiet(level: str) -> None:
@@ -57,7 +76,7 @@ def described(record: Record) -> dict[str, Any]:
     began = datetime.fromtimestamp(record.wall / 1e9, timezone.utc).isoformat(timespec="milliseconds")
     said: dict[str, Any] = {
         "time": began, "id": record.id, "key": record.name, "method": record.method, "path": record.path[:200],
-        "status": record.status or LEFT, "seconds": round(record.end - record.begin, 6),
+        "status": record.outcome, "seconds": round(record.end - record.begin, 6),
     }  # fmt: skip
     if record.submitted:
         said |= {

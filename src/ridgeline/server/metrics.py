@@ -75,7 +75,7 @@ class Metrics:
     def ended(self, record: Record) -> None:
         """A request ended, one way or another."""
         key = self._key(record.name)
-        self._requests.add(1, key, str(record.status or 499))  # nginx's number for clients that left
+        self._requests.add(1, key, str(record.outcome))
         self._warned.add(record.warned)
         if not record.submitted:
             return self._tgi.refused(record)

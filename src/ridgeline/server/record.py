@@ -15,6 +15,8 @@ from starlette.types import Scope
 
 from ridgeline.server.keys import Key
 
+DROPPED = "dropped"  # the error where the client left
+_LEFT = 499  # nginx's status for that
 REQUEST_ID, TRACEPARENT = "x-request-id", "traceparent"
 _KEY = "ridgeline.record"  # in an ASGI scope
 _ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # it goes into headers, logs and the ids of objects
@@ -56,6 +58,11 @@ class Record:
     def name(self) -> str:
         """Of its key; "" for none."""
         return self.key.name if self.key is not None else ""
+
+    @property
+    def outcome(self) -> int:
+        """Its status, but 499 where the client left before it had its answer, or all of it."""
+        return _LEFT if self.error == DROPPED or not self.status else self.status
 
     @property
     def waited_until(self) -> float:

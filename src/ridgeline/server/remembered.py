@@ -6,6 +6,7 @@ Bounded: clients choose names, and how many prompts a request has. In the event 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 
 _REQUESTS = 4096
 _LISTED = 64  # ids of each, once it has ended
@@ -29,7 +30,14 @@ class Remembered:
         if self._found.get((key, name)) is ids:
             self._found[key, name] = ids[-_LISTED:]
 
-    def ids(self, name: str) -> list[int]:
-        """Of requests of this name, which may have a prefix."""
+    def ids(self, name: str, key: str | None = None) -> list[int]:
+        """Of requests of this name, which may have a prefix; with `key` of this key's alone."""
         names = (name, name.partition("-")[2])
-        return [id for (_, found), ids in self._found.items() if found in names for id in ids]
+        return [id for (_, found), ids in self._of(key) if found in names for id in ids]
+
+    def has(self, id: int, key: str) -> bool:
+        """Whether it is of one of this key's requests."""
+        return any(id in ids for _, ids in self._of(key))
+
+    def _of(self, key: str | None) -> Iterator[tuple[tuple[str, str], list[int]]]:
+        return (item for item in self._found.items() if key in (None, item[0][0]))

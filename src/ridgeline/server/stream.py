@@ -15,6 +15,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from ridgeline.engine.client import check_grammar
+from ridgeline.engine.ledger import Places
 from ridgeline.engine.records import EXPIRED, NO_TERMS, UNDELIVERED, Terms
 from ridgeline.errors import DeadlinePassed, EngineFailed, RidgelineError
 from ridgeline.guidance.compiler import BUDGET_S, NotCompiled
@@ -37,6 +38,7 @@ class Stream:
         self._left = 0  # choices that have not ended
         self._limited = self._begun = False  # whether its time is limited; whether it has had a token
         self._closed = self._broke = False  # whether a choice ended as no answer does
+        self._places: Places | None = None
         self._patience: asyncio.TimerHandle | None = None  # with a reader that is behind: the requests are paused
         self._lock = threading.Lock()  # for all these: a submit in a thread may cross a pause or the end of the request
         self._events: list[Event] = []
@@ -60,6 +62,7 @@ class Stream:
             self._closed = True
             self._stop_waiting()
             ids = list(self.ids)
+            self._give_back()
         if self._left > 0:
             self._hub.cancel(ids)
 
@@ -80,9 +83,17 @@ class Stream:
         client = self._hub.client
         return [said for j in jobs for said in check_grammar(client.compiler, client.info, j.prompt, j.params, 0.0)]
 
-    def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS) -> None:
-        """Submit all jobs. If one is refused its error is raised, and those before it are cancelled on exit."""
-        self._hub.check_size(jobs)
+    def submit(self, jobs: Sequence[Job], terms: Terms = NO_TERMS, more: bool = False) -> None:
+        """Submit all jobs, or raise the error that refuses one: then none has a place. `more`: others follow, no more
+        at once than these, which keep the places of these."""
+        self._places = self._places or (self._hub.book(jobs) if more or len(jobs) > 1 else None)
+        try:
+            self._submit(jobs, terms)
+        finally:
+            if not more or self._closed:
+                self._give_back()
+
+    def _submit(self, jobs: Sequence[Job], terms: Terms) -> None:
         self._limited = terms.wait_s > 0 or terms.total_s > 0
         self._left = sum(job.params.n for job in jobs)
         self.record.submitted = self.record.submitted or time.perf_counter()
@@ -90,7 +101,7 @@ class Stream:
             if self._closed:
                 return
             try:
-                id = self._hub.submit(self, number, job, terms)
+                id = self._hub.submit(self, number, job, terms, self._places)
             except RidgelineError:
                 if not self.ids:
                     self.record.submitted = 0.0  # nothing of it reached the engine
@@ -103,6 +114,11 @@ class Stream:
                     self._hub.client.pause(id)
             if closed:
                 self._hub.cancel([id])
+
+    def _give_back(self) -> None:
+        """Let others have the places that were booked and are not taken."""
+        if self._places is not None:
+            self._hub.client.unbook(self._places)
 
     def _accepted(self, job: Job) -> None:
         """The engine has taken a job: its prompt counts, and is paid for, whoever waits for the answer."""

@@ -1,7 +1,9 @@
 """TGI's metrics under TGI's names, with TGI's buckets, so that its dashboards go on.
 
-Steps are mixed here: one that reads prompts counts as `prefill`, whatever else it does, and any other as `decode`. What
-has no meaning here (filtering and concatenating batches, speculated tokens) is there and stays empty.
+Steps are mixed here: one that reads prompts counts as `prefill`, whatever else it does, and any other as `decode`; one
+that fails is a step with which the engine was lost. Requests join those that run whenever there is room, as with TGI
+where it cuts prompts into chunks. What does not happen here (joining for another reason, the work of filtering and
+joining batches, speculated tokens) is there and stays empty.
 """
 
 from __future__ import annotations
@@ -9,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ridgeline.engine.client import EngineClient
+from ridgeline.engine.ledger import Failures
 from ridgeline.engine.records import PAGE, EngineInfo, StepDelta, Steps
 from ridgeline.server.exposition import Histogram, Number
-from ridgeline.server.record import Record
+from ridgeline.server.record import DROPPED, Record
 
 _DURATIONS = tuple(1e-4 * 1.5**i for i in range(1, 36))
 _METHODS = ("prefill", "decode")
@@ -21,10 +24,11 @@ _KINDS = {  # TGI's word: kinds of errors
         "suffix not supported", "batch size exceeded",
     ),
     "overloaded": ("overloaded", "rate_limit_exceeded"), "template": ("template_error", "missing_template_variable"),
-    "generation": ("generation",), "dropped": ("dropped",),
+    "generation": ("generation",), DROPPED: (DROPPED,),
 }  # fmt: skip
 _FAILURES = {kind: word for word, kinds in _KINDS.items() for kind in kinds}
 _OTHERS = "incomplete"
+_JOINING = "chunking"  # TGI's word for joining whenever there is room
 _ASIDE = ("/tokenize", "/detokenize", "/chat_tokenize", "/watermark/detect")  # posts that ask nothing of the model
 _UNASKED = {  # of requests that never were the model's, which TGI does not count
     "invalid_api_key", "forbidden", "unsupported_media_type", "payload_too_large", "slow_request", "not_found",
@@ -49,8 +53,8 @@ class TGIMetrics:
             Number(f"tgi_batch_inference_{what}", about, "counter", "method")
             for what, about in (("count", "Batches."), ("success", "That went well."), ("failure", "That did not."))
         ]
-        self._concat = Number("tgi_batch_concat", "Batches that were joined.", "counter", "reason")
-        for reason in ("backpressure", "wait_exceeded", "chunking"):
+        self._concat = Number("tgi_batch_concat", "Steps in which requests joined others.", "counter", "reason")
+        for reason in ("backpressure", "wait_exceeded", _JOINING):
             self._concat.add(0, reason)
         for method in _METHODS:
             for family in self._batches:
@@ -71,6 +75,7 @@ class TGIMetrics:
             for method in _METHODS
         }
         self._seen = {method: Steps() for method in _METHODS}
+        self._joins, self._failed = 0, dict.fromkeys(_METHODS, 0)
 
     def stepped(self, last: StepDelta) -> None:
         """Results of one step or more arrived."""
@@ -88,6 +93,17 @@ class TGIMetrics:
                 family.add(count, method)
             self._size.observe(last.running, count)
             self._seen[method] = Steps(steps.count, steps.forward_s, steps.decode_s)
+
+        joins = last.counters.joins
+        self._concat.add(joins - (self._joins if joins >= self._joins else 0), _JOINING)
+        self._joins = joins
+
+    def _fail(self, failures: Failures) -> None:
+        """So many steps have failed until now."""
+        for method, count in zip(_METHODS, (failures.reading, failures.answering), strict=True):
+            for family in (self._batches[0], self._batches[2]):
+                family.add(count - self._failed[method], method)
+            self._failed[method] = count
 
     def refused(self, record: Record) -> None:
         """A request ended before it was submitted; only errors were for the model."""
@@ -119,6 +135,7 @@ class TGIMetrics:
     def families(self, client: EngineClient) -> Iterator[Number | Histogram]:
         """All of them, with gauges as of the engine's last step."""
         last = client.last
+        self._fail(client.failures)
         yield from (self._count, self._success, self._failure, *self._batches, self._concat)
         gauges = {
             "queue_size": client.waiting,

@@ -70,7 +70,7 @@ def spans(provider: Any, info: EngineInfo) -> Callable[[Record], None]:
 def _attributes(record: Record, info: EngineInfo) -> dict[str, Any]:
     """OpenTelemetry's names for generative models, and ours for what they have no name for."""
     return {
-        "http.request.method": record.method, "url.path": record.path, "http.response.status_code": record.status,
+        "http.request.method": record.method, "url.path": record.path, "http.response.status_code": record.outcome,
         "gen_ai.provider.name": "ridgeline", "gen_ai.request.model": info.model,
         "gen_ai.usage.input_tokens": record.prompt, "gen_ai.usage.output_tokens": record.generated,
         "gen_ai.response.finish_reasons": (record.finish,) if record.finish else (),
