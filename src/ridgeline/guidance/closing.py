@@ -129,7 +129,10 @@ def _search(search: _Search, states: int, below: int) -> list[int] | None:
     """By levels, the cheapest states of each; a way of fewer than `below` tokens (0: any number)."""
     end = search.ways.vocabulary.end
     best: list[int] | None = None
-    level = [_State(search.matcher.deep_copy(), search.matcher.compute_bitmask(), [], 0)]
+    mask = search.matcher.compute_bitmask()
+    if search.matcher.is_error():  # behind one of its bounds masks are of the end tokens, whatever is open
+        return None
+    level = [_State(search.matcher.deep_copy(), mask, [], 0)]
     while level and states > 0:
         ways, following = [], list[_State]()
         for state in level:
