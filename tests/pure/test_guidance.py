@@ -208,7 +208,7 @@ def test_no_way_is_found_behind_a_bound(bounded):
     for _ in range(2000):
         matcher.validate_tokens(draw.choices(LETTERS.encode("ba", False), k=60))
     assert not other.is_error()
-    for way in (ways.shortest(other, compiled.closing, 64, 99), ways.shortest(other, [], 64)):
+    for way in (ways.within(other, compiled.closing, 64, 99), ways.shortest(other, None, 64)):
         assert way is None
 
 
