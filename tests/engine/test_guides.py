@@ -209,16 +209,16 @@ def test_a_late_mask_delays_only_its_own_row(monkeypatch):
 
 
 def test_a_search_is_waited_for_by_its_own_row_alone(monkeypatch):
-    shortest, gate, searched = Ways.shortest, threading.Event(), []
+    within, gate, searched = Ways.within, threading.Event(), []
 
     def long(*args):
         searched.append(args)
         gate.wait(20)
-        return shortest(*args)
+        return within(*args)
 
     compiled = COMPILER.compile(of_schema(SCHEMAS[1])).result()
     monkeypatch.setattr(Ways, "any", lambda *args: None)
-    monkeypatch.setattr(Ways, "shortest", long)
+    monkeypatch.setattr(Ways, "within", long)
     e = engine()
     e.submit(
         Submit(1, (30,) * 5, guided(SCHEMAS[1], len(compiled.closing) + 30, seed=3), 1, len(compiled.closing) + 30)

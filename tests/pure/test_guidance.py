@@ -212,23 +212,51 @@ def test_a_schema_has_no_say_in_how_json_is_spelled(options):
     assert COMPILER.check(of_schema(closed({"x-guidance": {"const": options}})), 100) == []
 
 
-def test_what_one_answer_spends_is_there_again_for_the_next(monkeypatch):
+BEHIND_A = Grammar("regex", "(a|b|ab|ba)*.*a.{12}b")  # of which a lexer makes a state for every 13 letters
+
+
+@pytest.fixture
+def bounded(monkeypatch):
+    """A compiler of grammars whose lexers may have few states."""
     from llguidance import LLParserLimits
 
-    monkeypatch.setattr(
-        "llguidance.LLParserLimits", lambda **more: LLParserLimits(**{**more, "max_lexer_states": 2000})
-    )
-    compiler, grammar = Compiler(LETTERS, SIZE), Grammar("regex", "(a|b|ab|ba)*.*a.{12}b")
-    first = compiler.compile(grammar).result()
+    def make(states: int) -> Compiler:
+        monkeypatch.setattr(
+            "llguidance.LLParserLimits", lambda **more: LLParserLimits(**{**more, "max_lexer_states": states})
+        )
+        return Compiler(LETTERS, SIZE)
+
+    return make
+
+
+@pytest.mark.parametrize("states", [1000, 1500, 2000])
+def test_what_one_answer_spends_is_there_again_for_the_next(bounded, states):
+    compiler = bounded(states)
+    first = compiler.compile(BEHIND_A).result()
     for seed in range(9):
-        guide, draw, tokens = compiler.compile(grammar).result().guide(150, True), random.Random(seed), []
+        draw = random.Random(seed)
+        guide, tokens = compiler.compile(BEHIND_A).result().guide(draw.randrange(40, 200), True), []
         move = guide.first()
         while move.mask is not None:
             letters = [i for i in allowed(move.mask) if LETTERS.token_bytes(i) in (b"a", b"b")]
             move = guide.advance(draw.choice(letters or allowed(move.mask)))
             tokens += move.tokens
-        check(grammar, LETTERS.decode(tokens))
-    assert first.spent and compiler.compile(grammar).result() is not first
+        assert not move.failed
+        check(BEHIND_A, LETTERS.decode(tokens))
+    assert first.spent and compiler.compile(BEHIND_A).result() is not first
+
+
+def test_no_way_is_found_behind_a_bound(bounded):
+    compiled = bounded(1000).compile(BEHIND_A).result()
+    matcher, draw, ways = compiled._matcher.deep_copy(), random.Random(1), compiled._ways
+    matcher.compute_bitmask()
+    assert matcher.consume_tokens(LETTERS.encode("ba" * 9, False))
+    other = matcher.deep_copy()  # shares its lexer
+    for _ in range(2000):
+        matcher.validate_tokens(draw.choices(LETTERS.encode("ba", False), k=60))
+    assert not other.is_error()
+    for way in (ways.within(other, compiled.closing, 64, 99), ways.shortest(other, None, 64)):
+        assert way is None
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ are given does not move.
 
 from __future__ import annotations
 
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,24 +37,31 @@ class Ways:
         self.vocabulary, self.examples = vocabulary, examples
         self.spent = False
 
-    def shortest(self, matcher: LLMatcher, old: list[int], states: int, most: int = 0) -> list[int] | None:
-        """Tokens, the last an end token, that may follow; None if `states` states, for each of its searches, show none.
-
-        The first way of at most `most` tokens will do; without such a number, short ones are looked for. `old` is a way
-        that was valid before: what is left of it counts as soon as it fits again.
+    def shortest(self, matcher: LLMatcher, known: list[int] | None, states: int) -> list[int] | None:
+        """Tokens, the last an end token, that may follow: few, or the `known` ones; None if there are none and `states`
+        states, for each of its searches, show none.
         """
-        if (left := rejoin(matcher, old)) and (not most or len(left) <= most):
-            return left
         found: list[int] | None = None
         for width in (1, _WIDTH):
             for fill in (self.vocabulary.short, self.vocabulary.long):
-                if found is None or (not most and len(found) < _LONG):
-                    search = _Search(matcher, self, old, fill, width)
-                    found = _search(search, states, len(found) if found else most + 1 if most else 0) or found
-        if found is None:
-            search = _Search(matcher, self, old, self.vocabulary.short, _WIDTH, thorough=True)
-            found = _search(search, states // 2, most + 1 if most else 0)
-        return found
+                if found is None or len(found) < _LONG:
+                    search = _Search(self, [], fill, width, states)
+                    found = search.way(matcher, len(found or known or ())) or found
+        if found is None and known is None:
+            found = _Search(self, [], self.vocabulary.short, _WIDTH, states // 2, thorough=True).way(matcher, 0)
+        return found or known
+
+    def within(self, matcher: LLMatcher, old: list[int], states: int, most: int) -> list[int] | None:
+        """A way of at most `most` tokens; None if `states` states show none. `old` is a way that was valid before: what
+        is left of it counts as soon as it fits again.
+        """
+        v = self.vocabulary
+        for width, fill in ((1, v.short), (1, v.long), (_WIDTH, v.short)):
+            search = _Search(self, old, fill, width, states)
+            if found := search.way(matcher, most + 1):
+                return found
+            states = search.states
+        return None
 
     def any(self, matcher: LLMatcher, old: list[int], most: int) -> list[int] | None:
         """The same without a search, and the longest rest of `old`: wherever nothing is forced, the first thing that
@@ -105,83 +113,144 @@ def bits_of(mask: bytes, size: int) -> Bits:
 
 
 class _State:
-    """A copy of the matcher behind `path`, and what it allows; `cost` counts what did not seem to close anything."""
+    """A state behind `path`, made of its `origin` when somebody looks at it: the matcher there, and what it allows.
 
-    __slots__ = ("cost", "mask", "matcher", "path")
+    `cost` counts what did not seem to close anything. One that `fills` may allow just what its origin does.
+    """
 
-    def __init__(self, matcher: LLMatcher, mask: bytes, path: list[int], cost: int) -> None:
-        self.matcher, self.mask, self.path, self.cost = matcher, mask, path, cost
+    __slots__ = ("cost", "fills", "mask", "matcher", "origin", "path", "step")
+
+    def __init__(self, origin: _State | None, step: list[int], cost: int, fills: bool) -> None:
+        self.origin, self.step, self.cost, self.fills = origin, step, cost, fills
+        self.path = [*origin.path, *step] if origin else []
+        self.matcher: LLMatcher | None = None
+        self.mask: bytes | None = None
+
+    def look(self) -> bytes:
+        """The mask; nothing where nothing follows, and behind one of the matcher's bounds, where masks are of the end
+        tokens. What is forced is part of the path then."""
+        if self.matcher is None:
+            assert self.origin is not None and self.origin.matcher is not None
+            self.matcher = self.origin.matcher.deep_copy()
+            if self.matcher.consume_tokens(self.step) and (forced := self.matcher.compute_ff_tokens()):
+                self.matcher.consume_tokens(forced)
+                self.path += forced
+        mask = self.matcher.compute_bitmask()
+        self.mask = b"" if self.matcher.is_error() else mask
+        return self.mask
+
+    def follows(self, tokens: list[int]) -> bool:
+        """Whether tokens may, behind a state that was looked at."""
+        return self.matcher is not None and self.matcher.validate_tokens(tokens) == len(tokens)
 
 
 class _Search:
-    """What a search keeps to: tokens of the order `fill` go on where nothing closes, in `width` states at once."""
+    """A search by levels, which goes on from the `width` cheapest states of each.
 
-    __slots__ = ("fill", "matcher", "most", "old", "ways", "width")
+    Tokens of the order `fill` go on where nothing closes. With `old`, a way that was valid before, the first way that
+    is found will do.
+    """
 
-    def __init__(
-        self, matcher: LLMatcher, ways: Ways, old: list[int], fill: Any, width: int, thorough: bool = False
-    ) -> None:
-        self.matcher, self.ways, self.old, self.fill, self.width = matcher, ways, old, fill, width
+    __slots__ = ("fill", "most", "old", "rests", "states", "ways", "width")
+
+    def __init__(self, ways: Ways, old: list[int], fill: Any, width: int, states: int, thorough: bool = False) -> None:
+        self.ways, self.old, self.fill, self.width = ways, old, fill, width
+        self.rests = np.array(old, np.int64)[::-1]
         self.most = 96 if thorough else 2  # tokens of `fill` that are tried: all single characters, or two
+        self.states = states  # that may still be looked at
+
+    def way(self, matcher: LLMatcher, below: int) -> list[int] | None:
+        """One of fewer than `below` tokens (0: any number)."""
+        best: list[int] | None = None
+        root = _State(None, [], 0, False)
+        root.matcher = matcher
+        level = [root]
+        while level and self.states > 0:
+            following = list[_State]()
+            for state in level:
+                if not (mask := self.look(state)):
+                    continue
+                bits = bits_of(mask, self.ways.vocabulary.size)
+                left = self.left(state, bits)
+                if left and (not below or len(state.path) + len(left) < below):
+                    best = [*state.path, *left]
+                    below = len(best)
+                    if self.old:
+                        return best
+                if len(left) != 1:
+                    following += _children(self, state, bits)
+            level = _nearest(self, following, below)
+        return best
+
+    def look(self, state: _State) -> bytes:
+        """A state's mask; it counts as looked at."""
+        if state.mask is None:
+            self.states -= 1
+            return state.look()
+        return state.mask
+
+    def left(self, state: _State, bits: Bits) -> list[int]:
+        """What ends it: an end token, or the shortest rest of the old way; nothing if neither does."""
+        end = self.ways.vocabulary.end
+        if bits[end]:
+            return [end]
+        for at in np.flatnonzero(bits[self.rests]).tolist():
+            rest = self.old[len(self.old) - 1 - at :]
+            if state.follows(rest):
+                return rest
+        return []
 
 
-def _search(search: _Search, states: int, below: int) -> list[int] | None:
-    """By levels, the cheapest states of each; a way of fewer than `below` tokens (0: any number)."""
-    end = search.ways.vocabulary.end
-    best: list[int] | None = None
-    level = [_State(search.matcher.deep_copy(), search.matcher.compute_bitmask(), [], 0)]
-    while level and states > 0:
-        ways, following = [], list[_State]()
-        for state in level:
-            bits = bits_of(state.mask, search.ways.vocabulary.size)
-            if bits[end]:
-                ways.append([*state.path, end])
-                continue
-            children = _children(search, state, bits)
-            states -= len(children)
-            ways += [c.path + rest for c in children if search.old and (rest := rejoin(c.matcher, search.old))]
-            following += children
-        if ways and (not below or len(min(ways, key=len)) < below):
-            best = min(ways, key=len)
-            below = len(best)
-        following.sort(key=lambda s: (s.cost, len(s.path)))
-        kept = [s for s in following[: search.width] if s.cost < _DEAR]
-        level = [s for s in kept if not below or len(s.path) + 1 < below]
-    return best
+def _nearest(search: _Search, following: list[_State], below: int) -> list[_State]:
+    """The cheapest states, and the shorter of these, of those that may be on a way of fewer than `below` tokens. Of
+    those that come from one state and allow the same, one is enough.
+
+    What a state allows is dear where it is new, and is asked of no more of them than it takes.
+    """
+
+    def place(at: int) -> tuple[int, int, int]:
+        return following[at].cost, len(following[at].path) * (search.width > 1), at
+
+    queue = [place(at) for at in range(len(following))]
+    heapify(queue)
+    found = dict[tuple[_State | None, bytes], _State]()
+    while queue and len(found) < search.width and search.states > 0 and queue[0][0] < _DEAR:
+        popped = heappop(queue)
+        state = following[popped[2]]
+        if below and len(state.path) + 1 >= below:
+            continue
+        fresh, mask = state.mask is None, search.look(state)
+        same = state.origin is not None and mask == state.origin.mask
+        if not mask or (same and not state.fills):  # as a bracket in a string
+            continue
+        state.cost += _LOOP * (fresh and same)
+        if place(popped[2]) > popped:
+            heappush(queue, place(popped[2]))
+        elif (key := (state.origin, mask)) not in found or len(state.path) < len(found[key].path):
+            found[key] = state
+    return list(found.values())
 
 
 def _children(search: _Search, state: _State, bits: Bits) -> list[_State]:
-    """The states behind some of the tokens that may follow: of those that allow the same, the nearest."""
-    children: dict[bytes, _State] = {}
+    """The states behind some of the tokens that may follow."""
+    children = list[_State]()
     closed = 0  # whether something closes: all else then leads away from the end
-    for tokens, (cost, fills) in _candidates(state.matcher, bits, search).items():
-        matcher = state.matcher.deep_copy()
-        if not matcher.consume_tokens(list(tokens)):
-            continue
-        forced = matcher.compute_ff_tokens()
-        if forced and not matcher.consume_tokens(forced):
-            continue
-        mask, path = matcher.compute_bitmask(), [*state.path, *tokens, *forced]
-        loops = _LOOP if mask == state.mask else 0
-        if matcher.is_error() or (loops and not fills):  # as a bracket in a string
-            continue
-        if mask in children and len(path) >= len(children[mask].path):
-            continue
-        children[mask] = _State(matcher, mask, path, state.cost + cost + loops + closed)
-        closed |= not fills
-        if search.width == 1 and not loops:
-            break
-    return list(children.values())
+    for tokens, (cost, fills) in _candidates(state, bits, search).items():
+        child = _State(state, list(tokens), state.cost + cost + closed, fills)
+        if not fills and not closed:
+            closed = search.look(child) not in (state.mask, b"")
+        children.append(child)
+    return children
 
 
-def _candidates(matcher: LLMatcher, bits: Bits, search: _Search) -> dict[tuple[int, ...], tuple[int, bool]]:
+def _candidates(state: _State, bits: Bits, search: _Search) -> dict[tuple[int, ...], tuple[int, bool]]:
     """Some of the tokens that are allowed, what they cost, and whether they may leave everything as it was: what
     closes, examples, then some of the search's order, then marks."""
     v = search.ways.vocabulary
     found: dict[tuple[int, ...], tuple[int, bool]] = {}
     for order, most, cost in ((v.closing, 2, 0), (v.quoting, 2, 0), (search.fill, search.most, 0), (v.marks, 6, 1)):
         if order is search.fill:
-            fit = (e for e in search.ways.examples if bits[e[0]] and matcher.validate_tokens(e) == len(e))
+            fit = (e for e in search.ways.examples if bits[e[0]] and state.follows(e))
             found |= {tuple(example): (0, False) for example in fit}
         for token in _allowed(bits, order, most):
             found.setdefault((token,), (cost, order is search.fill or order is v.marks))

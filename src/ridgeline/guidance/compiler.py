@@ -159,12 +159,8 @@ class Compiler:
         answers = ([*spell(text), self._vocabulary.end] for text in wholes(grammar))
         known = min((a for a in answers if matcher.validate_tokens(a) == len(a)), key=len, default=None)
         states = _STATES if grammar.guaranteed else _STATES // 16
-        found = (
-            ways.shortest(matcher, [], states, len(known) - 1 if known else 0)
-            if known != [self._vocabulary.end]
-            else None
-        )
-        return Compiled(matcher, ways, found or known, grammar.guaranteed)
+        closing = known if known == [self._vocabulary.end] else ways.shortest(matcher, known, states)
+        return Compiled(matcher, ways, closing, grammar.guaranteed)
 
 
 def thread(name: str, nice: int = 0) -> ThreadPoolExecutor:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # llguidance is loaded with the first grammar
 Mask = np.ndarray[Any, np.dtype[np.uint32]]
 
 _OUT_OF_BOUNDS = "what may follow was not found within the bounds of grammars"
-_STATES = 128  # looked at for a way that fits in what is left
+_STATES = 64  # looked at for a way that fits in what is left
 _SIZES = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}  # of characters, by how their first bytes begin
 _SPARE = 16  # tokens beyond twice a way's, with which it need not be short
 
@@ -215,7 +215,7 @@ class Guide:
             return way
         if not patient:
             raise _Search
-        return self._ways.shortest(matcher, old, _STATES, max(most, 1))
+        return self._ways.within(matcher, old, _STATES, max(most, 1))
 
     def _only(self, token: int) -> Mask:
         mask = np.zeros(-(-self._vocabulary.size // 32), np.uint32)
