@@ -22,7 +22,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not parity and not slow and not soak" $(ONCE)
 
 test-all: $(VENV)/.parity
-	$(BIN)/python -m pytest $(ONCE)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist worksteal -m "not alone" $(ONCE)
+	$(BIN)/python -m pytest -m alone $(ONCE)
 
 # The native loop alone: under sanitizers, in its counting build, cross-compiled for aarch64.
 nets: $(VENV)/.dev

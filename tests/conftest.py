@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if (file := config.getoption("--once")) is not None:
-        config.pluginmanager.register(Once(file))
+        config.pluginmanager.register(Once(file, writes=not hasattr(config, "workerinput")))
 
 
 @pytest.fixture

@@ -8,19 +8,28 @@ import pytest
 
 
 class Once:
-    """Remembers in a file what has passed: one line for each test."""
+    """Remembers in a file what has passed: one line for each test.
 
-    def __init__(self, file: Path) -> None:
-        self._file = file
-        self._passed = set(file.read_text().splitlines()) if file.exists() else set()
+    Of processes that share the tests out (pytest-xdist) each leaves out the same, also one that takes a dead one's
+    place: the file changes when all is done. And only the process that hears of every test writes it.
+    """
+
+    def __init__(self, file: Path, writes: bool = True) -> None:
+        self._file, self._writes = file, writes
+        self._passed = file.read_text().splitlines() if file.exists() else []
+        self._new: list[str] = []
 
     def pytest_collection_modifyitems(self, config: pytest.Config, items: list[pytest.Item]) -> None:
-        before = [item for item in items if item.nodeid in self._passed]
+        passed = set(self._passed)
+        before = [item for item in items if item.nodeid in passed]
         config.hook.pytest_deselected(items=before)
-        items[:] = [item for item in items if item.nodeid not in self._passed]
+        items[:] = [item for item in items if item.nodeid not in passed]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.when == "call" and report.passed:
+            self._new.append(report.nodeid)
+
+    def pytest_sessionfinish(self) -> None:
+        if self._writes and self._new:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            with self._file.open("a") as file:
-                file.write(f"{report.nodeid}\n")
+            self._file.write_text("".join(f"{name}\n" for name in self._passed + self._new))

@@ -36,11 +36,6 @@ DEVICES = ["cpu", pytest.param("cuda", marks=NO_GPU)]
 CORE = sorted(set(ops.__all__) - {"OPS", "OpSpec"})
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def cases_of(op):
     return list(OPS[op].cases(np.random.default_rng(7)))
 

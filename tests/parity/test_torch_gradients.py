@@ -22,11 +22,6 @@ BOUND = 1e-4  # of a tensor's largest gradient
 CONFIGS = ("llama", "qwen3", "mistral", "gpt2", "bloom", "gemma2", "gemma3", "falcon7", "phi3")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    torch.set_num_threads(1)
-
-
 def nll(logits, ids):
     """Mean negative log-likelihood of each next id."""
     return torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:], device=logits.device))

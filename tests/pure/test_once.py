@@ -2,9 +2,21 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from types import SimpleNamespace
 
+import pytest
+
 from once import Once
+
+PROBE = """
+def test_one(): pass
+def test_two(): pass
+def test_bad(): assert False
+"""
 
 
 def kept(once: Once, names: list[str]) -> list[str]:
@@ -30,5 +42,25 @@ def test_what_has_passed_is_left_out(tmp_path):
         ("t.py::bad", "setup", True), ("t.py::bad", "call", False), ("t.py::absent", "setup", True),
     ):  # fmt: skip
         once.pytest_runtest_logreport(SimpleNamespace(nodeid=name, when=when, passed=passed))
+    assert kept(Once(file), names) == names  # as the process would that takes a dead one's place
+    once.pytest_sessionfinish()
     assert kept(Once(file), names) == ["t.py::bad", "t.py::absent"]
     assert kept(Once(tmp_path / "other"), names) == names
+
+
+@pytest.mark.parametrize("shared", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "shared out"])
+def test_each_that_passed_is_written_once(tmp_path, shared):
+    """Also where processes share the tests out, and a second run adds to the first."""
+    tests, file = Path(__file__).parents[1], tmp_path / "passed"
+    (tmp_path / "conftest.py").write_text((tests / "conftest.py").read_text())
+    (tmp_path / "test_probe.py").write_text(PROBE)
+    command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(tmp_path), f"--once={file}", *shared]
+    for name, left in (("test_one", "test_one"), ("", "test_two")):
+        chosen = ["-k", name] if name else []
+        done = subprocess.run(
+            [*command, *chosen, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent / "src")))},
+        )  # fmt: skip
+        lines = file.read_text().splitlines()
+        assert lines[-1] == f"test_probe.py::{left}" and len(lines) == len(set(lines)), done.stdout
+    assert len(lines) == 2

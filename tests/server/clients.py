@@ -104,7 +104,7 @@ def langchain_more(url: str) -> None:
 
 
 def litellm_more(url: str) -> None:
-    """Structured output, n with a seed, errors, and a stream that is left. Its tools want packages of its proxy."""
+    """Tools, structured output, n with a seed, errors, and a stream that is left."""
     import litellm as package
 
     given = {"model": f"openai/{MODEL}", "api_base": f"{url}/v1", "api_key": "none", "temperature": 0, "max_tokens": 60}
@@ -112,6 +112,15 @@ def litellm_more(url: str) -> None:
     shape = {"type": "json_schema", "json_schema": {"name": "place", "strict": True, "schema": SCHEMA}}
     shown = package.completion(response_format=shape, **given).choices[0].message.content
     assert isinstance(json.loads(shown)["city"], str)
+    forced = {"tools": [WEATHER], "tool_choice": {"type": "function", "function": {"name": "get_weather"}}}
+    forced["_skip_mcp_handler"] = True  # it wants packages of its proxy, also for tools that are not MCP's
+    choice = package.completion(**given, **forced).choices[0]
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls" and call.function.name == "get_weather", choice
+    assert list(json.loads(call.function.arguments)) == ["city"], call
+    pieces = [chunk.choices[0].delta.tool_calls for chunk in package.completion(**given, **forced, stream=True)]
+    told = "".join(piece[0].function.arguments or "" for piece in pieces if piece)
+    assert told == call.function.arguments
     sampled = {**given, "temperature": 1.5, "max_tokens": 8, "n": 2, "seed": 3}
     one, two = ([c.message.content for c in package.completion(**sampled).choices] for _ in range(2))
     assert one == two and len(set(one)) == 2, (one, two)
@@ -159,8 +168,14 @@ def instructor_more(url: str) -> None:
             made = instructor.from_openai(client, mode=mode).chat.completions
             assert isinstance(made.create(max_retries=0, **given).city, str), mode
         tools = instructor.from_openai(client, mode=instructor.Mode.TOOLS).chat.completions
-        *_, last = tools.create_partial(max_retries=0, **given)
+        parts = [part.city for part in tools.create_partial(max_retries=0, **given)]
+        grown = [city for city in parts if city]
+        assert grown and all(later.startswith(city) for city, later in zip(grown, grown[1:], strict=False)), parts
+        shaped = instructor.from_openai(client, mode=instructor.Mode.JSON_SCHEMA).chat.completions
+        *_, last = shaped.create_partial(max_retries=0, **given)
         assert isinstance(last.city, str)
+        listed = list(tools.create_iterable(max_retries=0, **{**given, "response_model": Place, "max_tokens": 120}))
+        assert listed and all(isinstance(place.city, str) for place in listed)
         place, whole = tools.create_with_completion(max_retries=0, **given)
         assert whole.choices[0].finish_reason == "tool_calls" and json.loads(
             whole.choices[0].message.tool_calls[0].function.arguments

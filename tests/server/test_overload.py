@@ -12,7 +12,7 @@ import pytest
 
 import toy
 
-pytestmark = pytest.mark.soak
+pytestmark = [pytest.mark.soak, pytest.mark.alone]
 ROOT = Path(__file__).parents[2]
 
 

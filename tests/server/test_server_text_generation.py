@@ -50,6 +50,22 @@ def test_it_chats(made):
     assert "Paris" in made["chat"]
 
 
+def test_its_tools_are_called(made):
+    finish, (call,) = made["called"]
+    assert finish == "tool_calls" and call["function"]["name"] == "get_weather"
+    arguments = call["function"]["arguments"]
+    assert list(json.loads(arguments) if isinstance(arguments, str) else arguments) == ["city"]
+
+
+def test_its_chats_have_logprobs(made):
+    assert 1 <= len(made["scored"]["content"]) <= 3
+    assert all(len(token["top_logprobs"]) == 2 for token in made["scored"]["content"])
+
+
+def test_its_grammars_are_obeyed(made):
+    assert isinstance(json.loads(made["structured"])["city"], str)
+
+
 def test_it_tells_validation_errors_apart(made):
     for kind, words in made["errors"]:
         assert kind == "ValidationError" and "inputs" in words and "511" in words

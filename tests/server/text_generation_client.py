@@ -12,9 +12,13 @@ import json
 import sys
 
 from text_generation import AsyncClient, Client
-from text_generation.types import Message
+from text_generation.types import Grammar, GrammarType, Message, Tool
 
 PROMPT = "The capital of France is"
+SCHEMA = {"type": "object", "properties": {"city": {"type": "string", "maxLength": 20}}, "required": ["city"]}
+WEATHER = Tool(
+    type="function", function={"name": "get_weather", "description": "The weather of a city.", "parameters": SCHEMA}
+)
 
 
 def main(url: str) -> dict:
@@ -26,6 +30,9 @@ def main(url: str) -> dict:
     best = client.generate(PROMPT, max_new_tokens=4, do_sample=True, best_of=2)
     talk = [Message(role="user", content="Name the capital of France.")]
     chat = client.chat(talk, max_tokens=12, temperature=0)
+    call = client.chat(talk, max_tokens=60, temperature=0, tools=[WEATHER], tool_choice="get_weather").choices[0]
+    scored = client.chat(talk, max_tokens=3, temperature=0, logprobs=True, top_logprobs=2).choices[0]
+    shape = Grammar(type=GrammarType.Json, value=SCHEMA)
     long = PROMPT * 600
     return {
         "text": plain.generated_text,
@@ -42,6 +49,9 @@ def main(url: str) -> dict:
         "sampled": sampled,
         "others": len(best.details.best_of_sequences),
         "chat": chat.choices[0].message.content,
+        "called": [call.finish_reason, call.message.tool_calls],
+        "scored": scored.logprobs,
+        "structured": client.generate("A city:", max_new_tokens=60, grammar=shape).generated_text,
         "errors": [told(lambda: client.generate(long)), told(lambda: list(client.generate_stream(long)))],
         **asyncio.run(asynchronous(url)),
     }
