@@ -197,14 +197,14 @@ class Stream:
         return self._told
 
     async def _next(self) -> list[Event]:
-        if self._rest is not None:
-            rest, self._rest = self._rest, None
-            await rest
         self._taken = 0
         if self._patience is not None and self._waiting <= self._hub.max_undelivered // 2:
             self._resume()
         if self._left > 0:
             await self._wait()
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
+            await rest
         if not self._events and self._failure is not None:
             raise self._failure
         return self._take()
