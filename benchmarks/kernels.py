@@ -134,12 +134,12 @@ def measure(case: Case, threads: int, rows: Sequence[int], rounds: int) -> dict[
     found: dict[int, list[tuple[float, ...]]] = {m: [] for m in rows}
     for _ in range(rounds):
         barriers.append(hardware.barrier())
-        peaks.append(probe.peak_gops(case.kind))
+        peaks.append(probe.peak_gops(case.kind) or probe.peak_gops("f32"))  # what bf16 is computed as without its own
         loads.append(max(probe.read_gb_s(case.nbytes, 0.0) for _ in range(SHORT_STEPS)))
         for m, batch in batches.items():
             s = min(seconds(case, batch) for _ in range(SHORT_STEPS if m <= SHORT_ROWS else 1))
             gops, gb_s = case.ops_per_row * m / s / 1e9, case.nbytes / s / 1e9
-            found[m].append((s, gops, gops / peaks[-1] if peaks[-1] else 0.0, gb_s, gb_s / loads[-1]))
+            found[m].append((s, gops, gops / peaks[-1], gb_s, gb_s / loads[-1]))
     return {
         "kind": case.kind, "nbytes": case.nbytes, "barrier_ns": barriers, "cores": hardware.state_of(barriers),
         "peak_gops": statistics.median(peaks), "load_only_gb_s": statistics.median(loads),

@@ -68,7 +68,8 @@ def pages(found: Counter[str]) -> dict[str, float]:
 
 
 def test_what_runs_and_waits_is_shown_while_it_does(live):
-    """Three times sixteen choices for thirty-two places."""
+    """Three times sixteen choices for thirty-two places; before, a prompt of more than a page, which is kept."""
+    ask(live, prompt=PROMPT, max_tokens=1)
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask, live, prompt=[i], n=16, max_tokens=60, temperature=1) for i in (1, 2, 3)]
         seen = []

@@ -41,6 +41,8 @@ class Speech:
 
     def push(self, text: str, last: bool = False) -> list[dict[str, Any]]:
         """Deltas of what is certain by now; of all that is left, where this is the `last` text."""
+        if self._reasoning is None and self._calls is None:
+            return [{"content": text}] if text else []
         return [self._delta(piece) for piece in self._pieces(text, last)]
 
     def _pieces(self, text: str, last: bool) -> list[Piece]:
