@@ -75,7 +75,8 @@ def test_greedy_text(model, backend):
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_stored_values_are_what_transformers_gives(name):
-    """parity.npz is up to date: make_parity.py would write the same again."""
+    """parity.npz is up to date: make_parity.py would write the same again, but for roundings: processors add up in
+    different orders, which moves logits of 100 by 2e-5."""
     pytest.importorskip("torch")
     pytest.importorskip("transformers")
     c = tiny.CONFIGS[name]
@@ -83,7 +84,9 @@ def test_stored_values_are_what_transformers_gives(name):
     with np.load(make_parity.STORED) as stored:
         for length in make_parity.LENGTHS:
             logits = make_parity.transformers_logits(theirs, tiny.prompt(length))[make_parity.POSITIONS[length]]
-            assert np.abs(logits - stored[f"{name}/{length}"]).max() <= BOUND / 10
+            there = stored[f"{name}/{length}"]
+            rounding = 2 * np.finfo(np.float32).eps * np.abs(there).max()
+            assert np.abs(logits - there).max() <= BOUND / 10 + rounding
 
 
 @pytest.mark.parametrize("kind", ["hf", "gguf"])
