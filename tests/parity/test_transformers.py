@@ -75,17 +75,18 @@ def test_greedy_text(model, backend):
 
 @pytest.mark.parametrize("name", tiny.CONFIGS)
 def test_stored_values_are_what_transformers_gives(name):
-    """parity.npz is up to date: make_parity.py would write the same again, but for roundings: processors add up in
-    different orders, which moves logits of 100 by 2e-5."""
-    pytest.importorskip("torch")
+    """parity.npz is up to date: make_parity.py would write the same again. It was written on a processor with AVX-512;
+    others add up in different orders, which moves logits of 100 by 2e-5."""
+    torch = pytest.importorskip("torch")
     pytest.importorskip("transformers")
     c = tiny.CONFIGS[name]
     theirs = make_parity.transformers_model(c, tiny.weights(c))
+    alike = torch.backends.cpu.get_cpu_capability() == "AVX512"
     with np.load(make_parity.STORED) as stored:
         for length in make_parity.LENGTHS:
             logits = make_parity.transformers_logits(theirs, tiny.prompt(length))[make_parity.POSITIONS[length]]
             there = stored[f"{name}/{length}"]
-            rounding = 2 * np.finfo(np.float32).eps * np.abs(there).max()
+            rounding = 0.0 if alike else 2 * np.finfo(np.float32).eps * np.abs(there).max()
             assert np.abs(logits - there).max() <= BOUND / 10 + rounding
 
 

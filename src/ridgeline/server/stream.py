@@ -131,7 +131,7 @@ class Stream:
     async def batches(self, say: Say | None = None) -> AsyncIterator[list[Event]]:
         """Events as they come, several at a time, until every choice has ended; an empty list means still waiting.
 
-        What comes while the reader sleeps is given to `say` instead, which costs half of waking it. Raises
+        What comes while the reader sleeps is given to `say` instead, which saves waking it. Raises
         EngineFailed, DeadlinePassed or Undelivered, after what came before, where a choice has no proper end.
         """
         self._say = say
