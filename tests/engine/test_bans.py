@@ -121,7 +121,7 @@ def test_replays_at_any_token_give_the_same(depth):
         for _ in range(pumps):
             client.pump()
         client.engine = fake_engine(eos=EVEN, depth=depth, step_tokens=11)
-        client._ledger.engine_died()
+        client.ledger.engine_died()
         while not client.idle:
             client.pump()
         assert seen.tokens == whole.tokens and seen.text == whole.text and seen.finish == whole.finish

@@ -195,7 +195,7 @@ def test_a_search_begins_anew_in_the_next_engine():
     for _ in range(20):
         client.pump()
     client.engine = fake_engine(eos=EOS)
-    client._ledger.engine_died()
+    client.ledger.engine_died()
     while not client.idle:
         client.pump()
     check(seen, prompt_of(70), p)

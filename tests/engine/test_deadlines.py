@@ -51,10 +51,10 @@ def test_a_replay_has_the_time_that_is_left():
     now = [100.0]
     client = LocalClient(fake_engine(clock=lambda: now[0]))
     client.submit(prompt_of(5), greedy(9), Collected(), Terms(wait_s=10.0, total_s=50.0))
-    client._ledger.due()
+    client.ledger.due()
     now[0] += 4
-    client._ledger.engine_died()
-    (again,) = client._ledger.due()
+    client.ledger.engine_died()
+    (again,) = client.ledger.due()
     assert again.terms == Terms(wait_s=6.0, total_s=46.0)
 
 

@@ -263,7 +263,7 @@ def test_replay_continues_where_the_client_stands():
         client.pump()
     assert 0 < len(seen.tokens[0]) < 20
     client.engine = fake_engine()  # the old one is gone, with everything it knew
-    client._ledger.engine_died()
+    client.ledger.engine_died()
     while not client.idle:
         client.pump()
     assert seen.tokens == whole.tokens and seen.text == whole.text

@@ -114,7 +114,7 @@ def test_a_replay_is_still_paused():
     pump(client, 9)
     client.pause(id)
     client.engine = fake_engine()  # the old one is gone, with everything it knew
-    client._ledger.engine_died()
+    client.ledger.engine_died()
     pump(client, 20)
     had = len(seen.tokens[0])
     assert 0 < had < 30 and client.engine.resting

@@ -14,6 +14,6 @@ def test_the_engine_says_how_far_prompts_are_read():
     id = client.submit(prompt_of(100), greedy(2), done.append)
     while not client.idle:
         client.pump()
-        seen.append(client.progress(id))
+        seen.append(client.ledger.progress(id))
     assert seen[:3] == [(32, 100), (64, 100), (96, 100)] and sum(len(d.tokens) for d in done) == 2
-    assert client.progress(id) == (0, 0)
+    assert client.ledger.progress(id) == (0, 0)

@@ -187,8 +187,8 @@ def test_a_pause_is_no_stall_and_survives_a_restart(client, launched, undisturbe
     for killed in (False, True):
         if killed:
             os.kill(client.pid, signal.SIGKILL)
-            pump_until(client, lambda: client.last.step == 0)  # of a new child, which has nothing to compute
-        pump_until(client, lambda: client.last.paused == 1)
+            pump_until(client, lambda: client.ledger.last.step == 0)  # of a new child, which has nothing to compute
+        pump_until(client, lambda: client.ledger.last.paused == 1)
         had, begin = len(seen.tokens[0]), time.monotonic()
         while time.monotonic() - begin < 1.3:  # longer than silence_s
             client.pump(0.05)
@@ -196,16 +196,19 @@ def test_a_pause_is_no_stall_and_survives_a_restart(client, launched, undisturbe
     client.resume(id)
     finish(client, [seen])
     assert seen.tokens[0] == undisturbed[0]
-    told = [line.removeprefix("choice 0 ").split()[0] for line in client.why(id)]
+    told = [line.removeprefix("choice 0 ").split()[0] for line in client.ledger.why(id)]
     assert [word for word in told if word != "starts:"] == ["is", "is", "is", "goes", "ends"], told
-    assert told.count("starts:") == 2 and any("new engine process" in line for line in client.why(id))
+    assert told.count("starts:") == 2 and any("new engine process" in line for line in client.ledger.why(id))
 
 
 def test_prompt_logprobs_come_once_though_the_child_is_killed(client):
     prompt = plain(900)
     seen = Collected()
     client.submit(prompt, greedy(40, prompt_logprobs=True), seen)
-    for condition in (lambda: client.last is not None and client.last.step >= 2, lambda: len(seen.tokens[0]) > 3):
+    for condition in (
+        lambda: client.ledger.last is not None and client.ledger.last.step >= 2,
+        lambda: len(seen.tokens[0]) > 3,
+    ):
         pump_until(client, condition)
         os.kill(client.pid, signal.SIGKILL)
     finish(client, [seen])
@@ -338,12 +341,12 @@ def test_a_paused_suspect_is_no_silence(client, launched):
     id = client.submit(*REQUESTS[0], seen)
     pump_until(client, lambda: len(seen.tokens[0]) > 2)
     client.pause(id)
-    pump_until(client, lambda: client.last.paused == 1)
+    pump_until(client, lambda: client.ledger.last.paused == 1)
     for deaths in (1, 2):
         os.kill(client.pid, signal.SIGKILL)
         pump_until(client, lambda n=deaths: len(launched) == 1 + n and client._ready)
         if deaths == 1:
-            pump_until(client, lambda: client.last.paused == 1)
+            pump_until(client, lambda: client.ledger.last.paused == 1)
     client._stall_s = client._silence_s = 0.2
     end = time.monotonic() + 2
     while time.monotonic() < end:

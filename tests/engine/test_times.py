@@ -57,7 +57,7 @@ def test_steps_that_read_prompts_are_counted_apart():
     slow = Slow(step_tokens=32)
     slow.ask(70, max_tokens=4)
     slow.drain()
-    counters = slow.client.last.counters
+    counters = slow.client.ledger.last.counters
     assert (counters.reading.count, counters.reading.forward_s) == (3, 3 * STEP_S)
     assert (counters.answering.count, counters.answering.forward_s) == (3, 3 * STEP_S)
     assert counters.joins == 0
@@ -70,8 +70,8 @@ def test_steps_in_which_requests_join_others_are_counted():
     for joined in (0, 1, 2):
         for _ in range(2):
             slow.client.pump()
-        assert slow.client.last.counters.joins == joined
+        assert slow.client.ledger.last.counters.joins == joined
         slow.ask(10, max_tokens=8)
         slow.ask(10, max_tokens=8)  # in the same step
     slow.drain()
-    assert slow.client.last.counters.joins == 3
+    assert slow.client.ledger.last.counters.joins == 3

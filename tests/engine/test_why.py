@@ -13,16 +13,16 @@ from ridgeline.engine.records import CANCELLED, FAILED, NO_TERMS
 def test_one_that_nobody_has_looked_at_waits_its_turn():
     client = LocalClient(fake_engine(max_requests=1))
     ids = [client.submit(prompt_of(20, i), greedy(30), Collected()) for i in range(4)]
-    assert client.why(ids[3]) == ["choice 0 waits for an engine process that can take it"]
+    assert client.ledger.why(ids[3]) == ["choice 0 waits for an engine process that can take it"]
     client.pump()
-    assert client.why(ids[0])[0].startswith("choice 0 starts")
-    assert client.why(ids[1])[0].startswith("choice 0 waits: 1 sequences run")
-    assert client.why(ids[3]) == ["choice 0 waits its turn: 3 sequences wait, and others are before it"]
+    assert client.ledger.why(ids[0])[0].startswith("choice 0 starts")
+    assert client.ledger.why(ids[1])[0].startswith("choice 0 waits: 1 sequences run")
+    assert client.ledger.why(ids[3]) == ["choice 0 waits its turn: 3 sequences wait, and others are before it"]
     client.cancel(ids[3])
     drain(client)
-    assert client.why(ids[3]) == ["choice 0 ends (cancelled) with 0 tokens"]
-    assert client.why(ids[2])[-1] == "choice 0 ends (length) with 30 tokens"
-    assert client.why(99) == []
+    assert client.ledger.why(ids[3]) == ["choice 0 ends (cancelled) with 0 tokens"]
+    assert client.ledger.why(ids[2])[-1] == "choice 0 ends (length) with 30 tokens"
+    assert client.ledger.why(99) == []
 
 
 def test_one_that_ends_without_an_engine_says_how():

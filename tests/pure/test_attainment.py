@@ -95,4 +95,4 @@ def test_an_engine_says_what_it_reaches(model, monkeypatch):
     client.submit([1, 2, 3], SamplingParams(max_tokens=20, ignore_eos=True), lambda delta: None)
     while not client.idle:
         client.pump()
-    assert 0 < client.last.counters.attainment < 1
+    assert 0 < client.ledger.last.counters.attainment < 1

@@ -24,7 +24,7 @@ from starlette.applications import Starlette
 from tokenizers import decoders, models, pre_tokenizers
 
 from ridgeline.config import EngineConfig, ServerConfig
-from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
+from ridgeline.engine.ledger import Ledger, Places, Sink
 from ridgeline.engine.output import ChoiceText
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.records import (
@@ -38,7 +38,6 @@ from ridgeline.engine.records import (
     Delta,
     EngineInfo,
     GroupInfo,
-    StepDelta,
     Submit,
     Terms,
     Token,
@@ -100,7 +99,8 @@ class FakeClient:
         self._tokenizer = tokenizer
         script = tokenizer.encode(answer, add_special=False) if isinstance(answer, str) else byte_ids(tokenizer, answer)
         self._script = [*script, *tokenizer.eos_ids]
-        self._ledger = Ledger(self.info)
+        self.ledger = Ledger(self.info)
+        self.ledger.why, self.ledger.progress = self._why, lambda id: self.read
         self._lock = threading.Lock()
         self._running: dict[tuple[int, int], tuple[Submit, ChoiceText, int]] = {}
 
@@ -112,18 +112,12 @@ class FakeClient:
         terms: Terms = NO_TERMS,
         places: Places | None = None,
     ) -> int:
-        request = self._ledger.accept(prompt, params, sink, terms, places)
+        request = self.ledger.accept(prompt, params, sink, terms, places)
         with self._lock:
             self.submitted.append(request)
             for choice in range(params.n):
                 self._running[request.id, choice] = (request, ChoiceText(self._tokenizer, params), 0)
         return request.id
-
-    def book(self, count: int) -> Places:
-        return self._ledger.book(count)
-
-    def unbook(self, places: Places) -> None:
-        self._ledger.unbook(places)
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
@@ -189,36 +183,18 @@ class FakeClient:
             self.finished.append((delta.id, delta.choice, delta.finish))
             with self._lock:
                 del self._running[delta.id, delta.choice]
-        self._ledger.deliver(delta)
+        self.ledger.deliver(delta)
 
-    @property
-    def failures(self) -> Failures:
-        return self._ledger.failures
-
-    def why(self, id: int) -> list[str]:
+    def _why(self, id: int) -> list[str]:
         return [f"choice 0 is number {id} of the fake"] if any(s.id == id for s in self.submitted) else []
-
-    def progress(self, id: int) -> tuple[int, int]:
-        return self.read
-
-    def retry_after(self) -> float:
-        return self._ledger.retry_after()
-
-    @property
-    def last(self) -> StepDelta:
-        return self._ledger.last
-
-    @property
-    def waiting(self) -> int:
-        return self._ledger.waiting
 
     @property
     def idle(self) -> bool:
-        return self._ledger.empty
+        return self.ledger.empty
 
     @property
     def choices(self) -> int:
-        return self._ledger.choices
+        return self.ledger.choices
 
     def gone(self) -> str | None:
         return self.problem
@@ -227,7 +203,7 @@ class FakeClient:
         return self.problem
 
     def close(self) -> None:
-        self._ledger.fail_all(CANCELLED)
+        self.ledger.fail_all(CANCELLED)
 
 
 def byte_ids(tokenizer: Tokenizer, data: bytes) -> list[int]:

@@ -122,7 +122,7 @@ def test_a_key_is_told_of_its_own_requests(keyed):
 def test_words_name_no_other_keys_requests(keyed):
     server, keys = keyed
     words = [value for name, value in vars(journal).items() if name.isupper() and "{" in str(value)]
-    server.client.why = lambda id: [Note(id, 0, word, (2, 7, 9)).text for word in words] if id < 3 else []
+    server.client.ledger.why = lambda id: [Note(id, 0, word, (2, 7, 9)).text for word in words] if id < 3 else []
 
     async def ask():
         async with server.running():

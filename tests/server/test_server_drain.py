@@ -26,7 +26,7 @@ from ridgeline.server.gentle import GentleServer
 tokenizer = byte_tokenizer()
 client = FakeClient(tokenizer)
 client.info = msgspec.structs.replace(client.info, max_requests=64)
-client._ledger.info = client.info
+client.ledger.info = client.info
 client.pace = 0.05
 config = ServerConfig(EngineConfig("fake", backend="reference"), port=0)
 app, listener = create_app(client, tokenizer, config, "fake"), listen(config)

@@ -280,7 +280,7 @@ def test_keys_are_told_apart_up_to_a_bound():
 def test_attainment_is_told_where_it_is_known():
     samples, _ = after(server := Server.new(), (CHAT, USER))
     assert not any("attainment" in name for name in samples)
-    server.client._ledger.last = StepDelta(9, (), 0, 0, 0, counters=Counters(attainment=0.75))
+    server.client.ledger.last = StepDelta(9, (), 0, 0, 0, counters=Counters(attainment=0.75))
     samples, types = read(server.app.state.hub.metrics.text(server.client, True))
     assert samples["ridgeline_attainment_ratio"] == 0.75 and types["ridgeline_attainment_ratio"] == "gauge"
 
@@ -299,7 +299,7 @@ def test_who_leaves_is_dropped(stream):
 
 def test_the_board_shows_what_there_is():
     server = Server.new()
-    server.client._ledger.last = StepDelta(0, (), 0, 0, 0, counters=Counters(attainment=0.75))
+    server.client.ledger.last = StepDelta(0, (), 0, 0, 0, counters=Counters(attainment=0.75))
     _, types = after(server, (CHAT, USER))
     board = json.loads(BOARD.read_text())
     queries = [target["expr"] for panel in board["panels"] for target in panel.get("targets", ())]

@@ -111,7 +111,7 @@ def _crowded_and_crashed(http, client) -> list[tuple[int, str]]:
 
     running = threading.Thread(target=ask)
     running.start()
-    while not client.last.running:
+    while not client.ledger.last.running:
         time.sleep(0.01)
     second = http.post("/generate", json=body)
     told.append((second.status_code, second.json()["error_type"]))

@@ -46,7 +46,7 @@ def _play(s: Scenario, client: ProcessClient) -> Played:
         pid = client.pid
     # A signal may come after the last token: the end is what the clients see.
     played.counts["tokens"] = now
-    last = client.last
+    last = client.ledger.last
     assert (last.running, last.waiting) == (0, 0) or not played.requests, last
     return played
 

@@ -90,7 +90,7 @@ def play(s: Scenario, engines: Engines) -> Played:
             _tally(engine, step, played)
             engine, step = engines.crowded(s, clock, commit)
             client.engine = engine
-            client._ledger.engine_died()
+            client.ledger.engine_died()
             played.counts["engines lost"] += 1
         spare += _press(engine) if now % 8 == 0 and within(s.pressed, now) else 0
         spare -= not client.idle

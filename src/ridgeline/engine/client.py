@@ -11,14 +11,13 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ridgeline.engine.engine import Engine
-from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
+from ridgeline.engine.ledger import Ledger, Places, Sink
 from ridgeline.engine.orders import handle
 from ridgeline.engine.params import SamplingParams, check_params
 from ridgeline.engine.records import (
     CANCELLED,
     NO_TERMS,
     EngineInfo,
-    StepDelta,
     Terms,
     check_prompt,
 )
@@ -37,34 +36,7 @@ class EngineClient(Protocol):
     info: EngineInfo
     restarts: int  # of the engine
     compiler: Compiler | None  # of grammars; without one they are refused
-
-    @property
-    def last(self) -> StepDelta:
-        """The last step of the engine."""
-
-    @property
-    def waiting(self) -> int:
-        """Choices that were accepted and neither run nor are paused, known to the engine or not."""
-
-    @property
-    def failures(self) -> Failures:
-        """Steps that failed; what they were at is computed again."""
-
-    def why(self, id: int) -> list[str]:
-        """What was decided for a request and why, in words; as far back as is remembered."""
-
-    def progress(self, id: int) -> tuple[int, int]:
-        """Tokens of a prompt that was not read in one step: how many have been, and all of them; else (0, 0)."""
-
-    def retry_after(self) -> float:
-        """Seconds until what is queued now has had its turn, at the pace of the last ends."""
-
-    def book(self, count: int) -> Places:
-        """Places for choices of several requests, so that all are accepted or none. Overloaded where
-        that is too many."""
-
-    def unbook(self, places: Places) -> None:
-        """Let others have what was not taken."""
+    ledger: Ledger  # of its requests: says what is known of them, and books places for more
 
     def submit(
         self,
@@ -100,35 +72,8 @@ class LocalClient:
 
     def __init__(self, engine: Engine) -> None:
         self.engine, self.info, self.compiler, self.restarts = engine, engine.info, engine.compiler, 0
-        self._ledger = Ledger(engine.info, engine.clock)
+        self.ledger = Ledger(engine.info, engine.clock)
         self._pumping = threading.Lock()  # callers in several threads take turns
-
-    @property
-    def last(self) -> StepDelta:
-        return self._ledger.last
-
-    @property
-    def waiting(self) -> int:
-        return self._ledger.waiting
-
-    @property
-    def failures(self) -> Failures:
-        return self._ledger.failures
-
-    def why(self, id: int) -> list[str]:
-        return self._ledger.why(id)
-
-    def progress(self, id: int) -> tuple[int, int]:
-        return self._ledger.progress(id)
-
-    def retry_after(self) -> float:
-        return self._ledger.retry_after()
-
-    def book(self, count: int) -> Places:
-        return self._ledger.book(count)
-
-    def unbook(self, places: Places) -> None:
-        self._ledger.unbook(places)
 
     def submit(
         self,
@@ -139,27 +84,27 @@ class LocalClient:
         places: Places | None = None,
     ) -> int:
         check_grammar(self.compiler, self.info, prompt, params)
-        return self._ledger.accept(prompt, params, sink, terms, places).id
+        return self.ledger.accept(prompt, params, sink, terms, places).id
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
-        self._ledger.cancel(id, reason)
+        self.ledger.cancel(id, reason)
 
     def pause(self, id: int) -> None:
-        self._ledger.pause(id)
+        self.ledger.pause(id)
 
     def resume(self, id: int) -> None:
-        self._ledger.pause(id, False)
+        self.ledger.pause(id, False)
 
     def pump(self, timeout: float = 0.0) -> None:
         with self._pumping:
-            for message in self._ledger.due():
+            for message in self.ledger.due():
                 handle(self.engine, message)
             if not self.engine.idle:
-                self._ledger.take(self.engine.step())
+                self.ledger.take(self.engine.step())
 
     @property
     def idle(self) -> bool:
-        return self._ledger.empty and self.engine.idle
+        return self.ledger.empty and self.engine.idle
 
     def gone(self) -> str | None:
         return None
@@ -168,7 +113,7 @@ class LocalClient:
         return None
 
     def close(self) -> None:
-        self._ledger.fail_all(CANCELLED)
+        self.ledger.fail_all(CANCELLED)
         if self.engine.kept is not None:
             with self._pumping:
                 self.engine.close()

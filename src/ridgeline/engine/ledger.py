@@ -110,7 +110,7 @@ class Ledger:
         self.failures = Failures()
         self._last = 0
         self.journal = journal.Journal()
-        self.last = StepDelta(0, (), 0, 0, 0)
+        self.last = StepDelta(0, (), 0, 0, 0)  # step of the engine
         self._ends: deque[float] = deque(maxlen=64)  # when the last choices ended
 
     @property
@@ -129,7 +129,7 @@ class Ledger:
 
     @property
     def waiting(self) -> int:
-        """Choices that neither ran nor were paused in the last step."""
+        """Choices that neither ran nor were paused in the last step, known to the engine or not."""
         with self._lock:
             return max(self.choices - self.last.running - self.last.paused, 0)
 
@@ -197,6 +197,7 @@ class Ledger:
             self.deliver(delta)
 
     def progress(self, id: int) -> tuple[int, int]:
+        """Tokens of a prompt that takes some steps to read: how many have been, and all of them; else (0, 0)."""
         live = self._live.get(id)
         return live.read if live is not None else (0, 0)
 

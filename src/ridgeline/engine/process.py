@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING
 from ridgeline import errors
 from ridgeline.config import EngineConfig
 from ridgeline.engine.client import check_grammar
-from ridgeline.engine.ledger import Failures, Ledger, Places, Sink
+from ridgeline.engine.ledger import Ledger, Places, Sink
 from ridgeline.engine.params import SamplingParams
 from ridgeline.engine.progress import Progress
 from ridgeline.engine.records import (
@@ -145,35 +145,8 @@ class ProcessClient:
         self._settled = replace(
             config, kv_memory=info.pages * info.page_bytes, context=info.context, threads=info.threads
         )
-        self._ledger = Ledger(info)
+        self.ledger = Ledger(info)
         self._ready = True  # the child has loaded and may be sent requests
-
-    @property
-    def last(self) -> StepDelta:
-        return self._ledger.last
-
-    @property
-    def waiting(self) -> int:
-        return self._ledger.waiting
-
-    @property
-    def failures(self) -> Failures:
-        return self._ledger.failures
-
-    def why(self, id: int) -> list[str]:
-        return self._ledger.why(id)
-
-    def progress(self, id: int) -> tuple[int, int]:
-        return self._ledger.progress(id)
-
-    def retry_after(self) -> float:
-        return self._ledger.retry_after()
-
-    def book(self, count: int) -> Places:
-        return self._ledger.book(count)
-
-    def unbook(self, places: Places) -> None:
-        self._ledger.unbook(places)
 
     def submit(
         self,
@@ -187,23 +160,23 @@ class ProcessClient:
         with self._lock:
             if self._problem is not None:
                 raise errors.EngineFailed(self._problem)
-            request = self._ledger.accept(prompt, params, sink, terms, places)
+            request = self.ledger.accept(prompt, params, sink, terms, places)
             self._post_due()
         return request.id
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
-            self._ledger.cancel(id, reason)
+            self.ledger.cancel(id, reason)
             self._post_due()
 
     def pause(self, id: int) -> None:
         with self._lock:
-            self._ledger.pause(id)
+            self.ledger.pause(id)
             self._post_due()
 
     def resume(self, id: int) -> None:
         with self._lock:
-            self._ledger.pause(id, False)
+            self.ledger.pause(id, False)
             self._post_due()
 
     def pump(self, timeout: float) -> None:
@@ -220,7 +193,7 @@ class ProcessClient:
 
     @property
     def idle(self) -> bool:
-        return self._ledger.empty
+        return self.ledger.empty
 
     @property
     def pid(self) -> int:
@@ -241,11 +214,11 @@ class ProcessClient:
                 if not self._child.finish(_KEEP_S):
                     log.warning("ridgeline: the prefix cache was not kept: it took over %g seconds", _KEEP_S)
         self._child.stop()
-        self._ledger.fail_all(CANCELLED)
+        self.ledger.fail_all(CANCELLED)
 
     def _post_due(self) -> None:
         if self._ready:
-            for message in self._ledger.due():
+            for message in self.ledger.due():
                 self._child.post(message)
 
     def _hear(self, timeout: float) -> None:
@@ -260,7 +233,7 @@ class ProcessClient:
         self._silent += min(time.monotonic() - begin, timeout + _LATE_S)
         moved = self._child.moved()
         alive = bool(messages) or moved
-        watched = not (self._ledger.quiet if self._ready else self._ledger.empty)
+        watched = not (self.ledger.quiet if self._ready else self.ledger.empty)
         if not alive and watched and self._silent > self._patience:
             self._lost(f"it did nothing for {self._silent:.1f} seconds")
             return
@@ -283,7 +256,7 @@ class ProcessClient:
     def _take(self, message: FromEngine) -> None:
         if isinstance(message, StepDelta):
             self._fruitless = 0 if message.deltas else self._fruitless
-            self._ledger.take(message)
+            self.ledger.take(message)
         elif isinstance(message, LoadFailed):
             self._lost(f"it could not load again: {message.message}")
         elif other := _differences(self.info, message):
@@ -300,7 +273,7 @@ class ProcessClient:
             working, self._ready = self._ready, False
             self._why = f"the engine process is being replaced: {why}"
         self._child.stop()
-        if not (working and self._ledger.engine_died()):
+        if not (working and self.ledger.engine_died()):
             self._fruitless += 1
         if self._fruitless > _MAX_RESTARTS:
             self._give_up(f"the engine process failed {self._fruitless} times and delivered nothing; at last {why}")
@@ -320,7 +293,7 @@ class ProcessClient:
     def _give_up(self, problem: str) -> None:
         with self._lock:  # nothing is accepted after this, so nothing can miss its end
             self._problem = self._problem or problem
-        self._ledger.fail_all(FAILED)
+        self.ledger.fail_all(FAILED)
 
 
 def _loaded(child: Child, model: str) -> EngineInfo:

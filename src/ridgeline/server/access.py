@@ -76,7 +76,7 @@ class Access:
         scope["headers"] = [*scope["headers"], (TENANT.encode(), record.key.name.encode())]
         account = self._quotas.of(record.key)
         record.spend = account.spend
-        return account.request(record.key, self._hub.client.retry_after)
+        return account.request(record.key, self._hub.client.ledger.retry_after)
 
     def _needed(self, method: str, path: str) -> str:
         if ("GET" if method == "HEAD" else method, path) in self._unasked:

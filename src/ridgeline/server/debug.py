@@ -43,8 +43,8 @@ def routes(hub: Hub, local_only: bool) -> list[Route]:
 def about_request(hub: Hub, id: str, key: str | None = None) -> Reply:
     """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name. With
     `key` for whoever has that one: there is nothing then but its own requests."""
-    numbers = hub.remembered.ids(id, key)
-    if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and hub.client.why(int(id)):
+    numbers, why = hub.remembered.ids(id, key), hub.client.ledger.why
+    if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and why(int(id)):
         numbers = [int(id)] if key is None or hub.remembered.has(int(id), key) else []
     if not numbers:
         raise NoRoute(f"no request {id[:80]!r} is remembered")
@@ -52,17 +52,18 @@ def about_request(hub: Hub, id: str, key: str | None = None) -> Reply:
     def hidden(other: re.Match[str]) -> str:
         return other[0] if key is None or hub.remembered.has(int(other[1]), key) else "another request"
 
-    told = [{"request": n, "why": [_OTHER.sub(hidden, said) for said in hub.client.why(n)]} for n in numbers]
+    told = [{"request": n, "why": [_OTHER.sub(hidden, said) for said in why(n)]} for n in numbers]
     return Reply({"id": id, "requests": told})
 
 
 def about_engine(hub: Hub) -> Reply:
     """Sequences and pages after the engine's last step, and what it has done since it was loaded."""
-    last, info = hub.client.last, hub.client.info
+    ledger, info = hub.client.ledger, hub.client.info
+    last = ledger.last
     done = last.counters
     free = info.pages - last.pages_used - last.pages_cached - last.pages_withheld
     return Reply({
-        "step": last.step, "running": last.running, "waiting": hub.client.waiting, "paused": last.paused,
+        "step": last.step, "running": last.running, "waiting": ledger.waiting, "paused": last.paused,
         "most_running": info.max_requests, "queue": info.queue,
         "pages": {
             "total": info.pages, "used": last.pages_used, "cached": last.pages_cached,

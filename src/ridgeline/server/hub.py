@@ -115,7 +115,7 @@ class Hub:
         counts until its work is done.
         """
         if self._parsing >= self._room:
-            raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.retry_after())
+            raise Overloaded(f"{self._parsing} requests are being read; try later", self.client.ledger.retry_after())
         self._parsing += 1
         working = self._threads.submit(work)
         working.add_done_callback(lambda _: self.post(self._parsed))  # who waits for it may have left before
@@ -133,7 +133,7 @@ class Hub:
         for job in jobs:
             check_params(job.params, self.client.info.vocab)
             check_prompt(self.client.info, job.prompt, job.params)
-        return self.client.book(asked)
+        return self.client.ledger.book(asked)
 
     def submit(self, stream: Stream, number: int, job: Job, terms: Terms, places: Places | None) -> int:
         """Thread-safe. The client's id of the request; typed errors where it refuses."""
@@ -193,7 +193,7 @@ class Hub:
 
     def _spread(self, batch: list[tuple[Stream, Event]]) -> None:
         now = time.perf_counter()
-        self.metrics.stepped(self.client.last)
+        self.metrics.stepped(self.client.ledger.last)
         for stream, event in batch:
             stream.push(event, now)
         for stream in {stream: None for stream, _ in batch}:

@@ -104,7 +104,7 @@ class Metrics:
         return exposition([*own, *self._engine(client, healthy), *self._tgi.families(client)])
 
     def _engine(self, client: EngineClient, healthy: bool) -> list[Number]:
-        last, info = client.last, self._info
+        last, info = client.ledger.last, self._info
         build = _gauge("build_info", "1; what runs.", "version", "program", "backend", "format")
         build.set(1, __version__, info.program, info.backend, info.format)
         pages = _gauge("kv_pages", "Pages of the KV pool.", "state")
@@ -114,7 +114,7 @@ class Metrics:
         now = {
             _gauge("healthy", "Whether requests are served now."): healthy,
             _gauge("running", "Sequences that run."): last.running,
-            _gauge("waiting", "Sequences that wait."): client.waiting,
+            _gauge("waiting", "Sequences that wait."): client.ledger.waiting,
             _gauge("paused", "Sequences whose readers are behind."): last.paused,
             _gauge("kv_use_ratio", "Part of the KV pool that sequences hold."): last.pages_used / max(info.pages, 1),
             _counter("steps", "Steps of this engine process."): last.step,

@@ -118,7 +118,7 @@ class Stream:
     def _give_back(self) -> None:
         """Let others have the places that were booked and are not taken."""
         if self._places is not None:
-            self._hub.client.unbook(self._places)
+            self._hub.client.ledger.unbook(self._places)
 
     def _accepted(self, job: Job) -> None:
         """The engine has taken a job: its prompt counts, and is paid for, whoever waits for the answer."""
@@ -154,7 +154,9 @@ class Stream:
 
     def _broken(self, finish: str) -> RidgelineError:
         if finish == EXPIRED and not self._begun:
-            return DeadlinePassed("the request's time was up before its first token", self._hub.client.retry_after())
+            return DeadlinePassed(
+                "the request's time was up before its first token", self._hub.client.ledger.retry_after()
+            )
         return BROKEN[finish]()
 
     async def _wait(self) -> None:
@@ -181,7 +183,7 @@ class Stream:
             self._sleeper.set_result(None)
 
     def _progress(self) -> tuple[int, int]:
-        return self._hub.client.progress(self.ids[-1]) if self.ids else (0, 0)
+        return self._hub.client.ledger.progress(self.ids[-1]) if self.ids else (0, 0)
 
     def spoke(self) -> None:
         """Something went out."""

@@ -134,11 +134,11 @@ class TGIMetrics:
 
     def families(self, client: EngineClient) -> Iterator[Number | Histogram]:
         """All of them, with gauges as of the engine's last step."""
-        last = client.last
-        self._fail(client.failures)
+        last = client.ledger.last
+        self._fail(client.ledger.failures)
         yield from (self._count, self._success, self._failure, *self._batches, self._concat)
         gauges = {
-            "queue_size": client.waiting,
+            "queue_size": client.ledger.waiting,
             "batch_current_size": last.running,
             "batch_current_max_tokens": last.pages_used * PAGE,
             "batch_max_total_tokens": self._info.pages * PAGE,
