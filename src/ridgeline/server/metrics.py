@@ -101,7 +101,7 @@ class Metrics:
             *self._first, self._gap, *self._request, self._requests, self._prompt, self._generated, self._cached,
             self._hits, self._warned,
         )  # fmt: skip
-        return exposition([*own, *self._engine(client, healthy), *self._tgi.families(client)])
+        return exposition([*own, *self._engine(client, healthy), *self._tgi.families(client.ledger)])
 
     def _engine(self, client: EngineClient, healthy: bool) -> list[Number]:
         last, info = client.ledger.last, self._info

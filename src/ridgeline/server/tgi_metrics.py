@@ -10,8 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ridgeline.engine.client import EngineClient
-from ridgeline.engine.ledger import Failures
+from ridgeline.engine.ledger import Failures, Ledger
 from ridgeline.engine.records import PAGE, EngineInfo, StepDelta, Steps
 from ridgeline.server.exposition import Histogram, Number
 from ridgeline.server.record import DROPPED, Record
@@ -132,13 +131,13 @@ class TGIMetrics:
         }.items():
             self._durations[what].observe(seconds)
 
-    def families(self, client: EngineClient) -> Iterator[Number | Histogram]:
+    def families(self, ledger: Ledger) -> Iterator[Number | Histogram]:
         """All of them, with gauges as of the engine's last step."""
-        last = client.ledger.last
-        self._fail(client.ledger.failures)
+        last = ledger.last
+        self._fail(ledger.failures)
         yield from (self._count, self._success, self._failure, *self._batches, self._concat)
         gauges = {
-            "queue_size": client.ledger.waiting,
+            "queue_size": ledger.waiting,
             "batch_current_size": last.running,
             "batch_current_max_tokens": last.pages_used * PAGE,
             "batch_max_total_tokens": self._info.pages * PAGE,
