@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import re
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from letters import END, OTHER_END, SCHEMAS, SPECIAL, Letters, closed, of_schema
 from ridgeline.engine.params import Grammar, SamplingParams, check_params
 from ridgeline.errors import InvalidRequest
+from ridgeline.guidance import closing
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.vocabulary import Vocabulary
 from ridgeline.text.call_grammars import Thought, forcing, quoted
@@ -244,6 +246,24 @@ def test_what_one_answer_spends_is_there_again_for_the_next(bounded, states):
         assert not move.failed
         check(BEHIND_A, LETTERS.decode(tokens))
     assert first.spent and compiler.compile(BEHIND_A).result() is not first
+
+
+def test_a_search_keeps_no_more_states_the_longer_it_goes_on(monkeypatch):
+    """Each has all of its text's rows: kept, they would take the length of the longest way squared."""
+    kept, nearest = list[int](), closing._nearest
+
+    def counted(*given):
+        if len(kept) % 50 == 0:
+            states = (found for found in gc.get_objects() if isinstance(found, closing._State))
+            kept.append(sum(state.matcher is not None for state in states))
+        else:
+            kept.append(0)
+        return nearest(*given)
+
+    monkeypatch.setattr(closing, "_nearest", counted)
+    schema = of_schema({"type": "array", "minItems": 200, "items": {"type": "number"}})
+    assert least(schema) == 402
+    assert len(kept) > 400 and max(kept) < 60
 
 
 def test_no_way_is_found_behind_a_bound(bounded):

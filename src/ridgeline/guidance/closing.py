@@ -168,6 +168,7 @@ class _Search:
         while level and self.states > 0:
             following = list[_State]()
             for state in level:
+                state.origin = None  # or all states on the way here would be kept, and each is as large as it is long
                 if not (mask := self.look(state)):
                     continue
                 bits = bits_of(mask, self.ways.vocabulary.size)
