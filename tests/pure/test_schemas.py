@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -10,7 +11,7 @@ from letters import Letters
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.grammar import Grammar
-from ridgeline.guidance.schemas import mapped
+from ridgeline.guidance.schemas import keywords, mapped
 
 COMPILER = Compiler(Letters(), 512)
 
@@ -71,3 +72,15 @@ def test_schemas_too_deep_to_be_read_are_left_alone():
     for _ in range(5000):
         schema = {"items": [schema]}
     assert mapped(schema, lambda node: node)
+
+
+def test_places_take_little_memory_however_long_their_pointers_are():
+    name, many = "/" * 100_000, 20_000
+    schema = {"properties": {name: {"required": ["x"] * many, "not": {"items": {"anyOf": [{"minItems": 1}]}}}}}
+    tracemalloc.start()
+    found = list(keywords(schema))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000  # of 4,000,000,000 that the pointers would take
+    place, key, value = found[-1]
+    assert str(place) == f"/properties/{'~1' * 100_000}/not/items/anyOf/0/minItems" and (key, value) == ("minItems", 1)
