@@ -266,6 +266,36 @@ def test_a_search_keeps_no_more_states_the_longer_it_goes_on(monkeypatch):
     assert len(kept) > 400 and max(kept) < 60
 
 
+class Refusing:
+    """A matcher that refuses the last token of whatever is longer than `fits`."""
+
+    def __init__(self, fits: int) -> None:
+        self.fits, self.given = fits, 0
+
+    def validate_tokens(self, tokens: list[int]) -> int:
+        self.given += len(tokens)
+        return min(len(tokens), max(self.fits, len(tokens) - 1))
+
+
+@pytest.mark.parametrize(("find", "fits"), [(closing.rejoin, 0), (closing.resume, 0), (closing.resume, 8)])
+def test_long_ways_are_not_fitted_for_long(find, fits):
+    matcher = Refusing(fits)
+    assert find(matcher, list(range(5000))) is None
+    assert matcher.given < 15_000  # of 12,500,000
+
+
+def test_a_long_way_gets_shorter_as_it_is_gone():
+    """Also where other tokens are in the place of its own."""
+    items = of_schema({"type": "array", "minItems": 900, "items": {"type": "integer"}})
+    n = least(items)
+    guide = COMPILER.compile(items).result().guide(n + 9, False)
+    bracket, seven, comma = (next(i for i in LETTERS.encode(c, False)) for c in "[7,")
+    assert n == 1802
+    for i, token in enumerate((bracket, *(seven, comma) * 100)):
+        assert guide.advance(token).tokens == (token,)
+        assert len(guide.closing) == n - 1 - i
+
+
 def test_no_way_is_found_behind_a_bound(bounded):
     compiled = bounded(1000).compile(BEHIND_A).result()
     matcher, draw, ways = compiled._matcher.deep_copy(), random.Random(1), compiled._ways

@@ -235,8 +235,8 @@ def test_a_response_format_of_tgis_has_its_value():
     ("path", "body"),
     [
         ("/v1/completions", '{"prompt": "x", "guided_json": {"default": %s}}'),
-        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "x"}], "tools": '
-         '[{"type": "function", "function": {"name": "f", "parameters": {"default": %s}}}], "tool_choice": "required"}'),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "x"}], "tool_choice": "required", '
+         '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": %s}}}]}'),
     ],
     ids=["schema", "tools"],
 )  # fmt: skip
