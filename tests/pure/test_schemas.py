@@ -49,6 +49,20 @@ def test_what_cannot_be_followed_is_named_by_its_pointer(inner, place):
     assert f" at /properties/a~1b/{place}: not supported (" in str(refused.value)
 
 
+def test_patterns_of_names_are_as_many_as_are_quickly_compared():
+    """Each with each, also where they are in several places."""
+
+    def of(*counts: int) -> Grammar:
+        places = {f"{at}": {"patternProperties": {f"^p{i}x": {} for i in range(n)}} for at, n in enumerate(counts)}
+        return Grammar("json_schema", json.dumps({"type": "object", "properties": places}))
+
+    assert COMPILER.check(of(128), 100) == COMPILER.check(of(60, 60, 60), 100) == []
+    with pytest.raises(InvalidRequest, match="at /properties/0/patternProperties: not supported above 128 patterns"):
+        COMPILER.check(of(129), 100)
+    with pytest.raises(InvalidRequest, match="at /properties/1/patternProperties: not supported above 128 patterns"):
+        COMPILER.check(of(100, 100), 100)
+
+
 def test_schemas_are_changed_from_within_and_nothing_else():
     seen = []
 
