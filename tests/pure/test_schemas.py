@@ -33,6 +33,8 @@ COMPILER = Compiler(Letters(), 512)
         ({"type": "string", "pattern": "(?<!x)b  c"}, "pattern"),
         ({"type": "string", "pattern": "\\bfoo\\b"}, "pattern"),
         ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
+        ({"type": "string", "pattern": f"{'a' * 600}(?=b)"}, "pattern"),
+        ({"type": "string", "pattern": "a\n(?=b)"}, "pattern"),
         ({"type": "string", "pattern": ["a"]}, "pattern"),
         ({"type": "string", "minLength": -1}, "minLength"),
         ({"type": "strin"}, "type"),

@@ -16,6 +16,7 @@ _DATA = ("enum", "const", "default", "examples", "example")  # values here are n
 _NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
 _DEPTH = 128  # more than llguidance reads
 _SHOWN = 5  # pointers
+_BEGIN = 400  # characters of a pattern of which the rest need not be shown
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 About = Callable[[str, Any], bool]
 
@@ -116,10 +117,13 @@ def _resource(found: re.Match[str]) -> About:
 
 
 def _pattern(found: re.Match[str]) -> About:
-    """A pattern as it is shown: with its whitespace made one space, and behind it marks below what is wrong."""
+    """A pattern as it is shown: with its whitespace made one space, and behind it marks below what is wrong; of a long
+    one only its begin."""
 
     def shown(pattern: str) -> bool:
-        text = " ".join(pattern.split())
+        text = " ".join(pattern.replace("\n", "\\n").split())
+        if len(found[1]) >= _BEGIN and text.startswith(found[1]):
+            return True
         return found[1] == text or re.match(r"\s*\^+ error: ", found[1].removeprefix(text)) is not None
 
     def about(key: str, value: Any) -> bool:
