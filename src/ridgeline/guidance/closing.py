@@ -137,7 +137,7 @@ class _State:
 
     def __init__(self, origin: _State | None, step: list[int], cost: int, fills: bool) -> None:
         self.origin, self.step, self.cost, self.fills = origin, step, cost, fills
-        self.path = [*origin.path, *step] if origin else []
+        self.path: list[int] = [*origin.path, *step] if origin else []
         self.matcher: LLMatcher | None = None
         self.mask: bytes | None = None
 
