@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 
 import pytest
 
@@ -10,7 +11,7 @@ from letters import Letters
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.grammar import Grammar
-from ridgeline.guidance.schemas import mapped
+from ridgeline.guidance.schemas import keywords, mapped
 
 COMPILER = Compiler(Letters(), 512)
 
@@ -32,6 +33,8 @@ COMPILER = Compiler(Letters(), 512)
         ({"type": "string", "pattern": "(?<!x)b  c"}, "pattern"),
         ({"type": "string", "pattern": "\\bfoo\\b"}, "pattern"),
         ({"type": "string", "pattern": "(a)\\1"}, "pattern"),
+        ({"type": "string", "pattern": f"{'a' * 600}(?=b)"}, "pattern"),
+        ({"type": "string", "pattern": "a\n(?=b)"}, "pattern"),
         ({"type": "string", "pattern": ["a"]}, "pattern"),
         ({"type": "string", "minLength": -1}, "minLength"),
         ({"type": "strin"}, "type"),
@@ -46,6 +49,20 @@ def test_what_cannot_be_followed_is_named_by_its_pointer(inner, place):
     with pytest.raises(InvalidRequest) as refused:
         COMPILER.check(Grammar("json_schema", json.dumps(schema)), 100)
     assert f" at /properties/a~1b/{place}: not supported (" in str(refused.value)
+
+
+def test_patterns_of_names_are_as_many_as_are_quickly_compared():
+    """Each with each, also where they are in several places."""
+
+    def of(*counts: int) -> Grammar:
+        places = {f"{at}": {"patternProperties": {f"^p{i}x": {} for i in range(n)}} for at, n in enumerate(counts)}
+        return Grammar("json_schema", json.dumps({"type": "object", "properties": places}))
+
+    assert COMPILER.check(of(128), 100) == COMPILER.check(of(60, 60, 60), 100) == []
+    with pytest.raises(InvalidRequest, match="at /properties/0/patternProperties: not supported above 128 patterns"):
+        COMPILER.check(of(129), 100)
+    with pytest.raises(InvalidRequest, match="at /properties/1/patternProperties: not supported above 128 patterns"):
+        COMPILER.check(of(100, 100), 100)
 
 
 def test_schemas_are_changed_from_within_and_nothing_else():
@@ -71,3 +88,15 @@ def test_schemas_too_deep_to_be_read_are_left_alone():
     for _ in range(5000):
         schema = {"items": [schema]}
     assert mapped(schema, lambda node: node)
+
+
+def test_places_take_little_memory_however_long_their_pointers_are():
+    name, many = "/" * 100_000, 2_000
+    schema = {"properties": {name: {"required": ["x"] * many, "not": {"items": {"anyOf": [{"minItems": 1}]}}}}}
+    tracemalloc.start()
+    found = list(keywords(schema))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 4_000_000  # of 400,000,000 that the pointers would take
+    place, key, value = found[-1]
+    assert str(place) == f"/properties/{'~1' * 100_000}/not/items/anyOf/0/minItems" and (key, value) == ("minItems", 1)

@@ -229,3 +229,22 @@ def test_a_response_format_of_tgis_has_its_value():
     server.post("/v1/chat/completions", body)
     grammar = server.client.submitted[0].params.grammar
     assert grammar.kind == "json_schema" and "properties" in grammar.value
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", '{"prompt": "x", "guided_json": {"default": %s}}'),
+        ("/v1/chat/completions", '{"messages": [{"role": "user", "content": "x"}], "tool_choice": "required", '
+         '"tools": [{"type": "function", "function": {"name": "f", "parameters": {"default": %s}}}]}'),
+    ],
+    ids=["schema", "tools"],
+)  # fmt: skip
+def test_what_is_just_not_too_deep_to_be_read_is_refused_where_it_is_too_deep_to_be_written(path, body):
+    async def statuses() -> set[int]:
+        server = Server.new(answer="{}", context=4000)
+        async with server.running():
+            depths = range(950, 1000)
+            return {(await server.ask("POST", path, (body % ("[" * n + "]" * n)).encode())).status for n in depths}
+
+    assert asyncio.run(statuses()) == {400}

@@ -231,6 +231,7 @@ def test_gemmas_answers_end_where_results_begin():
         ({"tool_choice": {"type": "function", "function": {"name": "unheard"}}}, "tool_choice"),
         ({"tool_choice": {"type": "odd"}}, "tool_choice"),
         ({"tool_choice": {}}, "tool_choice"),
+        ({"tool_choice": {"None": {"name": "now"}}}, "tool_choice"),
         ({"tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "x", "tools": [NOW]}}}, "tool_choice"),
         ({"tool_choice": "required", "tools": []}, "tool_choice"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [{"function": {"name": "now"}}]}]}, "messages"),

@@ -7,6 +7,7 @@ are given does not move.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,9 @@ _LONG = 96  # tokens of a way that is not worth looking for a shorter one
 _FIRST = 256  # tokens of an order that are looked at first
 _DEAR = 512  # what a way may cost
 _LOOP = 2  # what a token costs that leaves everything as it was, as text in a string does
+_FITTED = 4096  # tokens of a way's rests that are looked at for one that fits: some 5 ms
+_NEAR = 8  # tokens of one that are looked at first
+_NEXT = (3, 2, 1)  # where rests begin in whose first tokens' place others are
 _PLACES = 48  # where a way is gone on with that need not be short
 
 
@@ -64,12 +68,15 @@ class Ways:
         return None
 
     def any(self, matcher: LLMatcher, old: list[int], most: int) -> list[int] | None:
-        """The same without a search, and the longest rest of `old`: wherever nothing is forced, the first thing that
-        may follow of some that close or fill. None where that leads nowhere, or to more than `most` tokens.
+        """The same without a search, and the longest rest of `old` for which there is room: wherever nothing is forced,
+        the first thing that may follow of some that close or fill. None where that leads nowhere, or to more than
+        `most` tokens.
         """
         matcher, path = matcher.deep_copy(), list[int]()
         for _ in range(_PLACES):
-            left = resume(matcher, old) or ([self.vocabulary.end] if matcher.is_accepting() else [])
+            room = max(0, most - len(path))
+            left = resume(matcher, old[max(0, len(old) - room) :])
+            left = left or ([self.vocabulary.end] if matcher.is_accepting() else [])
             if left or len(path) >= most:
                 path += left
                 return path if len(path) <= most and left else None
@@ -90,20 +97,28 @@ class Ways:
 
 
 def rejoin(matcher: LLMatcher, old: list[int]) -> list[int] | None:
-    """The shortest rest of `old` that may follow, if any does."""
-    return _rest(matcher, old, range(len(old) - 1, -1, -1))
+    """The shortest rest of `old` that may follow, if any is found quickly, or one that leaves out a few tokens."""
+    return _rest(matcher, old, range(len(old) - 1, -1, -1), _FITTED) or _rest(matcher, old, _NEXT, 4 * len(old))
 
 
 def resume(matcher: LLMatcher, old: list[int]) -> list[int] | None:
     """The longest."""
-    return _rest(matcher, old, range(len(old)))
+    return _rest(matcher, old, range(len(old)), _FITTED)
 
 
-def _rest(matcher: LLMatcher, old: list[int], starts: range) -> list[int] | None:
+def _rest(matcher: LLMatcher, old: list[int], starts: Iterable[int], most: int) -> list[int] | None:
+    """The first of these rests that fits, of as many as have some `most` tokens: few are looked at as a whole, for most
+    fail near their begin."""
     for start in starts:
-        rest = old[start:]
-        if matcher.validate_tokens(rest) == len(rest):
+        for rest in (old[start : start + _NEAR], old[start:]):
+            fits = matcher.validate_tokens(rest)
+            most -= fits + _NEAR
+            if not rest or fits < len(rest):
+                break
+        else:
             return rest
+        if most < 0:
+            break
     return None
 
 
@@ -122,7 +137,7 @@ class _State:
 
     def __init__(self, origin: _State | None, step: list[int], cost: int, fills: bool) -> None:
         self.origin, self.step, self.cost, self.fills = origin, step, cost, fills
-        self.path = [*origin.path, *step] if origin else []
+        self.path: list[int] = [*origin.path, *step] if origin else []
         self.matcher: LLMatcher | None = None
         self.mask: bytes | None = None
 
@@ -168,6 +183,7 @@ class _Search:
         while level and self.states > 0:
             following = list[_State]()
             for state in level:
+                state.origin = None  # or all states on the way here would be kept, and each is as large as it is long
                 if not (mask := self.look(state)):
                     continue
                 bits = bits_of(mask, self.ways.vocabulary.size)
@@ -194,11 +210,10 @@ class _Search:
         end = self.ways.vocabulary.end
         if bits[end]:
             return [end]
-        for at in np.flatnonzero(bits[self.rests]).tolist():
-            rest = self.old[len(self.old) - 1 - at :]
-            if state.follows(rest):
-                return rest
-        return []
+        if state.matcher is None or not self.old:
+            return []
+        starts = (len(self.old) - 1 - at for at in np.flatnonzero(bits[self.rests]).tolist())
+        return _rest(state.matcher, self.old, starts, _FITTED) or []
 
 
 def _nearest(search: _Search, following: list[_State], below: int) -> list[_State]:

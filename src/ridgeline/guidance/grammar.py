@@ -25,6 +25,7 @@ MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than th
 MAX_CHOICES = 4096
 _PARTS = 16  # patterns of a schema that examples are made of
 _BEHINDS = 256  # looked at in Lark
+_PATTERNS = 128  # of names in one place: each is compared with each, 0.2 s in all, of 300 some 7
 _JSON = {  # \u would spell names that are taken, and two of them one character
     "whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"',
 }  # fmt: skip
@@ -62,11 +63,17 @@ def translate(grammar: Grammar) -> str:
     if grammar.kind == "lark":
         return LLMatcher.grammar_from_lark(_lark(text))
     schema = {"type": "object"} if grammar.kind == "json_object" else _schema(text)
+    pairs = 0
     for place, key, value in keywords(schema):  # names may repeat in an answer, and then count once
         if key == "minProperties" and isinstance(value, int) and value > 1:
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
         if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
             raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported", "grammar")
+        pairs += len(value) ** 2 if key == "patternProperties" and isinstance(value, dict) else 0
+        if pairs > _PATTERNS**2:
+            raise InvalidRequest(
+                f"the JSON schema cannot be followed at {place}: not supported above {_PATTERNS} patterns", "grammar"
+            )
     try:
         return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
     except ValueError as wrong:

@@ -16,6 +16,7 @@ _DATA = ("enum", "const", "default", "examples", "example")  # values here are n
 _NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
 _DEPTH = 128  # more than llguidance reads
 _SHOWN = 5  # pointers
+_BEGIN = 400  # characters of a pattern of which the rest need not be shown
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 About = Callable[[str, Any], bool]
 
@@ -39,19 +40,35 @@ def mapped(node: Any, change: Change, leave: Collection[str] = (), depth: int = 
     return change({key: inside(key, value) for key, value in node.items()})
 
 
-def keywords(schema: Any) -> Iterator[tuple[str, str, Any]]:
-    """(JSON pointer, keyword, value) of a schema and of those within it, breadth first."""
-    level = [("", schema)]
+class Place:
+    """A place in a schema, which str() makes a JSON pointer: pointers of all places would take its length squared."""
+
+    __slots__ = ("_above", "_key")
+
+    def __init__(self, above: Place | None = None, key: str | int = "") -> None:
+        self._above, self._key = above, key
+
+    def __str__(self) -> str:
+        keys, at = list[str](), self
+        while at._above is not None:
+            keys.append(str(at._key).replace("~", "~0").replace("/", "~1"))
+            at = at._above
+        return "".join(f"/{key}" for key in reversed(keys))
+
+
+def keywords(schema: Any) -> Iterator[tuple[Place, str, Any]]:
+    """(place, keyword, value) of a schema and of those within it, breadth first."""
+    level = [(Place(), schema)]
     while level:
-        below: list[tuple[str, Any]] = []
+        below: list[tuple[Place, Any]] = []
         for at, node in level:
             for key, value in node.items() if isinstance(node, dict) else ():
-                place = f"{at}/{_escaped(key)}"
+                place = Place(at, key)
                 yield place, key, value
                 if key in _NAMES and isinstance(value, dict):
-                    below += [(f"{place}/{_escaped(name)}", inner) for name, inner in value.items()]
+                    below += [(Place(place, name), inner) for name, inner in value.items()]
                 elif isinstance(value, list) and key not in _DATA:
-                    below += [(f"{place}/{i}", inner) for i, inner in enumerate(value)]
+                    below += [(Place(place, i), inner) for i, inner in enumerate(value)]
                 elif key not in _DATA:
                     below.append((place, value))
         level = below
@@ -62,11 +79,7 @@ def unsupported(schema: Any, said: str) -> str:
     about = next((make(found) for pattern, make in _ERRORS if (found := re.search(pattern, said))), None)
     places = [place for place, key, value in keywords(schema) if about(key, value)] if about is not None else []
     more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return f"{', '.join(places[:_SHOWN])}{more}"
-
-
-def _escaped(key: str) -> str:
-    return key.replace("~", "~0").replace("/", "~1")
+    return f"{', '.join(map(str, places[:_SHOWN]))}{more}"
 
 
 def _unknown(found: re.Match[str]) -> About:
@@ -104,10 +117,13 @@ def _resource(found: re.Match[str]) -> About:
 
 
 def _pattern(found: re.Match[str]) -> About:
-    """A pattern as it is shown: with its whitespace made one space, and behind it marks below what is wrong."""
+    """A pattern as it is shown: with its whitespace made one space, and behind it marks below what is wrong; of a long
+    one only its begin."""
 
     def shown(pattern: str) -> bool:
-        text = " ".join(pattern.split())
+        text = " ".join(pattern.replace("\n", "\\n").split())
+        if len(found[1]) >= _BEGIN and text.startswith(found[1]):
+            return True
         return found[1] == text or re.match(r"\s*\^+ error: ", found[1].removeprefix(text)) is not None
 
     def about(key: str, value: Any) -> bool:

@@ -18,7 +18,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from ridgeline.errors import RidgelineError
 from ridgeline.server import sse
-from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Reply
+from ridgeline.server.errors import BodyTooLarge, BodyTooSlow, ErrorShape, Incomplete, Malformed, Reply
 from ridgeline.server.hub import Hub
 from ridgeline.server.jobs import Event
 from ridgeline.server.keys import Key
@@ -94,7 +94,10 @@ class Endpoint:
 
     async def _answer(self, body: bytes, headers: Mapping[str, str], record: Record, send: Send) -> None:
         async with self._hub.stream(record) as stream:
-            answer = await self._handler(Call(body, headers, record.begin, record.id, stream, record.key))
+            try:
+                answer = await self._handler(Call(body, headers, record.begin, record.id, stream, record.key))
+            except RecursionError:  # it was read with more of the stack left than what is made of it is written with
+                raise Malformed("the body is nested too deeply") from None
             if isinstance(answer, Reply):
                 await send_reply(send, answer)
             else:

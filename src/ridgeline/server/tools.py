@@ -169,13 +169,14 @@ def _named(given: str | dict[str, Any]) -> tuple[str, list[str] | None]:
         return "required", None
     if isinstance(given, str):
         return "required", [given]
-    inner = given.get(str(given.get("type")))
+    kind = given.get("type")
+    inner = given.get(kind) if isinstance(kind, str) else None
     if not isinstance(inner, dict):
         return "", None
-    if given["type"] == "function" and isinstance(inner.get("name"), str):
+    if kind == "function" and isinstance(inner.get("name"), str):
         return "required", [inner["name"]]
     listed = inner.get("tools")
-    if given["type"] != "allowed_tools" or not isinstance(listed, list) or not listed:
+    if kind != "allowed_tools" or not isinstance(listed, list) or not listed:
         return "", None
     found = [_named(tool)[1] if isinstance(tool, dict) else None for tool in listed]
     if any(name is None for name in found):
