@@ -55,6 +55,7 @@ class Stream:
 
     async def __aexit__(self, *exc: object) -> None:
         self._hub.discard(self)
+        self._say = self._rest = None  # they know this stream: it goes at once, not when cycles are looked for
         self._close()
 
     def _close(self) -> None:
