@@ -63,3 +63,15 @@ def test_a_step_with_which_an_engine_was_lost_read_prompts_or_did_not():
     ledger.deliver(Delta(second, 0, (), "", CANCELLED))
     ledger.engine_died()
     assert ledger.failures == Failures(reading=2, answering=1)
+
+
+def test_a_new_engine_reads_again_what_had_begun():
+    ledger = Ledger(fake_engine().info)
+    first = ledger.accept([1, 2], greedy(9), Collected(), NO_TERMS).id
+    ledger.due()
+    ledger.take(StepDelta(1, (Delta(first, 0, (Token(5),), "a"),), 1, 0, 0))
+    ledger.engine_died()
+    assert ledger.failures == Failures(answering=1)
+    ledger.due()
+    ledger.engine_died()
+    assert ledger.failures == Failures(reading=1, answering=1)

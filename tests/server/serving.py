@@ -121,8 +121,8 @@ class FakeClient:
 
     def cancel(self, id: int, reason: str = CANCELLED) -> None:
         with self._lock:
+            self.reasons.setdefault(id, reason)  # first: `pump` looks without the lock
             self.cancelled.append(id)
-            self.reasons.setdefault(id, reason)
 
     def pause(self, id: int) -> None:
         with self._lock:

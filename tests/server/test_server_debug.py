@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import time
+from types import SimpleNamespace
 
 import pytest
 from serving import Server
@@ -10,7 +12,9 @@ from serving import Server
 from ridgeline.config import AccessConfig
 from ridgeline.engine import journal
 from ridgeline.engine.records import Note
+from ridgeline.server.debug import about_request
 from ridgeline.server.keys import new_key, write_keys
+from ridgeline.server.remembered import Remembered
 
 CHAT = "/v1/chat/completions"
 MESSAGES = {"messages": [{"role": "user", "content": "hello"}]}
@@ -134,3 +138,17 @@ def test_words_name_no_other_keys_requests(keyed):
     assert "request 2" not in anns and "waits: another request is computing" in anns
     assert "gives way: another request needed pages; 9 tokens" in anns
     assert roots.count("choice 7 of request 2") == 2
+
+
+def test_a_key_that_asks_for_much_holds_nobody_up():
+    """All that is remembered is of one key, and every word names another's request."""
+    remembered, told = Remembered(), journal.Journal()
+    for i in range(4096):
+        remembered.begin("ann", f"request-{i}", list(range(100 * i, 100 * i + 100)))
+        told.add([Note(i % 100, 0, journal.GIVES_WAY, (10**6 + i, 0, 9))])
+    hub = SimpleNamespace(remembered=remembered, client=SimpleNamespace(ledger=SimpleNamespace(why=told.why)))
+    begin = time.perf_counter()
+    requests = about_request(hub, "request-0", "ann").body["requests"]
+    assert time.perf_counter() - begin < 3
+    assert [r["request"] for r in requests] == [*range(36, 100)]  # the last, while it goes on too
+    assert all("another request needed pages" in said for r in requests for said in r["why"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import re
 import time
@@ -295,6 +296,42 @@ def test_who_leaves_is_dropped(stream):
     assert samples['tgi_request_failure{err="dropped"}'] == 1
     assert samples['ridgeline_requests_total{key="",status="499"}'] == 1
     assert 'ridgeline_requests_total{key="",status="200"}' not in samples
+
+
+def test_a_fault_of_ours_is_a_500_and_nobody_who_left(monkeypatch):
+    file = io.StringIO()
+    monkeypatch.setattr("sys.stderr", file)
+    server = Server.new(log_format="json")
+
+    async def look():
+        async with server.running():
+            with monkeypatch.context() as broken, pytest.raises(ZeroDivisionError):
+                broken.setattr(server.app.state.hub.metrics, "text", lambda *_: 1 / 0)
+                await server.ask("GET", "/metrics")
+            return read((await server.ask("GET", "/metrics")).body)[0]
+
+    assert asyncio.run(look())['ridgeline_requests_total{key="",status="500"}'] == 1
+    line = json.loads(file.getvalue().splitlines()[0])
+    assert (line["status"], line["error"]) == (500, "incomplete_generation")
+
+
+def test_a_stream_that_the_server_gave_up_was_no_success():
+    """As uvicorn does at the end of its patience with clients who take nothing, when it shuts down."""
+    server = Server.new()
+    server.client.gate.clear()
+
+    async def cut():
+        async with server.running():
+            asking = asyncio.ensure_future(server.ask("POST", CHAT, USER | {"stream": True}))
+            await until(lambda: bool(server.client.submitted))
+            await asyncio.sleep(0.02)
+            asking.cancel()
+            await asyncio.wait([asking])
+            await until(lambda: server.client.idle)
+            return read((await server.ask("GET", "/metrics")).body)[0]
+
+    samples = asyncio.run(cut())
+    assert samples["tgi_request_success"] == 0 and samples['tgi_request_failure{err="incomplete"}'] == 1
 
 
 def test_the_board_shows_what_there_is():

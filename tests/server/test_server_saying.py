@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Awaitable, Callable
 
 import pytest
-from serving import FakeClient, byte_tokenizer, until
+from serving import FakeClient, Server, byte_tokenizer, until
 
 from ridgeline.engine.params import SamplingParams
 from ridgeline.server.hub import Hub
@@ -110,3 +112,30 @@ def test_a_reader_who_is_cancelled_while_something_waits_leaves_nothing_behind()
     with pytest.raises(asyncio.CancelledError):
         listened(said, leave)
     assert said.times == 5 and len(clients[0].cancelled) == 1
+
+
+def test_a_stream_is_gone_with_its_request():
+    """What it holds is given back then, not when cycles are looked for."""
+    server, streams = Server.new(), []
+
+    async def asked() -> list[bool]:
+        async with server.running():
+            hub = server.app.state.hub
+            usual = hub.stream
+
+            def stream(*given):
+                made = usual(*given)
+                streams.append(weakref.ref(made))
+                return made
+
+            hub.stream = stream
+            for _ in range(3):
+                await server.ask("POST", "/generate_stream", {"inputs": "a"})
+            await asyncio.sleep(0.1)  # the pump thread lets go of the last
+            return [stream() is None for stream in streams]
+
+    gc.disable()
+    try:
+        assert asyncio.run(asked())[:2] == [True] * 2
+    finally:
+        gc.enable()

@@ -290,7 +290,7 @@ class Ledger:
     def _count_failure(self) -> None:
         """Of the step that an engine was at when it was lost, if it was at any."""
         busy = [x for id, x in self._live.items() if id not in self._unsent and not x.paused]
-        silent = sum(x.open for x in busy if not any(x.emitted))
+        silent = sum(x.open for x in busy if x.deaths or not any(x.emitted))  # a new engine reads all again
         if silent > self.last.waiting:  # they cannot all have waited
             self.failures.reading += 1
         elif busy:

@@ -107,7 +107,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         return self.min_tokens > 0 or bool(self.bad_words)
 
 
-_DEFAULTS = SamplingParams()
+_DEFAULTS = msgspec.convert({}, SamplingParams)  # by msgspec, which crashes where threads first show it a type at once
 _NOT_WITH_BEAMS = (
     "top_k", "top_p", "min_p", "typical_p", "repetition_penalty", "frequency_penalty", "presence_penalty", "logit_bias",
     "seeds", "stop", "bad_words", "forced", "watermark", "prompt_logprobs", "processed_logprobs", "grammar",

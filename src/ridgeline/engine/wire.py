@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import struct
@@ -34,7 +35,8 @@ class Channel:
         self.sock.sendall(_LENGTH.pack(len(data)) + data)
 
     def receive(self, timeout: float | None) -> list[Any]:
-        """Messages that have arrived, waiting up to `timeout` seconds (None: for ever) for the first byte.
+        """Messages that have arrived, waiting up to `timeout` seconds (None: for ever) for the first byte. All that is
+        there is read: an engine asks once a step, and a long prompt is not to take a step for each piece of it.
 
         Raises EOFError when the other end is gone.
         """
@@ -42,13 +44,19 @@ class Channel:
         try:
             if not self._poll.poll(None if timeout is None else timeout * 1000):
                 return []
-            data = self.sock.recv(_PIECE)
+            if not (size := self._read()):
+                raise EOFError("the other end closed the connection")
         except OSError as gone:
             raise EOFError(str(gone)) from None
-        if not data:
-            raise EOFError("the other end closed the connection")
-        self._buffer += data
+        with contextlib.suppress(OSError):  # the next call says that it is gone: what had come before is whole
+            while size == _PIECE and self._poll.poll(0):
+                size = self._read()
         return self._complete()
+
+    def _read(self) -> int:
+        data = self.sock.recv(_PIECE)
+        self._buffer += data
+        return len(data)
 
     def _complete(self) -> list[Any]:
         messages, start = [], 0

@@ -44,13 +44,14 @@ def about_request(hub: Hub, id: str, key: str | None = None) -> Reply:
     """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name. With
     `key` for whoever has that one: there is nothing then but its own requests."""
     numbers, why = hub.remembered.ids(id, key), hub.client.ledger.why
+    own = None if key is None else hub.remembered.all(key)
     if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and why(int(id)):
-        numbers = [int(id)] if key is None or hub.remembered.has(int(id), key) else []
+        numbers = [int(id)] if own is None or int(id) in own else []
     if not numbers:
         raise NoRoute(f"no request {id[:80]!r} is remembered")
 
     def hidden(other: re.Match[str]) -> str:
-        return other[0] if key is None or hub.remembered.has(int(other[1]), key) else "another request"
+        return other[0] if own is None or int(other[1]) in own else "another request"
 
     told = [{"request": n, "why": [_OTHER.sub(hidden, said) for said in why(n)]} for n in numbers]
     return Reply({"id": id, "requests": told})

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ridgeline.errors import RidgelineError
 from ridgeline.server.access import Access
-from ridgeline.server.errors import ErrorShape, shape_of
+from ridgeline.server.errors import ErrorShape, Incomplete, shape_of
 from ridgeline.server.http import send_reply
 from ridgeline.server.record import REQUEST_ID, Record, record_of
 from ridgeline.server.schema import WARNING_HEADER
@@ -53,6 +53,9 @@ class Front:
 
         try:
             await self._admitted(scope, record, receive, answer)
+        except BaseException:  # which whoever is around this answers with a 500, or by closing the connection
+            record.status, record.error = record.status or 500, record.error or Incomplete.kind
+            raise
         finally:
             record.end = time.perf_counter()
             for observe in self._observers:

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 _REQUESTS = 4096
-_LISTED = 64  # ids of each, once it has ended
+_LISTED = 64  # ids of each: all that are told, and all that are kept once it has ended
 
 
 class Remembered:
@@ -33,11 +33,11 @@ class Remembered:
     def ids(self, name: str, key: str | None = None) -> list[int]:
         """Of requests of this name, which may have a prefix; with `key` of this key's alone."""
         names = (name, name.partition("-")[2])
-        return [id for (_, found), ids in self._of(key) if found in names for id in ids]
+        return [id for (_, found), ids in self._of(key) if found in names for id in ids[-_LISTED:]]
 
-    def has(self, id: int, key: str) -> bool:
-        """Whether it is of one of this key's requests."""
-        return any(id in ids for _, ids in self._of(key))
+    def all(self, key: str) -> set[int]:
+        """Of all requests of this key: made once for all that is asked of it, as it goes through thousands."""
+        return {id for _, ids in self._of(key) for id in ids}
 
     def _of(self, key: str | None) -> Iterator[tuple[tuple[str, str], list[int]]]:
         return (item for item in self._found.items() if key in (None, item[0][0]))

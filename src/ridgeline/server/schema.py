@@ -7,6 +7,7 @@ warning header. Must not know engines or HTTP.
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -214,6 +215,10 @@ _NESTED: Mapping[str, type[msgspec.Struct]] = {
 }
 
 
+_met: set[type] = set()  # that msgspec has looked at, with all that is in them
+_meeting = threading.Lock()
+
+
 def decode_openai(body: bytes, kind: type[T], strict: bool = False) -> tuple[T, dict[str, str]]:
     """The request and the headers that say what of it is ignored, which `strict` refuses.
 
@@ -270,13 +275,22 @@ def decode_object(body: bytes) -> dict[str, Any]:
     return raw
 
 
+def convert(raw: Any, kind: type[T]) -> T:
+    """msgspec's, from any thread: it looks at a type when it first meets it, and crashes where two threads do so."""
+    if kind not in _met:
+        with _meeting:
+            msgspec.json.Decoder(kind)
+            _met.add(kind)
+    return msgspec.convert(raw, kind)
+
+
 def _convert(raw: dict[str, Any], kind: type[T]) -> T:
     try:
-        return msgspec.convert(raw, kind)
+        return convert(raw, kind)
     except (msgspec.ValidationError, RecursionError) as wrong:
         error = wrong
     try:
-        return msgspec.convert(_whole(raw), kind)
+        return convert(_whole(raw), kind)
     except (msgspec.ValidationError, RecursionError):
         text = str(error).replace("`", "'")
         found = re.search(r"\$\.(\w+)", text) or re.search(r"required field '(\w+)'", text)

@@ -55,6 +55,7 @@ class Stream:
 
     async def __aexit__(self, *exc: object) -> None:
         self._hub.discard(self)
+        self._say = self._rest = None  # they know this stream: it goes at once, not when cycles are looked for
         self._close()
 
     def _close(self) -> None:
@@ -117,8 +118,9 @@ class Stream:
 
     def _give_back(self) -> None:
         """Let others have the places that were booked and are not taken."""
-        if self._places is not None:
-            self._hub.client.ledger.unbook(self._places)
+        places, self._places = self._places, None
+        if places is not None:
+            self._hub.client.ledger.unbook(places)
 
     def _accepted(self, job: Job) -> None:
         """The engine has taken a job: its prompt counts, and is paid for, whoever waits for the answer."""

@@ -15,7 +15,7 @@ import msgspec
 from ridgeline.engine.params import Grammar
 from ridgeline.errors import InvalidRequest, ToolError
 from ridgeline.guidance.schemas import unsupported
-from ridgeline.server.schema import ChatRequest
+from ridgeline.server.schema import ChatRequest, convert
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.dialogue import Dialogue
 from ridgeline.text.reasoning import is_open
@@ -115,7 +115,7 @@ def _tool(index: int, raw: dict[str, Any]) -> Tool:
     if raw.get("type", "function") != "function":
         raise ToolError(f"{where}: only tools of type 'function' are served, not {raw['type']!r:.40}", "tools")
     try:
-        tool = msgspec.convert(raw, Tool)
+        tool = convert(raw, Tool)
     except (msgspec.ValidationError, RecursionError) as error:
         raise ToolError(f"{where}: {str(error).replace('`', chr(39))}", "tools") from None
     if not _NAME.fullmatch(tool.function.name):
