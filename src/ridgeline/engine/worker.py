@@ -39,6 +39,8 @@ def serve(channel: Channel, config: EngineConfig, progress: Progress, watch: Wat
         channel.send(LoadFailed(type(wrong).__name__, str(wrong)))
         return
     engine, backend = loaded.engine, loaded.opened.backend
+    if engine.compiler is not None:
+        engine.compiler.trial = None  # the server accepted no grammar without one
     if isinstance(backend, Counting):
         counter = progress.array()
         counter += np.uint64(1)  # says that there is something to watch

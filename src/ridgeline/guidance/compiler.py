@@ -1,7 +1,8 @@
 """Compiler: grammars to matchers, in one thread of its own, with bounds and a memory of the last ones.
 
-A client's side compiles to accept or refuse, an engine's to guide; both find the same. The thread gives way to all
-others, and its stack is deep: llguidance reads a grammar's rules recursively.
+A client's side compiles to accept or refuse, an engine's to guide; both find the same. A grammar is tried first in a
+process of its own. The thread gives way to all others, and its stack is deep: llguidance reads a grammar's rules
+recursively.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING
 from ridgeline.errors import InvalidRequest, Overloaded
 from ridgeline.guidance.closing import Ways
 from ridgeline.guidance.grammar import Grammar, check_form, explain, parts, translate, wholes
+from ridgeline.guidance.trial import STACK, Trial
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -29,7 +31,6 @@ BUDGET_S = 10.0  # for compiling, waiting for others' turns included
 _OWN_S = 8.0  # of compiling alone: a grammar that takes longer is itself at fault
 _KEPT = 64  # grammars
 _STATES = 4096  # looked at for the first closing
-_STACK = 256 << 20  # of addresses; memory is what is touched
 _NICE = 10  # a tenth of a core that a model wants too: with less it would starve
 _stack_lock = threading.Lock()
 
@@ -79,10 +80,12 @@ class _Turn:
 
 
 class Compiler:
-    """Compiles grammars for one model, whose logits have `size` columns."""
+    """Compiles grammars for one model, whose logits have `size` columns. `trial` may be None where whoever sends them
+    has tried them."""
 
     def __init__(self, tokens: Tokens, size: int) -> None:
         self._tokens, self._size = tokens, size
+        self.trial: Trial | None = Trial(_OWN_S / 2)
         self._vocabulary: Vocabulary | None = None
         self._lock = threading.Lock()
         self._known: OrderedDict[Grammar, _Turn] = OrderedDict()
@@ -147,6 +150,8 @@ class Compiler:
         from ridgeline.guidance.vocabulary import Vocabulary
 
         text = translate(grammar)
+        if self.trial is not None and (wrong := self.trial.run(text)):
+            raise explain(grammar, wrong)
         if self._vocabulary is None:
             self._vocabulary = Vocabulary(self._tokens, self._size)
         limits = LLParserLimits(max_lexer_states=50_000, verbose_errors=False)
@@ -172,7 +177,7 @@ def thread(name: str, nice: int = 0) -> ThreadPoolExecutor:
 
     pool = ThreadPoolExecutor(1, name, begin)
     with _stack_lock:  # the size is that of all threads started meanwhile
-        before = threading.stack_size(_STACK)
+        before = threading.stack_size(STACK)
         try:
             pool.submit(int)
         finally:
