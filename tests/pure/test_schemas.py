@@ -83,6 +83,56 @@ def test_schemas_are_changed_from_within_and_nothing_else():
     assert found["allOf"] == schema["allOf"] and found["default"] == {"title": 9}
 
 
+@pytest.mark.parametrize(
+    ("schema", "place"),
+    [
+        ({"$ref": "#/default", "default": {"type": "object", "minProperties": 3}}, "/default/minProperties"),
+        ({"$ref": "#/x-a/1/y", "x-a": [0, {"y": {"allOf": [{"minProperties": 2}]}}]}, "/x-a/1/y/allOf/0/minProperties"),
+        ({"$ref": "#/%64efault/a~1b", "default": {"a/b": {"minProperties": 3}}}, "/default/a~1b/minProperties"),
+        ({"$ref": "#/x", "x": {"$ref": "#/y"}, "y": {"items": {"minProperties": 3}}}, "/y/items/minProperties"),
+        ({"$ref": "#/x", "x": {"$ref": "#/x/y", "y": {"$ref": "#/x", "minProperties": 3}}}, "/x/y/minProperties"),
+        ({"$ref": "#/x", "x": {"type": "string", "format": "zz"}}, "/x/format"),
+        ({"$defs": {"a": {"$id": "q.json", "$ref": "#/x", "x": {"minProperties": 3}}}}, "/$defs/a/x/minProperties"),
+        ({"$ref": "http://e/q#/x", "items": {"$id": "http://e/q", "x": {"minItems": -1}}}, "/items/x/minItems"),
+        ({"$id": "http://e.org/q", "$ref": "q#/x", "x": {"minProperties": 3}}, "/x/minProperties"),
+        ({"$ref": "#/x", "x": {"x-guidance": {}}}, "/x/x-guidance"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_references_point_to_is_looked_at_wherever_it_is(schema, place):
+    with pytest.raises(InvalidRequest) as refused:
+        COMPILER.check(Grammar("json_schema", json.dumps(schema)), 100)
+    assert f" at {place}: not supported" in str(refused.value)
+
+
+@pytest.mark.parametrize("inner", [{"minProperties": 3}, {"x-guidance": {}}, [{"minProperties": 3}], {"$ref": "#/no"}])
+def test_what_is_no_schema_is_not_looked_at(inner):
+    """Also in a document with references, to places that are schemas already."""
+    schema = {"type": "null", "x-meta": inner, "default": inner, "examples": [inner]}
+    assert COMPILER.check(Grammar("json_schema", json.dumps(schema)), 100) == []
+    schema = {"type": "array", "items": {"$ref": "#"}, "x-meta": inner, "properties": {"x": {"$ref": "#/properties/x"}}}
+    assert COMPILER.check(Grammar("json_schema", json.dumps(schema)), 100) == []
+
+
+def test_each_place_is_there_once_where_references_go_round():
+    schema = {"$ref": "#/x/y", "x": {"y": {"$ref": "#/x", "type": "null"}}, "$defs": {"z": {"$ref": "#/$defs/z"}}}
+    found = [(str(place), value) for place, _, value in keywords(schema) if place and not isinstance(value, dict)]
+    assert found == [
+        ("/$ref", "#/x/y"), ("/$defs/z/$ref", "#/$defs/z"), ("/x/y/$ref", "#/x"), ("/x/y/type", "null"),
+    ]  # fmt: skip
+
+
+def test_data_are_changed_where_they_are_schemas_that_are_referred_to():
+    """But not values that an answer must be."""
+    date = {"format": "date"}
+    schema = {
+        "default": {"a": dict(date), "b": [dict(date)]}, "anyOf": [{"$ref": "#/default/b/0"}, {"$ref": "#/const"}],
+        "const": dict(date), "enum": [dict(date)], "x-meta": dict(date),
+    }  # fmt: skip
+    found = mapped(schema, lambda node: {key: value for key, value in node.items() if key != "format"})
+    assert found == {**schema, "default": {"a": date, "b": [{}]}}
+
+
 def test_schemas_too_deep_to_be_read_are_left_alone():
     schema = {"type": "null"}
     for _ in range(5000):

@@ -1,6 +1,6 @@
 """JSON schemas as data: where the schemas within one are, and which keywords an error of llguidance is about.
 
-Must not know what any keyword means.
+Must not know what keywords mean for an answer.
 """
 
 from __future__ import annotations
@@ -12,32 +12,20 @@ from urllib.parse import unquote
 
 import msgspec
 
-_DATA = ("enum", "const", "default", "examples", "example")  # values here are no schemas
-_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
+_ONE = (
+    "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+    "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")  # keys: names
+_EXACT = ("enum", "const")  # what is in them is said as it is
+_INDEX = re.compile(r"\+?0*[0-9]{1,9}")
 _DEPTH = 128  # more than llguidance reads
+_ALIKE = 16  # resources of one name that are looked at
 _SHOWN = 5  # pointers
 _BEGIN = 400  # characters of a pattern of which the rest need not be shown
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 About = Callable[[str, Any], bool]
-
-
-def mapped(node: Any, change: Change, leave: Collection[str] = (), depth: int = 0) -> Any:
-    """A schema with it and all within it changed, but for those under the keywords `leave`; inner ones first."""
-    if depth >= _DEPTH:
-        return node
-    if isinstance(node, list):
-        return [mapped(inner, change, leave, depth + 1) for inner in node]
-    if not isinstance(node, dict):
-        return node
-
-    def inside(key: str, value: Any) -> Any:
-        if key in _DATA or key in leave:
-            return value
-        if key in _NAMES and isinstance(value, dict):
-            return {name: mapped(inner, change, leave, depth + 1) for name, inner in value.items()}
-        return mapped(value, change, leave, depth + 1)
-
-    return change({key: inside(key, value) for key, value in node.items()})
 
 
 class Place:
@@ -56,30 +44,124 @@ class Place:
         return "".join(f"/{key}" for key in reversed(keys))
 
 
-def keywords(schema: Any) -> Iterator[tuple[Place, str, Any]]:
-    """(place, keyword, value) of a schema and of those within it, breadth first."""
-    level = [(Place(), schema)]
+Resource = tuple[Place, Any]  # a schema that pointers begin at
+Found = tuple[Place, Any, Resource]  # a schema, and what it is in
+
+
+class _References:
+    """Where the references of a schema point to, each target once. What is beside a name's last part is not looked at,
+    so that some more may be found than is meant."""
+
+    def __init__(self, root: Resource) -> None:
+        self._root = root
+        self._named: dict[str, list[Resource]] = {}
+        self._open: list[tuple[str, Resource]] = []
+        self._followed: set[tuple[str, int]] = set()
+
+    def read(self, place: Place, node: dict[str, Any], resource: Resource) -> Resource:
+        """Take what a schema says of names and references. The resource that it is in, or is."""
+        name, reference = node.get("$id"), node.get("$ref")
+        if isinstance(name, str):
+            resource = (place, node)
+            self._named.setdefault(_last(name), []).append(resource)
+        if isinstance(reference, str):
+            self._open.append((reference, resource))
+        return resource
+
+    def targets(self) -> Iterator[Found]:
+        """What the references point to that were read since."""
+        todo, self._open = self._open, []
+        for reference, resource in todo:
+            other, _, end = reference.partition("#")
+            pointer = unquote(end)
+            starts = self._named.get(_last(other), [])[:_ALIKE] if other else [resource]
+            for start in (*starts, self._root) if pointer.startswith("/") else ():
+                if (pointer, id(start[1])) not in self._followed:
+                    self._followed.add((pointer, id(start[1])))
+                    yield from _pointed(pointer, start)
+
+
+def _last(name: str) -> str:
+    """The last part of a resource's name."""
+    return name.partition("#")[0].rpartition("/")[2]
+
+
+def _pointed(pointer: str, start: Resource) -> Iterator[Found]:
+    place, node = start
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and key in node:
+            place, node = Place(place, key), node[key]
+        elif isinstance(node, list) and _INDEX.fullmatch(key) and int(key) < len(node):
+            place, node = Place(place, int(key)), node[int(key)]
+        else:
+            return
+    yield place, node, start
+
+
+def places(schema: Any) -> Iterator[tuple[Place, Any]]:
+    """(place, schema) of a schema and of those within it, breadth first, then of those that it refers to, wherever they
+    are. Each is there once; what only stands where a schema should is too."""
+    root = (Place(), schema)
+    references, seen = _References(root), set[int]()
+    level: list[Found] = [(*root, root)]
     while level:
-        below: list[tuple[Place, Any]] = []
-        for at, node in level:
-            for key, value in node.items() if isinstance(node, dict) else ():
-                place = Place(at, key)
-                yield place, key, value
-                if key in _NAMES and isinstance(value, dict):
-                    below += [(Place(place, name), inner) for name, inner in value.items()]
-                elif isinstance(value, list) and key not in _DATA:
-                    below += [(Place(place, i), inner) for i, inner in enumerate(value)]
-                elif key not in _DATA:
-                    below.append((place, value))
-        level = below
+        below: list[Found] = []
+        for place, node, outer in level:
+            if isinstance(node, dict):
+                if id(node) in seen:
+                    continue
+                seen.add(id(node))
+                resource = references.read(place, node, outer)
+                below += ((*inner, resource) for inner in _inside(place, node))
+            yield place, node
+        level = below or list(references.targets())
+
+
+def _inside(at: Place, node: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
+    """The schemas next within one."""
+    for key, value in node.items():
+        place = Place(at, key)
+        if key in _NAMES and isinstance(value, dict):
+            yield from ((Place(place, name), inner) for name, inner in value.items())
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((Place(place, i), inner) for i, inner in enumerate(value))
+        elif key in _ONE:
+            yield place, value
+
+
+def keywords(schema: Any) -> Iterator[tuple[Place, str, Any]]:
+    """(place, keyword, value) of a schema and of those within it, and of those that it refers to."""
+    for at, node in places(schema):
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield Place(at, key), key, value
+
+
+def mapped(schema: Any, change: Change, leave: Collection[str] = ()) -> Any:
+    """A schema with it and all within it changed, but for those under the keywords `leave`; inner ones first."""
+    schemas = {id(node) for _, node in places(schema) if isinstance(node, dict)}
+
+    def over(node: Any, depth: int) -> Any:
+        if depth >= _DEPTH:
+            return node
+        if isinstance(node, list):
+            return [over(inner, depth + 1) for inner in node]
+        if not isinstance(node, dict):
+            return node
+        if id(node) not in schemas:
+            return {key: over(value, depth + 1) for key, value in node.items()}
+        kept = (*_EXACT, *leave)
+        return change({key: value if key in kept else over(value, depth + 1) for key, value in node.items()})
+
+    return over(schema, 0)
 
 
 def unsupported(schema: Any, said: str) -> str:
     """JSON pointers of the keywords that llguidance's error is about; "" if there are none."""
     about = next((make(found) for pattern, make in _ERRORS if (found := re.search(pattern, said))), None)
-    places = [place for place, key, value in keywords(schema) if about(key, value)] if about is not None else []
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return f"{', '.join(map(str, places[:_SHOWN]))}{more}"
+    where = [place for place, key, value in keywords(schema) if about(key, value)] if about is not None else []
+    more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
+    return f"{', '.join(map(str, where[:_SHOWN]))}{more}"
 
 
 def _unknown(found: re.Match[str]) -> About:
