@@ -39,11 +39,50 @@ COMPILER = Compiler(Letters(), 512)
         ({"type": "string", "minLength": -1}, "minLength"),
         ({"type": "strin"}, "type"),
         ({"allOf": [{"type": "string"}, {"pattern": "a(?!b)"}]}, "allOf/1/pattern"),
+        ({"type": "number", "maximum": 1e308}, "maximum"),
+        ({"type": "number", "minimum": 0, "exclusiveMaximum": 1e20}, "exclusiveMaximum"),
+        ({"type": "integer", "maximum": 1, "minimum": -1e30}, "minimum"),
+        ({"type": "integer", "exclusiveMinimum": 9223372036854775807}, "exclusiveMinimum"),
+        ({"type": "number", "minimum": 1e-300}, "minimum"),
+        ({"type": "number", "maximum": -1e-100}, "maximum"),
+        ({"type": "integer", "multipleOf": 0}, "multipleOf"),
+        ({"type": "number", "multipleOf": 1e-20}, "multipleOf"),
+        ({"type": "number", "multipleOf": 123456789.123456}, "multipleOf"),
+        ({"type": "number", "multipleOf": 1e30}, "multipleOf"),
+        ({"type": "string", "minLength": 10**12}, "minLength"),
+        ({"type": "string", "minLength": 1, "maxLength": 10**12}, "maxLength"),
+        ({"type": "string", "minLength": "x  y"}, "minLength"),
+        ({"allOf": 7}, "allOf"),
+        ({"enum": {}}, "enum"),
+        ({"prefixItems": {"a": {}}}, "prefixItems"),
+        ({"properties": 7}, "properties"),
+        ({"type": 7}, "type"),
+        ({"type": ["string", 7]}, "type"),
+        ({"type": "a b"}, "type"),
+        ({"type": ""}, "type"),
+        ({"type": ["string", "strin"]}, "type"),
+        ({"type": "string", "format": "a b"}, "format"),
+        ({"type": "string", "format": "a\n b"}, "format"),
+        ({"type": "string", "format": ""}, "format"),
+        ({"type": "string", "format": "ab " * 300}, "format"),
+        ({"type": "object", "required": ["a", 3]}, "required"),
+        ({"items": 7}, "items"),
+        ({"type": "object", "properties": {"x": {}, "y": None}}, "properties/y"),
+        ({"anyOf": [{}, "x"]}, "anyOf/1"),
+        ({"$id": "x y"}, "$id"),
+        ({"$schema": "https://example.org/s"}, "$schema"),
+        ({"const": 10**30}, "const"),
+        ({"default": {"a": [1, {"b": -(2**63) - 1}]}}, "default"),
+        ({"type": "number", "maximum": 2**64}, "maximum"),
     ],
     ids=str,
 )
 def test_what_cannot_be_followed_is_named_by_its_pointer(inner, place):
-    others = {"type": "string", "pattern": "(a)b"}, {"$ref": "#/$defs/here"}, {"patternProperties": {"^y": {}}}
+    others = (
+        {"type": "string", "pattern": "(a)b", "minLength": 0, "maxLength": 9}, {"$ref": "#/$defs/here"}, {"const": 5},
+        {"patternProperties": {"^y": {}}}, {"type": "integer", "minimum": 0, "maximum": 1, "multipleOf": 1},
+        {"type": "string", "format": "date"}, {"allOf": [True]}, {"type": ["null", "boolean"]}, {"required": ["a"]},
+    )  # fmt: skip
     properties = {"a/b": inner, **{f"o{i}": other for i, other in enumerate(others)}}
     schema = {"type": "object", "properties": properties, "required": [*properties], "$defs": {"here": {}}}
     with pytest.raises(InvalidRequest) as refused:
@@ -131,6 +170,16 @@ def test_data_are_changed_where_they_are_schemas_that_are_referred_to():
     }  # fmt: skip
     found = mapped(schema, lambda node: {key: value for key, value in node.items() if key != "format"})
     assert found == {**schema, "default": {"a": date, "b": [{}]}}
+
+
+def test_long_pointers_are_told_by_their_begin_and_end():
+    name = "a" * 130_000
+    for inner, place in (({"minProperties": 3}, "minProperties"), ({"type": "strin"}, "type")):
+        with pytest.raises(InvalidRequest) as refused:
+            COMPILER.check(Grammar("json_schema", json.dumps({"properties": {name: inner}})), 100)
+        begin, end = f"/properties/{'a' * 88}", f"/{place}"
+        assert f" at {begin}...{'a' * (100 - len(end))}{end}: not supported" in str(refused.value)
+        assert len(str(refused.value)) < 400
 
 
 def test_schemas_too_deep_to_be_read_are_left_alone():

@@ -65,19 +65,20 @@ def translate(grammar: Grammar) -> str:
     schema = {"type": "object"} if grammar.kind == "json_object" else _schema(text)
     pairs = 0
     for place, key, value in keywords(schema):  # names may repeat in an answer, and then count once
+        why = ""
         if key == "minProperties" and isinstance(value, int) and value > 1:
-            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
-        if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
-            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported", "grammar")
+            why = " above 1"
         pairs += len(value) ** 2 if key == "patternProperties" and isinstance(value, dict) else 0
         if pairs > _PATTERNS**2:
+            why = f" above {_PATTERNS} patterns"
+        if why or key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
             raise InvalidRequest(
-                f"the JSON schema cannot be followed at {place}: not supported above {_PATTERNS} patterns", "grammar"
+                f"the JSON schema cannot be followed at {place.shown()}: not supported{why}", "grammar"
             )
     try:
         return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
     except ValueError as wrong:
-        raise InvalidRequest(f"the JSON schema cannot be read: {wrong}", "grammar") from None
+        raise explain(grammar, str(wrong)) from None
 
 
 def wholes(grammar: Grammar) -> list[str]:

@@ -23,7 +23,12 @@ _INDEX = re.compile(r"\+?0*[0-9]{1,9}")
 _DEPTH = 128  # more than llguidance reads
 _ALIKE = 16  # resources of one name that are looked at
 _SHOWN = 5  # pointers
-_BEGIN = 400  # characters of a pattern of which the rest need not be shown
+_WIDE = 100  # characters of a pointer that are shown at its begin, and at its end
+_BEGIN = 400  # characters of a text of which the rest need not be shown
+_LARGE = 2**63  # integers are smaller
+_LONGEST = 2**32  # lengths are smaller
+_TINY = 1e-80  # bounds next to zero are larger
+_BOUNDS = ("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum")
 Change = Callable[[dict[str, Any]], dict[str, Any]]
 About = Callable[[str, Any], bool]
 
@@ -42,6 +47,11 @@ class Place:
             keys.append(str(at._key).replace("~", "~0").replace("/", "~1"))
             at = at._above
         return "".join(f"/{key}" for key in reversed(keys))
+
+    def shown(self) -> str:
+        """The pointer, of a long one its begin and its end."""
+        pointer = str(self)
+        return pointer if len(pointer) <= 2 * _WIDE else f"{pointer[:_WIDE]}...{pointer[-_WIDE:]}"
 
 
 Resource = tuple[Place, Any]  # a schema that pointers begin at
@@ -158,10 +168,29 @@ def mapped(schema: Any, change: Change, leave: Collection[str] = ()) -> Any:
 
 def unsupported(schema: Any, said: str) -> str:
     """JSON pointers of the keywords that llguidance's error is about; "" if there are none."""
-    about = next((make(found) for pattern, make in _ERRORS if (found := re.search(pattern, said))), None)
-    where = [place for place, key, value in keywords(schema) if about(key, value)] if about is not None else []
-    more = f" and {len(where) - _SHOWN} more" if len(where) > _SHOWN else ""
-    return f"{', '.join(map(str, where[:_SHOWN]))}{more}"
+    found: list[Place] = []
+    if "schema must be an object or boolean" in said:
+        found = [place for place, node in places(schema) if not isinstance(node, (dict, bool))]
+    for pattern, make in _ERRORS:
+        if not found and (match := re.search(pattern, said)):
+            about = make(match)
+            found = [place for place, key, value in keywords(schema) if about(key, value)]
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    return f"{', '.join(place.shown() for place in found[:_SHOWN])}{more}"
+
+
+def _alike(value: Any, shown: str | None) -> bool:
+    """Whether a text is what is shown: with its whitespace made one space, and of a long one only its begin."""
+    text = " ".join(value.split()) if isinstance(value, str) else None
+    shown = shown or ""
+    return text == shown or (text is not None and len(shown) >= _BEGIN and text.startswith(shown))
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+    except OverflowError:
+        return float("inf") if value > 0 else float("-inf")
 
 
 def _unknown(found: re.Match[str]) -> About:
@@ -173,13 +202,99 @@ def _named(found: re.Match[str]) -> About:
     return lambda key, value: key == found[1]
 
 
-def _valued(name: str) -> Callable[[re.Match[str]], About]:
-    return lambda found: lambda key, value: key == name and value == found[1]
+def _valued(*names: str) -> Callable[[re.Match[str]], About]:
+    """Keywords that have the text that is told, or have it in a list."""
+
+    def make(found: re.Match[str]) -> About:
+        def about(key: str, value: Any) -> bool:
+            values = value if isinstance(value, list) else [value]
+            return key in names and any(_alike(one, found[1]) for one in values)
+
+        return about
+
+    return make
+
+
+def _other(kind: type) -> Callable[[re.Match[str]], About]:
+    """A keyword that is told, where its value is of another kind."""
+    return lambda found: lambda key, value: key == found[1] and not isinstance(value, kind)
+
+
+def _typed(found: re.Match[str]) -> About:
+    """Types that are no strings, or in a list not only strings."""
+
+    def about(key: str, value: Any) -> bool:
+        return key == "type" and not all(
+            isinstance(one, str) for one in (value if isinstance(value, list) else [value])
+        )
+
+    return about
 
 
 def _unexpected(found: re.Match[str]) -> About:
-    """`Expected string for 'pattern', got 7`, whose end may be cut off."""
-    return lambda key, value: key == found[1] and msgspec.json.encode(value).decode().startswith(found[2])
+    """`Expected string for 'pattern', got 7`, whose end may be cut off; it may be of one `item` of a list."""
+
+    def about(key: str, value: Any) -> bool:
+        if key != found[1]:
+            return False
+        values = value if found[2] and isinstance(value, list) else [value]
+        return any(" ".join(msgspec.json.encode(one).decode().split()).startswith(found[3]) for one in values)
+
+    return about
+
+
+def _ranged(found: re.Match[str]) -> About:
+    """Bounds of numbers: the larger is what cannot be spelled, and those of integers are cut to 64 bits."""
+    told = max((float(found[name]) for name in ("min", "max") if found[name]), key=abs)
+    most = _LARGE if found["kind"] == "integer" else float("inf")
+
+    def about(key: str, value: Any) -> bool:
+        number = _number(value) if key in _BOUNDS else None
+        return number is not None and max(-most, min(most, number)) == told
+
+    return about
+
+
+def _tiny(found: re.Match[str]) -> About:
+    def about(key: str, value: Any) -> bool:
+        number = _number(value) if key in _BOUNDS else None
+        return number is not None and 0 < abs(number) < _TINY
+
+    return about
+
+
+def _long(found: re.Match[str]) -> About:
+    """Lengths that no pattern can have."""
+    told = {int(length) for length in found.groups() if length and int(length) >= _LONGEST}
+    return lambda key, value: key in ("minLength", "maxLength") and _number(value) in told
+
+
+def _digits(found: re.Match[str]) -> About:
+    """A number of whose digits, made an integer, are told."""
+
+    def about(key: str, value: Any) -> bool:
+        number = _number(value) if key == "multipleOf" else None
+        while number is not None and abs(number) < _LARGE and number % 1:
+            number *= 10
+        return number is not None and number == float(found[1])
+
+    return about
+
+
+def _beyond(found: re.Match[str]) -> About:
+    """A number that is told, anywhere in data."""
+
+    def about(key: str, value: Any) -> bool:
+        open_, inner = [value], key not in (*_ONE, *_LISTS, *_NAMES)
+        while open_:
+            one = open_.pop()
+            if isinstance(one, int) and abs(one) >= _LARGE and str(one).startswith(found[1]):
+                return True
+            if inner and isinstance(one, (list, dict)):
+                open_ += one.values() if isinstance(one, dict) else one
+        return False
+
+    return about
 
 
 def _place(found: re.Match[str]) -> About:
@@ -192,7 +307,8 @@ def _resource(found: re.Match[str]) -> About:
     """A reference to another schema, of which the whole name is told."""
 
     def about(key: str, value: Any) -> bool:
-        other = value.partition("#")[0].removeprefix("./") if key == "$ref" and isinstance(value, str) else ""
+        named = key in ("$ref", "$schema") and isinstance(value, str)
+        other = value.partition("#")[0].removeprefix("./") if named else ""
         return bool(other) and found[1].endswith(other)
 
     return about
@@ -204,9 +320,7 @@ def _pattern(found: re.Match[str]) -> About:
 
     def shown(pattern: str) -> bool:
         text = " ".join(pattern.replace("\n", "\\n").split())
-        if len(found[1]) >= _BEGIN and text.startswith(found[1]):
-            return True
-        return found[1] == text or re.match(r"\s*\^+ error: ", found[1].removeprefix(text)) is not None
+        return _alike(text, found[1]) or re.match(r"\s*\^+ error: ", found[1].removeprefix(text)) is not None
 
     def about(key: str, value: Any) -> bool:
         if key == "patternProperties" and isinstance(value, dict):
@@ -228,15 +342,28 @@ def _overlapping(found: re.Match[str]) -> About:
 
 _ERRORS: tuple[tuple[str, Callable[[re.Match[str]], About]], ...] = (  # llguidance's, and what tells their keywords
     (r"Unimplemented keys: \[(.*?)\]", _unknown),
-    (r"Unknown format: (\S+)", _valued("format")),
-    (r"Invalid type: (\S+)", _valued("type")),
+    (r"Unknown format:(?: (.*))?$", _valued("format")),
+    (r"Invalid type:(?: (.*))?$", _valued("type")),
+    (r"Invalid URI reference '(.*)':", _valued("$id", "$ref", "$schema")),
     (r"^(\w+) constraints are not supported", _named),
-    (r"Expected [\w ]+ for '([^']+)', got (.+)", _unexpected),
+    (r"^(\w+) must be an array", _other(list)),
+    (r"^(\w+) must be an object", _other(dict)),
+    (r"^type must be a string", _typed),
+    (r"Expected [\w ]+ for '([^']+)'( item)?, got (.+)", _unexpected),
+    (
+        r"for (?P<kind>float|integer) range: min=(?:None|Some\((?P<min>.*?)\)), max=(?:None|Some\((?P<max>.*?)\))",
+        _ranged,
+    ),
+    (r"^invalid multiple of", lambda found: lambda key, value: key == "multipleOf" and _number(value) == 0),
+    (r"'multipleOf' has too many digits: (\d+)", _digits),
+    (r"not JSON serializable: (-?\d+)", _beyond),
     (r"Pointer '(.*)' does not exist", _place),
     (r"Anchor '(.*)' does not exist", _place),
     (r"Resource '(.*?)' is not present", _resource),
-    (r"(\$ref) must be a string", lambda found: lambda key, value: key == "$ref" and not isinstance(value, str)),
+    (r"(\$ref) must be a string", _other(str)),
     (r"regex parse error: (.*)", _pattern),
+    (r"regex parse error: \(\?s:\.\{(\d+),(\d*)\}\)", _long),
+    (r"regex parse error: -?\(+0\\\.\(0\(0", _tiny),
     (r"in regex /(.*)/$", _pattern),
     (r"patternProperty regexes /(.*)/ and /(.*)/ are not disjoint", _overlapping),
 )
