@@ -10,7 +10,7 @@ import pytest
 from letters import Letters
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.compiler import Compiler
-from ridgeline.guidance.grammar import Grammar
+from ridgeline.guidance.grammar import Grammar, translate
 from ridgeline.guidance.schemas import keywords, mapped
 
 COMPILER = Compiler(Letters(), 512)
@@ -170,6 +170,30 @@ def test_data_are_changed_where_they_are_schemas_that_are_referred_to():
     }  # fmt: skip
     found = mapped(schema, lambda node: {key: value for key, value in node.items() if key != "format"})
     assert found == {**schema, "default": {"a": date, "b": [{}]}}
+
+
+def test_counts_may_be_written_as_numbers_without_a_fraction():
+    def of(**counts: float) -> Grammar:
+        return Grammar("json_schema", json.dumps({"items": [{"anyOf": [counts]}], "const": {"a": {"maxLength": 2.0}}}))
+
+    for counts in (
+        {"minProperties": 1.0},
+        {"minProperties": 0.0},
+        {"minLength": 2.0, "maxLength": 3.0},
+        {"maxItems": 9.0},
+    ):
+        assert COMPILER.check(of(**counts), 100) == []
+    for least in (2, 2.0, 3.0, 1.5):
+        with pytest.raises(InvalidRequest, match="at /items/0/anyOf/0/minProperties: not supported above 1"):
+            COMPILER.check(of(minProperties=least), 100)
+    for counts, said in (
+        ({"minLength": 1.5}, "minLength"),
+        ({"maxItems": -1.0}, "maxItems"),
+        ({"minItems": 1e30}, "minItems"),
+    ):
+        with pytest.raises(InvalidRequest, match=f"at /items/0/anyOf/0/{said}: not supported"):
+            COMPILER.check(Grammar("json_schema", json.dumps({"type": "array", "items": [{"anyOf": [counts]}]})), 100)
+    assert '{"maxLength":2.0}' in translate(of(minLength=2.0)) and '"minLength":2}' in translate(of(minLength=2.0))
 
 
 def test_long_pointers_are_told_by_their_begin_and_end():
