@@ -18,6 +18,7 @@ demo: $(VENV)/.measured
 serve: $(VENV)/.built
 	$(BIN)/ridgeline serve $(MODEL) --port $(PORT)
 
+# With ONCE=--once=FILE what passes is written there, and left out the next time.
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -m "not parity and not slow and not soak" $(ONCE)
 

@@ -43,24 +43,31 @@ def test_what_has_passed_is_left_out(tmp_path):
     ):  # fmt: skip
         once.pytest_runtest_logreport(SimpleNamespace(nodeid=name, when=when, passed=passed))
     assert kept(Once(file), names) == names  # as the process would that takes a dead one's place
-    once.pytest_sessionfinish()
+    session = SimpleNamespace(config=SimpleNamespace(), exitstatus=1)
+    once.pytest_sessionfinish(session)
+    assert session.exitstatus == 1
     assert kept(Once(file), names) == ["t.py::bad", "t.py::absent"]
     assert kept(Once(tmp_path / "other"), names) == names
 
 
 @pytest.mark.parametrize("shared", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "shared out"])
 def test_each_that_passed_is_written_once(tmp_path, shared):
-    """Also where processes share the tests out, and a second run adds to the first."""
+    """Also where processes share the tests out, and a second run adds to the first. One of which all was left out is no
+    failure, but one of which there was nothing else is."""
     tests, file = Path(__file__).parents[1], tmp_path / "passed"
     (tmp_path / "conftest.py").write_text((tests / "conftest.py").read_text())
     (tmp_path / "test_probe.py").write_text(PROBE)
     command = [sys.executable, "-m", "pytest", "-c", "/dev/null", "--rootdir", str(tmp_path), f"--once={file}", *shared]
-    for name, left in (("test_one", "test_one"), ("", "test_two")):
+    for name, left, status in (
+        ("test_one", "test_one", 0), ("test_one", "test_one", 0), ("test_none", "test_one", 5), ("", "test_two", 1),
+        ("test_two", "test_two", 0), ("", "test_two", 1),
+    ):  # fmt: skip
         chosen = ["-k", name] if name else []
         done = subprocess.run(
             [*command, *chosen, str(tmp_path)], capture_output=True, text=True, cwd=tmp_path, check=False,
             env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tests), str(tests.parent / "src")))},
         )  # fmt: skip
+        assert done.returncode == status, done.stdout
         lines = file.read_text().splitlines()
         assert lines[-1] == f"test_probe.py::{left}" and len(lines) == len(set(lines)), done.stdout
     assert len(lines) == 2

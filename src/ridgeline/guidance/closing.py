@@ -67,10 +67,11 @@ class Ways:
             states = search.states
         return None
 
-    def any(self, matcher: LLMatcher, old: list[int], most: int) -> list[int] | None:
-        """The same without a search, and the longest rest of `old` for which there is room: wherever nothing is forced,
-        the first thing that may follow of some that close or fill. None where that leads nowhere, or to more than
-        `most` tokens.
+    def straight(self, matcher: LLMatcher, old: list[int], most: int) -> list[int] | None:
+        """A way of at most `most` tokens, found without a search: goes on with what is forced and, wherever nothing is,
+        with the first of some tokens that close or fill and may follow, until an end token may or a rest of `old`, a
+        way that was valid before, of which it takes the longest for which there is room. None where that leads nowhere,
+        or to more tokens.
         """
         matcher, path = matcher.deep_copy(), list[int]()
         for _ in range(_PLACES):

@@ -31,6 +31,7 @@ BUDGET_S = 10.0  # for compiling, waiting for others' turns included
 _OWN_S = 8.0  # of compiling alone: a grammar that takes longer is itself at fault
 _KEPT = 64  # grammars
 _STATES = 4096  # looked at for the first closing
+_EXAMPLE = 1024  # tokens of an example of a part, each of which is looked at wherever it might fit
 _NICE = 10  # a tenth of a core that a model wants too: with less it would starve
 _stack_lock = threading.Lock()
 
@@ -160,7 +161,8 @@ class Compiler:
             raise explain(grammar, matcher.get_error())
         spell = self._vocabulary.matching.tokenize_str
         examples = ([part] if isinstance(part, int) else spell(part) for part in parts(grammar))
-        ways = Ways(self._vocabulary, [tokens for tokens in examples if tokens and max(tokens) < self._size])
+        usable = (tokens for tokens in examples if 0 < len(tokens) <= _EXAMPLE and max(tokens) < self._size)
+        ways = Ways(self._vocabulary, list(usable))
         answers = ([*spell(text), self._vocabulary.end] for text in wholes(grammar))
         known = min((a for a in answers if matcher.validate_tokens(a) == len(a)), key=len, default=None)
         states = _STATES if grammar.guaranteed else _STATES // 16

@@ -18,7 +18,8 @@ import msgspec
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.formats import spelled
 from ridgeline.guidance.patterns import example
-from ridgeline.guidance.schemas import keywords, unsupported
+from ridgeline.guidance.refusals import unsupported
+from ridgeline.guidance.schemas import keywords, mapped
 
 KINDS = ("json_schema", "json_object", "regex", "choice", "lark")
 MAX_BYTES = 256 << 10  # of a grammar's text: deeper chains of its rules than that allows would overflow stacks
@@ -26,6 +27,7 @@ MAX_CHOICES = 4096
 _PARTS = 16  # patterns of a schema that examples are made of
 _BEHINDS = 256  # looked at in Lark
 _PATTERNS = 128  # of names in one place: each is compared with each, 0.2 s in all, of 300 some 7
+_COUNTS = ("minLength", "maxLength", "minItems", "maxItems", "minProperties", "maxProperties")
 _JSON = {  # \u would spell names that are taken, and two of them one character
     "whitespace_flexible": False, "json_allowed_escapes": 'nrbtf\\"',
 }  # fmt: skip
@@ -65,19 +67,20 @@ def translate(grammar: Grammar) -> str:
     schema = {"type": "object"} if grammar.kind == "json_object" else _schema(text)
     pairs = 0
     for place, key, value in keywords(schema):  # names may repeat in an answer, and then count once
-        if key == "minProperties" and isinstance(value, int) and value > 1:
-            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported above 1", "grammar")
-        if key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
-            raise InvalidRequest(f"the JSON schema cannot be followed at {place}: not supported", "grammar")
+        why = ""
+        if key == "minProperties" and isinstance(value, (int, float)) and value > 1:
+            why = " above 1"
         pairs += len(value) ** 2 if key == "patternProperties" and isinstance(value, dict) else 0
         if pairs > _PATTERNS**2:
+            why = f" above {_PATTERNS} patterns"
+        if why or key == "x-guidance":  # options of llguidance's own, by which answers would be no JSON
             raise InvalidRequest(
-                f"the JSON schema cannot be followed at {place}: not supported above {_PATTERNS} patterns", "grammar"
+                f"the JSON schema cannot be followed at {place.shown()}: not supported{why}", "grammar"
             )
     try:
-        return LLMatcher.grammar_from_json_schema(spelled(schema), overrides=_JSON)
+        return LLMatcher.grammar_from_json_schema(spelled(mapped(schema, _counted)), overrides=_JSON)
     except ValueError as wrong:
-        raise InvalidRequest(f"the JSON schema cannot be read: {wrong}", "grammar") from None
+        raise explain(grammar, str(wrong)) from None
 
 
 def wholes(grammar: Grammar) -> list[str]:
@@ -133,6 +136,15 @@ def _schema(text: str) -> dict[str, Any]:
     if not isinstance(schema, dict):
         raise InvalidRequest("the JSON schema must be an object", "grammar")
     return schema
+
+
+def _counted(node: dict[str, Any]) -> dict[str, Any]:
+    """A schema whose counts are written as integers, as llguidance has them: 2.0 is one to JSON Schema."""
+
+    def whole(value: Any) -> Any:
+        return int(value) if isinstance(value, float) and value.is_integer() and abs(value) < 2**53 else value
+
+    return {key: whole(value) if key in _COUNTS else value for key, value in node.items()}
 
 
 def _choices(text: str) -> list[str]:

@@ -28,7 +28,7 @@ _SIZES = {0xC: 2, 0xD: 2, 0xE: 3, 0xF: 4}  # of characters, by how their first b
 _SPARE = 16  # tokens beyond twice a way's, with which it need not be short
 
 
-class _Search(Exception):
+class _MustSearch(Exception):
     """A search is needed."""
 
 
@@ -81,7 +81,7 @@ class Guide:
             return Move((token,))
         try:
             mask = self._take(token, patient)
-        except _Search:
+        except _MustSearch:
             return None
         if mask is not None:
             return self._go_on([token], mask)
@@ -202,7 +202,7 @@ class Guide:
                 return b""
         if begun:
             missing = _SIZES[begun[0] >> 4] - len(begun)
-            rest = self._ways.any(after, [self._vocabulary.end], missing + 1) or []
+            rest = self._ways.straight(after, [self._vocabulary.end], missing + 1) or []
             if sum(len(self._vocabulary.words[id]) for id in rest[:-1]) != missing:
                 return b""
         return begun
@@ -211,10 +211,10 @@ class Guide:
         """A way of at most `most` tokens; one that need not be short is not searched."""
         if most < 2 * len(old) + _SPARE and (left := rejoin(matcher, old)) and len(left) <= most:
             return left
-        if way := self._ways.any(matcher, old, most):
+        if way := self._ways.straight(matcher, old, most):
             return way
         if not patient:
-            raise _Search
+            raise _MustSearch
         return self._ways.within(matcher, old, _STATES, max(most, 1))
 
     def _only(self, token: int) -> Mask:

@@ -1,6 +1,6 @@
-"""JSON schemas as data: where the schemas within one are, and which keywords an error of llguidance is about.
+"""JSON schemas as data: where the schemas within one are, by which keywords and references.
 
-Must not know what any keyword means.
+Must not know what keywords mean for an answer.
 """
 
 from __future__ import annotations
@@ -10,34 +10,19 @@ from collections.abc import Callable, Collection, Iterator
 from typing import Any
 from urllib.parse import unquote
 
-import msgspec
-
-_DATA = ("enum", "const", "default", "examples", "example")  # values here are no schemas
-_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")  # keys here are names
+_ONE = (
+    "additionalItems", "additionalProperties", "contains", "contentSchema", "else", "if", "items", "not",
+    "propertyNames", "then", "unevaluatedItems", "unevaluatedProperties",
+)  # fmt: skip
+_LISTS = ("allOf", "anyOf", "items", "oneOf", "prefixItems")
+_NAMES = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas", "dependencies")  # keys: names
+HOLDERS = (*_ONE, *_LISTS, *_NAMES)  # what is in them are schemas
+_EXACT = ("enum", "const")  # what is in them is said as it is
+_INDEX = re.compile(r"\+?0*[0-9]{1,9}")
 _DEPTH = 128  # more than llguidance reads
-_SHOWN = 5  # pointers
-_BEGIN = 400  # characters of a pattern of which the rest need not be shown
+_ALIKE = 16  # resources of one name that are looked at
+_WIDE = 100  # characters of a pointer that are shown at its begin, and at its end
 Change = Callable[[dict[str, Any]], dict[str, Any]]
-About = Callable[[str, Any], bool]
-
-
-def mapped(node: Any, change: Change, leave: Collection[str] = (), depth: int = 0) -> Any:
-    """A schema with it and all within it changed, but for those under the keywords `leave`; inner ones first."""
-    if depth >= _DEPTH:
-        return node
-    if isinstance(node, list):
-        return [mapped(inner, change, leave, depth + 1) for inner in node]
-    if not isinstance(node, dict):
-        return node
-
-    def inside(key: str, value: Any) -> Any:
-        if key in _DATA or key in leave:
-            return value
-        if key in _NAMES and isinstance(value, dict):
-            return {name: mapped(inner, change, leave, depth + 1) for name, inner in value.items()}
-        return mapped(value, change, leave, depth + 1)
-
-    return change({key: inside(key, value) for key, value in node.items()})
 
 
 class Place:
@@ -55,106 +40,119 @@ class Place:
             at = at._above
         return "".join(f"/{key}" for key in reversed(keys))
 
+    def shown(self) -> str:
+        """The pointer, of a long one its begin and its end."""
+        pointer = str(self)
+        return pointer if len(pointer) <= 2 * _WIDE else f"{pointer[:_WIDE]}...{pointer[-_WIDE:]}"
+
+
+Resource = tuple[Place, Any]  # a schema that pointers begin at
+Found = tuple[Place, Any, Resource]  # a schema, and what it is in
+
+
+class _References:
+    """Where the references of a schema point to, each target once. What is beside a name's last part is not looked at,
+    so that some more may be found than is meant."""
+
+    def __init__(self, root: Resource) -> None:
+        self._root = root
+        self._named: dict[str, list[Resource]] = {}
+        self._open: list[tuple[str, Resource]] = []
+        self._followed: set[tuple[str, int]] = set()
+
+    def read(self, place: Place, node: dict[str, Any], resource: Resource) -> Resource:
+        """Take what a schema says of names and references. The resource that it is in, or is."""
+        name, reference = node.get("$id"), node.get("$ref")
+        if isinstance(name, str):
+            resource = (place, node)
+            self._named.setdefault(_last(name), []).append(resource)
+        if isinstance(reference, str):
+            self._open.append((reference, resource))
+        return resource
+
+    def targets(self) -> Iterator[Found]:
+        """What the references point to that were read since."""
+        todo, self._open = self._open, []
+        for reference, resource in todo:
+            other, _, end = reference.partition("#")
+            pointer = unquote(end)
+            starts = self._named.get(_last(other), [])[:_ALIKE] if other else [resource]
+            for start in (*starts, self._root) if pointer.startswith("/") else ():
+                if (pointer, id(start[1])) not in self._followed:
+                    self._followed.add((pointer, id(start[1])))
+                    yield from _pointed(pointer, start)
+
+
+def _last(name: str) -> str:
+    """The last part of a resource's name."""
+    return name.partition("#")[0].rpartition("/")[2]
+
+
+def _pointed(pointer: str, start: Resource) -> Iterator[Found]:
+    place, node = start
+    for part in pointer.split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(node, dict) and key in node:
+            place, node = Place(place, key), node[key]
+        elif isinstance(node, list) and _INDEX.fullmatch(key) and int(key) < len(node):
+            place, node = Place(place, int(key)), node[int(key)]
+        else:
+            return
+    yield place, node, start
+
+
+def places(schema: Any) -> Iterator[tuple[Place, Any]]:
+    """(place, schema) of a schema and of those within it, breadth first, then of those that it refers to, wherever they
+    are. Each is there once; what only stands where a schema should is too."""
+    root = (Place(), schema)
+    references, seen = _References(root), set[int]()
+    level: list[Found] = [(*root, root)]
+    while level:
+        below: list[Found] = []
+        for place, node, outer in level:
+            if isinstance(node, dict):
+                if id(node) in seen:
+                    continue
+                seen.add(id(node))
+                resource = references.read(place, node, outer)
+                below += ((*inner, resource) for inner in _inside(place, node))
+            yield place, node
+        level = below or list(references.targets())
+
+
+def _inside(at: Place, node: dict[str, Any]) -> Iterator[tuple[Place, Any]]:
+    """The schemas next within one."""
+    for key, value in node.items():
+        place = Place(at, key)
+        if key in _NAMES and isinstance(value, dict):
+            yield from ((Place(place, name), inner) for name, inner in value.items())
+        elif key in _LISTS and isinstance(value, list):
+            yield from ((Place(place, i), inner) for i, inner in enumerate(value))
+        elif key in _ONE:
+            yield place, value
+
 
 def keywords(schema: Any) -> Iterator[tuple[Place, str, Any]]:
-    """(place, keyword, value) of a schema and of those within it, breadth first."""
-    level = [(Place(), schema)]
-    while level:
-        below: list[tuple[Place, Any]] = []
-        for at, node in level:
-            for key, value in node.items() if isinstance(node, dict) else ():
-                place = Place(at, key)
-                yield place, key, value
-                if key in _NAMES and isinstance(value, dict):
-                    below += [(Place(place, name), inner) for name, inner in value.items()]
-                elif isinstance(value, list) and key not in _DATA:
-                    below += [(Place(place, i), inner) for i, inner in enumerate(value)]
-                elif key not in _DATA:
-                    below.append((place, value))
-        level = below
+    """(place, keyword, value) of a schema and of those within it, and of those that it refers to."""
+    for at, node in places(schema):
+        for key, value in node.items() if isinstance(node, dict) else ():
+            yield Place(at, key), key, value
 
 
-def unsupported(schema: Any, said: str) -> str:
-    """JSON pointers of the keywords that llguidance's error is about; "" if there are none."""
-    about = next((make(found) for pattern, make in _ERRORS if (found := re.search(pattern, said))), None)
-    places = [place for place, key, value in keywords(schema) if about(key, value)] if about is not None else []
-    more = f" and {len(places) - _SHOWN} more" if len(places) > _SHOWN else ""
-    return f"{', '.join(map(str, places[:_SHOWN]))}{more}"
+def mapped(schema: Any, change: Change, leave: Collection[str] = ()) -> Any:
+    """A schema with it and all within it changed, but for those under the keywords `leave`; inner ones first."""
+    schemas = {id(node) for _, node in places(schema) if isinstance(node, dict)}
 
+    def over(node: Any, depth: int) -> Any:
+        if depth >= _DEPTH:
+            return node
+        if isinstance(node, list):
+            return [over(inner, depth + 1) for inner in node]
+        if not isinstance(node, dict):
+            return node
+        if id(node) not in schemas:
+            return {key: over(value, depth + 1) for key, value in node.items()}
+        kept = (*_EXACT, *leave)
+        return change({key: value if key in kept else over(value, depth + 1) for key, value in node.items()})
 
-def _unknown(found: re.Match[str]) -> About:
-    names = set(re.findall(r'"([^"]*)"', found[1]))
-    return lambda key, value: key in names
-
-
-def _named(found: re.Match[str]) -> About:
-    return lambda key, value: key == found[1]
-
-
-def _valued(name: str) -> Callable[[re.Match[str]], About]:
-    return lambda found: lambda key, value: key == name and value == found[1]
-
-
-def _unexpected(found: re.Match[str]) -> About:
-    """`Expected string for 'pattern', got 7`, whose end may be cut off."""
-    return lambda key, value: key == found[1] and msgspec.json.encode(value).decode().startswith(found[2])
-
-
-def _place(found: re.Match[str]) -> About:
-    """A reference to a place or a name in the schema, where it has none."""
-    end = f"#{unquote(found[1])}"
-    return lambda key, value: key == "$ref" and isinstance(value, str) and unquote(value).endswith(end)
-
-
-def _resource(found: re.Match[str]) -> About:
-    """A reference to another schema, of which the whole name is told."""
-
-    def about(key: str, value: Any) -> bool:
-        other = value.partition("#")[0].removeprefix("./") if key == "$ref" and isinstance(value, str) else ""
-        return bool(other) and found[1].endswith(other)
-
-    return about
-
-
-def _pattern(found: re.Match[str]) -> About:
-    """A pattern as it is shown: with its whitespace made one space, and behind it marks below what is wrong; of a long
-    one only its begin."""
-
-    def shown(pattern: str) -> bool:
-        text = " ".join(pattern.replace("\n", "\\n").split())
-        if len(found[1]) >= _BEGIN and text.startswith(found[1]):
-            return True
-        return found[1] == text or re.match(r"\s*\^+ error: ", found[1].removeprefix(text)) is not None
-
-    def about(key: str, value: Any) -> bool:
-        if key == "patternProperties" and isinstance(value, dict):
-            return any(map(shown, value))
-        return key == "pattern" and isinstance(value, str) and shown(value)
-
-    return about
-
-
-def _overlapping(found: re.Match[str]) -> About:
-    """Two patterns of names that match the same."""
-
-    def about(key: str, value: Any) -> bool:
-        patterns = value if key == "patternProperties" and isinstance(value, dict) else ()
-        return {found[1], found[2]} <= {" ".join(pattern.split()) for pattern in patterns}
-
-    return about
-
-
-_ERRORS: tuple[tuple[str, Callable[[re.Match[str]], About]], ...] = (  # llguidance's, and what tells their keywords
-    (r"Unimplemented keys: \[(.*?)\]", _unknown),
-    (r"Unknown format: (\S+)", _valued("format")),
-    (r"Invalid type: (\S+)", _valued("type")),
-    (r"^(\w+) constraints are not supported", _named),
-    (r"Expected [\w ]+ for '([^']+)', got (.+)", _unexpected),
-    (r"Pointer '(.*)' does not exist", _place),
-    (r"Anchor '(.*)' does not exist", _place),
-    (r"Resource '(.*?)' is not present", _resource),
-    (r"(\$ref) must be a string", lambda found: lambda key, value: key == "$ref" and not isinstance(value, str)),
-    (r"regex parse error: (.*)", _pattern),
-    (r"in regex /(.*)/$", _pattern),
-    (r"patternProperty regexes /(.*)/ and /(.*)/ are not disjoint", _overlapping),
-)
+    return over(schema, 0)

@@ -14,7 +14,7 @@ import msgspec
 
 from ridgeline.engine.params import Grammar
 from ridgeline.errors import InvalidRequest, ToolError
-from ridgeline.guidance.schemas import unsupported
+from ridgeline.guidance.refusals import unsupported
 from ridgeline.server.schema import ChatRequest, convert
 from ridgeline.text.call_grammars import Thought, allowing, forcing, quoted
 from ridgeline.text.dialogue import Dialogue
