@@ -32,9 +32,11 @@ class Said:
 
 
 def listened(said: Said, then: Callable[[FakeClient, asyncio.Task[None]], Awaitable[None]] | None = None) -> FakeClient:
-    """An answer's whole life: to its end, or to that of `then`, which has the client and the reader."""
+    """An answer's whole life, from when its reader sleeps: to its end, or to that of `then`, which has the client and
+    the reader."""
     client = FakeClient(byte_tokenizer(), answer=TEXT)
     client.pace = 0.001
+    client.gate.clear()
 
     async def live() -> None:
         hub = Hub(client)
@@ -49,6 +51,8 @@ def listened(said: Said, then: Callable[[FakeClient, asyncio.Task[None]], Awaita
 
         reader = asyncio.ensure_future(read())
         try:
+            await until(lambda: any(stream._sleeper is not None for stream in hub._streams))
+            client.gate.set()
             if then is not None:
                 await then(client, reader)
             await reader
