@@ -11,15 +11,16 @@ import os
 import select
 import signal
 import struct
-import subprocess
 import sys
 import threading
 import weakref
 from contextlib import suppress
-from subprocess import PIPE
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 from ridgeline.errors import EngineFailed, InvalidRequest
+
+if TYPE_CHECKING:
+    import subprocess
 
 STACK = 256 << 20  # of addresses, for a thread that compiles; memory is what is touched
 _BYTES = 1 << 30  # beside the stack
@@ -54,8 +55,10 @@ class Trial:
         raise InvalidRequest(f"the grammar was not compiled {limit}; simplify it", "grammar")
 
     def _begun(self) -> subprocess.Popen[bytes]:
+        from subprocess import DEVNULL, PIPE, Popen  # what few ask for should cost nobody else a start
+
         try:
-            process = subprocess.Popen(_COMMAND, stdin=PIPE, stdout=PIPE, stderr=subprocess.DEVNULL)
+            process = Popen(_COMMAND, stdin=PIPE, stdout=PIPE, stderr=DEVNULL)
         except OSError as wrong:
             raise EngineFailed(f"the process that tries grammars could not be started: {wrong}") from None
         weakref.finalize(self, _end, process)
