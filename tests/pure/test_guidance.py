@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import random
 import re
@@ -16,7 +15,6 @@ from hypothesis import strategies as st
 from letters import END, OTHER_END, SCHEMAS, SPECIAL, Letters, closed, of_schema
 from ridgeline.engine.params import Grammar, SamplingParams, check_params
 from ridgeline.errors import InvalidRequest
-from ridgeline.guidance import closing
 from ridgeline.guidance.compiler import Compiler
 from ridgeline.guidance.vocabulary import Vocabulary
 from ridgeline.text.call_grammars import Thought, forcing, quoted
@@ -246,54 +244,6 @@ def test_what_one_answer_spends_is_there_again_for_the_next(bounded, states):
         assert not move.failed
         check(BEHIND_A, LETTERS.decode(tokens))
     assert first.spent and compiler.compile(BEHIND_A).result() is not first
-
-
-def test_a_search_keeps_no_more_states_the_longer_it_goes_on(monkeypatch):
-    """Each has all of its text's rows: kept, they would take the length of the longest way squared."""
-    kept, nearest = list[int](), closing._nearest
-
-    def counted(*given):
-        if len(kept) % 50 == 0:
-            states = (found for found in gc.get_objects() if isinstance(found, closing._State))
-            kept.append(sum(state.matcher is not None for state in states))
-        else:
-            kept.append(0)
-        return nearest(*given)
-
-    monkeypatch.setattr(closing, "_nearest", counted)
-    schema = of_schema({"type": "array", "minItems": 200, "items": {"type": "number"}})
-    assert least(schema) == 402
-    assert len(kept) > 400 and max(kept) < 60
-
-
-class Refusing:
-    """A matcher that refuses the last token of whatever is longer than `fits`."""
-
-    def __init__(self, fits: int) -> None:
-        self.fits, self.given = fits, 0
-
-    def validate_tokens(self, tokens: list[int]) -> int:
-        self.given += len(tokens)
-        return min(len(tokens), max(self.fits, len(tokens) - 1))
-
-
-@pytest.mark.parametrize(("find", "fits"), [(closing.rejoin, 0), (closing.resume, 0), (closing.resume, 8)])
-def test_long_ways_are_not_fitted_for_long(find, fits):
-    matcher = Refusing(fits)
-    assert find(matcher, list(range(5000))) is None
-    assert matcher.given < 15_000  # of 12,500,000
-
-
-def test_a_long_way_gets_shorter_as_it_is_gone():
-    """Also where other tokens are in the place of its own."""
-    items = of_schema({"type": "array", "minItems": 900, "items": {"type": "integer"}})
-    n = least(items)
-    guide = COMPILER.compile(items).result().guide(n + 9, False)
-    bracket, seven, comma = (next(i for i in LETTERS.encode(c, False)) for c in "[7,")
-    assert n == 1802
-    for i, token in enumerate((bracket, *(seven, comma) * 100)):
-        assert guide.advance(token).tokens == (token,)
-        assert len(guide.closing) == n - 1 - i
 
 
 def test_no_way_is_found_behind_a_bound(bounded):

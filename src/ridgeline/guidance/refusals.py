@@ -110,6 +110,8 @@ def _ranged(found: re.Match[str]) -> About:
 
 
 def _tiny(found: re.Match[str]) -> About:
+    """Bounds so near to zero that they have too many digits to be spelled."""
+
     def about(key: str, value: Any) -> bool:
         number = _number(value) if key in _BOUNDS else None
         return number is not None and 0 < abs(number) < _TINY
@@ -124,7 +126,7 @@ def _long(found: re.Match[str]) -> About:
 
 
 def _digits(found: re.Match[str]) -> About:
-    """A number of whose digits, made an integer, are told."""
+    """A number whose digits are told, as an integer."""
 
     def about(key: str, value: Any) -> bool:
         number = _number(value) if key == "multipleOf" else None
