@@ -44,7 +44,7 @@ def about_request(hub: Hub, id: str, key: str | None = None) -> Reply:
     """`id`: a reply's `x-request-id`, an OpenAI object's `id`, or the engine's number, which the words also name. With
     `key` for whoever has that one: there is nothing then but its own requests."""
     numbers, why = hub.remembered.ids(id, key), hub.client.ledger.why
-    own = None if key is None else hub.remembered.all(key)
+    own = None if key is None else hub.remembered.own(key)
     if not numbers and id.isascii() and id.isdigit() and len(id) < 16 and why(int(id)):
         numbers = [int(id)] if own is None or int(id) in own else []
     if not numbers:

@@ -35,7 +35,7 @@ class Remembered:
         names = (name, name.partition("-")[2])
         return [id for (_, found), ids in self._of(key) if found in names for id in ids[-_LISTED:]]
 
-    def all(self, key: str) -> set[int]:
+    def own(self, key: str) -> set[int]:
         """Of all requests of this key: made once for all that is asked of it, as it goes through thousands."""
         return {id for _, ids in self._of(key) for id in ids}
 
