@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Callable
+from hashlib import blake2b
 
 import numpy as np
 
@@ -64,11 +65,10 @@ class FakeStep:
 
     def _next(self, batch: Batch, t: int, record: np.ndarray) -> int:
         """Of the tokens that a row's mask allows, or of all from 10 on."""
-        digest = (int(record["seed"]), int(record["choice"]), int(record["position"]))
+        fields = ["seed", "choice", "position"]
         if record["green_below"]:
-            digest = hash((*digest, *(int(record[f"green_{i}"]) for i in range(1, 5))))
-        for tokens in self._seen(batch, t):
-            digest = hash((digest, tokens.tobytes()))
+            fields += [f"green_{i}" for i in range(1, 5)]
+        digest = mixed(*(record[field] for field in fields), *self._seen(batch, t))
         if record["mask_row"] >= 0:
             mask = batch["masks"][record["mask_row"]].view(np.uint8)
             allowed = np.flatnonzero(np.unpackbits(mask, bitorder="little"))
@@ -93,10 +93,15 @@ class FakeStep:
         return found
 
 
+def mixed(*parts: np.ndarray | np.generic) -> int:
+    """A hash of arrays and numbers that is the same in every process, as Python's own of bytes is not."""
+    digest = blake2b(b"".join(part.tobytes() for part in parts), digest_size=8)
+    return int.from_bytes(digest.digest(), "little")
+
+
 def likely(seen: list[np.ndarray]) -> list[tuple[int, float]]:
     """The MAX_TOP likeliest tokens behind those seen, of the LIKELY that may follow at all, and their logprobs."""
-    digest = hash(tuple(tokens.tobytes() for tokens in seen)) & 0xFFFFFFFF
-    logits = exponential(digest, np.arange(LIKELY))
+    logits = exponential(mixed(*seen), np.arange(LIKELY))
     logprobs = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
     return [(10 + int(i), float(logprobs[i])) for i in np.argsort(-logprobs)[:MAX_TOP]]
 
