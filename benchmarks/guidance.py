@@ -69,8 +69,10 @@ def valid(text: str, asked: dict[str, Any]) -> bool:
         return False
 
 
-def rigid(llm: LLM) -> dict[str, Any]:
-    """A schema of which little is free, against the same text without it: its tokens given one by one."""
+def rigid(llm: LLM, logprobs: int | None = None) -> dict[str, Any]:
+    """A schema of which little is free, against the same text without it: its tokens given one by one. With `logprobs`,
+    which are compared, as TGI's routes ask for.
+    """
     names = ("identification_number", "registered_office_city", "is_currently_active", "annual_report_available")
     properties = {name: {"type": "boolean"} for name in names} | {"currency": {"enum": ["EUR", "USD"]}}
     asked = {
@@ -78,10 +80,12 @@ def rigid(llm: LLM) -> dict[str, Any]:
     }  # fmt: skip
     grammar = Grammar("json_schema", json.dumps(asked))
     prompt = llm.chat_prompt([{"role": "user", "content": "Describe a company in JSON."}])
-    guided = SamplingParams(max_tokens=200, temperature=0, grammar=grammar)
+    guided = SamplingParams(max_tokens=200, temperature=0, grammar=grammar, logprobs=logprobs)
     made = llm.generate([prompt], guided)[0].completions[0]
-    free = SamplingParams(max_tokens=200, temperature=0, forced=tuple(token.id for token in made.tokens))
-    assert llm.generate([prompt], free)[0].completions[0].text == made.text
+    given = tuple(token.id for token in made.tokens)
+    free = SamplingParams(max_tokens=200, temperature=0, forced=given, logprobs=logprobs)
+    alike = llm.generate([prompt], free)[0].completions[0]
+    assert alike.text == made.text and (logprobs is None or alike.tokens == made.tokens)
     times: dict[str, list[float]] = {"guided": [], "free": []}
     for _ in range(15):
         for name, params in (("guided", guided), ("free", free)):
@@ -135,12 +139,13 @@ def main() -> None:
     parser.add_argument("--schemas", type=int, default=240)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--only", choices=("complete", "rigid", "hostile"))
+    parser.add_argument("--only", choices=("complete", "rigid", "scored", "hostile"))
     args = parser.parse_args()
     llm = LLM(args.model)
     parts = {
         "complete": lambda: complete(llm, args.schemas, args.seed),
         "rigid": lambda: rigid(llm),
+        "scored": lambda: rigid(llm, logprobs=0),
         "hostile": lambda: hostile(llm),
     }
     result = {}

@@ -9,13 +9,15 @@ from fake import VOCAB
 
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import SamplingParams
+from ridgeline.engine.records import Token
 
 
 class Collected:
-    """What a sink saw of one request: tokens by choice, finishes, text."""
+    """What a sink saw of one request: tokens by choice, as ids and with their logprobs, finishes, text."""
 
     def __init__(self) -> None:
         self.tokens: dict[int, list[int]] = defaultdict(list)
+        self.scored: dict[int, list[Token]] = defaultdict(list)
         self.finish: dict[int, list[str]] = defaultdict(list)
         self.text: dict[int, str] = defaultdict(str)
         self.prompt = None
@@ -26,6 +28,7 @@ class Collected:
         if delta.tokens:
             self.cached.setdefault(delta.choice, delta.cached)
         self.tokens[delta.choice] += [t.id for t in delta.tokens]
+        self.scored[delta.choice] += delta.tokens
         self.text[delta.choice] += delta.text
         if delta.prompt is not None:
             assert self.prompt is None

@@ -77,10 +77,25 @@ def test_any_batch_gives_each_request_what_it_gets_alone(seed, settings):
         assert seen.finish == alone.finish
 
 
-def test_logprobs_change_no_token_and_nothing_is_jumped_over_then():
+def test_logprobs_change_no_token():
     for schema in SCHEMAS:
         (plain,), (scored,) = (run(engine(), [([30] * 5, guided(schema, logprobs=k))]) for k in (None, 0))
         assert plain.tokens == scored.tokens
+
+
+@pytest.mark.parametrize("seed", seeds(4, 1))
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"depth": 2, "pages": 11}, {"windows": (0, 32)}, {"step_tokens": 5}, {"depth": 3, "pages": 12}],
+    ids=str,
+)
+def test_forced_tokens_have_the_logprobs_that_they_have_when_they_are_sampled(monkeypatch, seed, settings):
+    """Whatever parts they are computed in, and though they are preempted."""
+    asked = [(prompt, msgspec.structs.replace(params, logprobs=2)) for prompt, params in requests(seed)]
+    with monkeypatch.context() as patch:
+        patch.setattr(Guide, "_jumps", property(lambda guide: False, lambda guide, jumps: None), raising=False)
+        each = run(engine(windows=settings.get("windows", (0,))), asked)
+    assert [seen.scored for seen in run(engine(**settings), asked)] == [seen.scored for seen in each]
 
 
 TOOLS = {"see": {"properties": {"x": {"enum": [1]}}, "required": ["x"]}}
@@ -117,32 +132,55 @@ def test_what_is_promised_to_be_whole_ends_at_its_limit():
             assert grammar.kind == "regex" or valid(seen.tokens[0], json.loads(grammar.value))
 
 
-def test_forced_tokens_take_no_steps():
+@pytest.mark.parametrize("logprobs", [None, 1])
+def test_forced_tokens_take_no_steps(logprobs):
     client = LocalClient(engine())
     schema = {"const": "a text that is the only one there may be"}
-    (seen,) = start(client, [([30] * 5, guided(schema))])
+    (seen,) = start(client, [([30] * 5, guided(schema, logprobs=logprobs))])
     drain(client)
     assert len(seen.tokens[0]) > 30
-    assert client.engine.step_number < 4
+    assert client.engine.step_number < (4 if logprobs is None else 8)  # of 16 rows each
 
 
+LONG = {"type": "object", "properties": {"x": {"const": "one of many " * 9}, "y": {"enum": [1, 2]}}, "required": ["x"]}
+
+
+@pytest.mark.parametrize("step_tokens", [5, 32])
+def test_forced_tokens_are_delivered_once_each_though_they_are_preempted(step_tokens):
+    asked = [([30] * 5, guided(LONG, 400, seed=seed, logprobs=1)) for seed in (1, 2)]
+    each = [run(engine(), [request])[0] for request in asked]
+    e, steps, preempted = engine(step_tokens=step_tokens, depth=2), 0, 0
+    client = LocalClient(e)
+    seen = start(client, asked)
+    while not client.idle:
+        client.pump()
+        steps += 1
+        for s in [s for s in e.scheduler.running if s.unscored and steps % 5 == 0 and preempted < 4]:
+            e.scheduler._preempt(s, s)
+            preempted += 1
+    assert preempted == 4
+    assert [x.scored for x in seen] == [x.scored for x in each]
+
+
+@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize("cut", [1, 9])
-def test_a_replay_goes_on_as_the_answer_would_have(cut):
-    for schema in SCHEMAS[:5]:
+def test_a_replay_goes_on_as_the_answer_would_have(cut, cached):
+    for schema in (*SCHEMAS[:5], LONG):
         for logprobs in (None, 0):
-            params = guided(schema, 40, logprobs=logprobs, n=2)
-            (whole,) = run(engine(), [([30] * 5, params)])
+            first, limit = engine(), 40 + 200 * (schema is LONG)
+            params = guided(schema, limit, logprobs=logprobs, n=2)
+            (whole,) = run(first, [([30] * 5, params)])
             begun = tuple(tuple(whole.tokens[c][:cut]) for c in range(2))
             done = tuple(c for c in range(2) if len(whole.tokens[c]) <= cut)
             if len(done) == 2:
                 continue
-            other, rest = engine(), Collected()
-            other.submit(Submit(1, (30,) * 5, params, 1, 40, begun, done))
+            other, rest = first if cached else engine(), Collected()
+            other.submit(Submit(99, (30,) * 5, params, params.seed, limit, begun, done))
             while not other.idle:
                 for delta in other.step().deltas:
                     rest(delta)
             for c in {0, 1} - set(done):
-                assert [*begun[c], *rest.tokens[c]] == whole.tokens[c]
+                assert rest.scored[c] == whole.scored[c][cut:]
 
 
 def test_stop_strings_and_cancels_end_guided_answers():

@@ -33,8 +33,8 @@ def test_a_match_goes_on_from_the_one_before():
     kept = [root] * len(stems)
     for _ in range(2000):
         i = rng.randrange(len(stems))
-        kept[i] = cache.match(stems[i], kept[i])
-        assert kept[i] is cache.match(stems[i], root)
+        kept[i] = cache.match(stems[i], kept[i], len(stems[i]))
+        assert kept[i] is cache.match(stems[i], root, len(stems[i]))
         node = kept[i]
         if rng.random() < 0.5 and cache.make_room(1) and node.known:
             at = node.depth * PAGE

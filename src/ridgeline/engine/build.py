@@ -37,7 +37,7 @@ _LISTS = slice(_PLACES["bias_start"], _PLACES["history_stop"] + 1)  # where bias
 class Row(msgspec.Struct, frozen=True, gc=False):
     """A row of the step's result: what follows token `token` of the step, which is at `position` of `sequence`.
 
-    `target` >= 0: a prompt token's logprob, or hidden row.
+    `target` >= 0: the logprob of a token that is known, or its hidden row.
     """
 
     sequence: Sequence
@@ -132,9 +132,9 @@ class Builder:
 def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
     """Rows of a chunk whose first token is the step's `token`."""
     s = c.sequence
-    if s.wants_prompt:
-        last = min(c.start + c.count + 1, s.prompt_len)
-        first = max(c.start, s.scored) + 1  # those before were asked for, and given, before it was preempted
+    if s.wants_prompt or s.unscored:
+        last = min(c.start + c.count + 1, s.prompt_len if s.wants_prompt else len(s.tokens))
+        first = max(c.start + 1, s.settled)  # those before were asked for, and given, before it was preempted
         rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(first, last)]
     if c.samples:
         rows += [Row(x, token + c.count - 1, c.start + c.count) for x in (s, *c.forks)]

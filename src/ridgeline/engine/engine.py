@@ -245,10 +245,8 @@ class Engine:
             wants = row.target >= 0 or s.params.logprobs is not None
             token = _scored(result, i, s) if wants else Token(ids[i])
             if row.target >= 0:
-                scored = self._prompts.setdefault(s.id, [])
-                if row.position == len(scored) + 1:  # else it was preempted, and has had this one before
-                    scored.append(token)
-                    s.scored = len(scored)
+                if row.position == s.settled:  # else it was preempted, and has had this one before
+                    deltas += self._score(s, token)
                 continue
             s.sources.pop(0)
             if s.params.grammar is not None and token.id >= 0:
@@ -304,24 +302,42 @@ class Engine:
             if s.finish is not None:
                 continue
             s.mask = move.mask
+            sampled = token is not None and move.tokens[:1] == (token.id,)
             for i, id in enumerate(move.tokens):
-                if s.finish is None:
-                    sampled = i == 0 and token is not None and token.id == id
-                    deltas.append(self._accept(s, token if token is not None and sampled else Token(id)))
+                if s.finish is not None:
+                    break
+                if token is not None and sampled and i == 0:
+                    deltas.append(self._accept(s, token))
+                elif s.params.logprobs is None:
+                    deltas.append(self._accept(s, Token(id)))
+                else:
+                    s.append(id)
+                    s.unscored += 1
             if s.finish is None and move.failed:
                 self._end(s, UNGUIDED)
                 deltas.append(Delta(s.id, s.choice, (), s.text.flush(), UNGUIDED))
-            elif token is not None and not move.tokens:
+            elif token is not None and not sampled and s.unscored == len(move.tokens):
                 s.release(self.cache)  # its last row is computed again, for another token
         return deltas
+
+    def _score(self, s: Sequence, token: Token) -> list[Delta]:
+        """Take the logprobs of a token that was known before: the prompt's are delivered with the first that is not."""
+        if s.unscored:
+            return [self._accept(s, token)]
+        self._prompts.setdefault(s.id, []).append(token)
+        s.scored += 1
+        return []
 
     def _accept(self, s: Sequence, token: Token) -> Delta:
         if token.id < 0:  # nothing may be sampled: a dead end of masks, or logits that are not numbers
             self._end(s, FAILED)
             return Delta(s.id, s.choice, (), s.text.flush(), FAILED)
-        s.append(token.id)
-        p = s.params
-        may_end = len(s.tokens) - s.prompt_len > p.min_tokens  # where not, only a forced token can be an end token
+        if s.unscored:
+            s.unscored -= 1
+        else:
+            s.append(token.id)
+        p, made = s.params, s.shown - s.prompt_len
+        may_end = made > p.min_tokens  # where not, only a forced token can be an end token
         ends_here = may_end and token.id in p.stop_token_ids
         is_eos = may_end and token.id in self.eos and not p.ignore_eos
         text, stopped = ("", False) if ends_here or is_eos else s.text.push(token.id)
@@ -330,9 +346,9 @@ class Engine:
             finish = STOP
         elif is_eos:
             finish = EOS
-        elif len(s.tokens) >= s.limit:
+        elif s.shown >= s.limit:
             finish = LENGTH
-        cached, ran = (s.cached or 0, self._ran(s)) if len(s.tokens) == s.prompt_len + 1 else (0, 0.0)
+        cached, ran = (s.cached or 0, self._ran(s)) if made == 1 else (0, 0.0)
         prompt = tuple(self._prompts.pop(s.id)) if s.wants_prompt and s.id in self._prompts else None
         if s.wants_prompt:
             prompt, s.wants_prompt = prompt or (), False

@@ -128,7 +128,8 @@ class Guides:
         found = []
         for s, emitted in sequences:
             try:
-                watched = Watched(compiled.result().guide(s.limit - s.prompt_len, s.params.logprobs is None))
+                jumps = s.params.logprobs is None or not s.params.processed_logprobs  # whose masks no other row has
+                watched = Watched(compiled.result().guide(s.limit - s.prompt_len, jumps))
                 found.append(Outcome(s, None, watched.guide.replay(emitted), watched))
             except Exception as wrong:
                 found.append(Outcome(s, None, Move((), failed=str(wrong))))

@@ -70,11 +70,12 @@ class PrefixCache:
         """All nodes, the last used first."""
         return reversed(self._recent)
 
-    def match(self, tokens: Seq[int], node: Node) -> Node:
-        """The deepest node that `tokens` lead to, and at least one of them beyond; `node`: where they led before."""
+    def match(self, tokens: Seq[int], node: Node, most: int) -> Node:
+        """The deepest node that the first `most` tokens lead to, and at least one of them beyond; `node`: where they
+        led before."""
         while node.parent is not None and not node.known:
             node = node.parent
-        for start in range(node.depth * PAGE, len(tokens) - PAGE, PAGE):
+        for start in range(node.depth * PAGE, most - PAGE, PAGE):
             child = node.children.get(tuple(tokens[start : start + PAGE]))
             if child is None:
                 break

@@ -109,8 +109,8 @@ class Scheduler:
         for s, gap in ready:
             more = min(gap - 1, budget)
             if more:
-                if s.wants_prompt:  # every prompt row wants its logprob, and rows are bounded
-                    known = max(s.scored - s.computed, 0)
+                if s.wants_prompt or s.unscored:  # every row wants its token's logprob, and rows are bounded
+                    known = max(s.settled - 1 - s.computed, 0)
                     more = min(more, known + rows)
                     rows -= max(more - known, 0)
                 wanted = min(s.missing(s.computed + 1 + more), self.pool.available)
@@ -249,7 +249,7 @@ class Scheduler:
         for s in self._callers() if self.waiting else ():
             if self.running and self._crowded(s):
                 return self._waits(s, journal.WAITS_FOR_A_PLACE, self.limits.running)
-            s.match = self.cache.match(s.tokens[: s.scored + 1] if s.wants_prompt else s.tokens, s.match)
+            s.match = self.cache.match(s.tokens, s.match, s.settled)
             node = self.cache.usable(s.match)
             if (reader := self._reader(s, node)) is not None:
                 self._waits(s, journal.WAITS_FOR_A_PREFIX, *reader.job.order)
@@ -262,7 +262,7 @@ class Scheduler:
     def _reader(self, s: Sequence, node: Node) -> Sequence | None:
         """A running sequence, ahead in rank, that is about to compute the next page `s` needs: worth waiting for."""
         at, upto = node.depth * PAGE, (node.depth + 1) * PAGE
-        if s.wants_prompt or upto >= len(s.tokens):
+        if s.wants_prompt or upto >= s.settled:
             return None
         page = s.tokens[at:upto]
         for r in self.running:
@@ -377,7 +377,7 @@ class Scheduler:
             if sequence in places:  # else it follows another choice
                 places.remove(sequence)
         self.policy.ended(sequence.job)
-        made = len(sequence.tokens) - sequence.prompt_len
+        made = sequence.shown - sequence.prompt_len
         if made and sequence.finish in FINISHED:  # what was cut short tells nothing
             self.lengths.observe(made)
         self.journal.note(sequence.job.order, journal.ENDS, sequence.finish, made)

@@ -31,7 +31,8 @@ class Text(Protocol):
 class Sequence:
     """`tokens` are known ids (prompt, then output); `sources` stand for tokens sampled by steps still in flight.
 
-    A step closes part of the gap between `computed` (keys in the cache) and both together; there are no phases.
+    A step closes part of the gap between `computed` (keys in the cache) and both together; there are no phases. The
+    last `unscored` of them were not sampled but must follow, and are delivered when a step has their logprobs.
     `node` stands for those of its full pages that the prefix cache knows.
     """
 
@@ -40,7 +41,7 @@ class Sequence:
         "bans", "began", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "guide",
         "held", "history", "id", "job", "limit", "looks_back", "lost", "mask", "match", "most_pages", "node",
         "params", "prompt_len", "rank", "record", "root", "scored", "seed", "shared", "shares", "sources", "tables",
-        "text", "tokens", "waits", "wants_prompt",
+        "text", "tokens", "unscored", "waits", "wants_prompt",
     )  # fmt: skip
 
     def __init__(
@@ -56,6 +57,7 @@ class Sequence:
         self.prompt_len = len(prompt)
         self.tokens = [*prompt, *emitted]
         self.sources: list[tuple[int, int]] = []
+        self.unscored = 0
         self.limit = self.prompt_len + request.limit
         self.computed = 0
         self.finish: str | None = None
@@ -101,8 +103,19 @@ class Sequence:
             return 0
         return wanted - self.computed
 
+    @property
+    def shown(self) -> int:
+        """Tokens that are known and need no step before they are delivered."""
+        return len(self.tokens) - self.unscored
+
+    @property
+    def settled(self) -> int:
+        """Tokens before the first one whose logprob, or hidden row, is wanted and not known: the row that tells it is
+        that of the last of them."""
+        return self.scored + 1 if self.wants_prompt else self.shown
+
     def append(self, token: int) -> None:
-        """A sampled token becomes known."""
+        """A token becomes known."""
         self.tokens.append(token)
         if self.history is not None:
             self._count(token, len(self.tokens) - 1)
