@@ -114,6 +114,18 @@ def test_linear_formats(fmt: str, rows: str, isa: str) -> None:
         assert np.array_equal(run(slice(3, 3 + count), 1 + count % 3), whole[3 : 3 + count]), count
 
 
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize(("fmt", "rows"), [(fmt, rows) for fmt, rows in ROWS if rows.startswith("i8")])
+def test_sums_of_the_largest_codes_overflow_nowhere(fmt: str, rows: str, isa: str) -> None:
+    w = np.ones((40, 768), np.float32)
+    w[:, :: FORMATS[fmt].block] = -1  # or a format with minima has codes of 0 alone
+    x = np.outer([1, -1, 1, -1, 1, -1, 1], np.ones(768)).astype(np.float32)
+    w, x = FORMATS[fmt].unpack(FORMATS[fmt].pack(w)), rounded(x, rows)
+    (out,) = run_case("linear", Case("", {"x": x, "w": w}), backend(1, isa), fmt)
+    exact = linear(x, w)
+    assert np.abs(out - exact).max() < 1e-5 * np.abs(exact).max()
+
+
 def test_quantise_keeps_nan() -> None:
     x = np.ones((2, 64), np.float32)
     x[0, 40] = np.nan

@@ -54,7 +54,11 @@ int64_t multiply(Arithmetic kind, int64_t rounds) {
   load_into(w, (const uint8_t*)"01234567890123456789012345678901234567890123456789012345678901234");
   switch (kind) {
     case Arithmetic::int8:
+#if RL_BYTES == 32
+      repeat<i16r>(rounds, w, [](i16r sum, u32r x) { return dot2(sum, x, 0x01020304); });
+#else
       repeat<i32r>(rounds, w, [](i32r sum, u32r x) { return dot4(sum, x, 0x01020304); });
+#endif
       return rounds * CHAINS * REGISTER_LANES * 8;
     case Arithmetic::bf16:
       return multiply_bf16(rounds);

@@ -144,6 +144,11 @@ RL_INLINE i32r madd(u32r w, int32_t pair) {
 RL_INLINE i32r dot4(i32r acc, u32r w, int32_t a) {
 #if defined(__AVX512VNNI__)
   return (i32r)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
+#elif defined(__AVX2__)
+  const __m256i x = _mm256_set1_epi32(a), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
+  const __m256i w_even = (__m256i)(w & 0x00ff00ffu), w_odd = _mm256_srli_epi16((__m256i)w, 8);
+  return acc +
+         ((i32r)_mm256_madd_epi16(w_even, even) + (i32r)_mm256_madd_epi16(w_odd, _mm256_srai_epi16(x, 8)));
 #else
   const uint32_t b = (uint32_t)a;
   const int32_t even =
@@ -153,6 +158,19 @@ RL_INLINE i32r dot4(i32r acc, u32r w, int32_t a) {
   return acc + (madd(w & 0x00ff00ffu, even) + madd((w >> 8) & 0x00ff00ffu, odd));
 #endif
 }
+
+#if RL_BYTES == 32
+typedef int16_t i16r __attribute__((vector_size(RL_BYTES)));
+
+// acc + the sums of two products each, of codes below 16 with signed bytes. SHORT_STEPS of them fit 16 bits.
+RL_INLINE i16r dot2(i16r acc, u32r w, int32_t a) {
+  return acc + (i16r)_mm256_maddubs_epi16((__m256i)w, _mm256_set1_epi32(a));
+}
+
+RL_INLINE i32r add_pairs(i32r acc, i16r x) {
+  return acc + (i32r)_mm256_madd_epi16((__m256i)x, _mm256_set1_epi16(1));
+}
+#endif
 
 RL_INLINE void load_f16_into(f32r& v, const uint8_t* p) {
 #if defined(__AVX512F__)

@@ -165,6 +165,19 @@ RL_INLINE Two<I> dot4(const Two<I>& acc, const Two<U>& w, int32_t a) {
   return {dot4(acc.lo, w.lo, a), dot4(acc.hi, w.hi, a)};
 }
 
+#if RL_BYTES == 32
+typedef Two<i16r> i16x32;
+constexpr int SHORT_STEPS = 32768 / (15 * 128 * 2);
+
+RL_INLINE i16x32 dot2(const i16x32& acc, const u32x16& w, int32_t a) {
+  return {dot2(acc.lo, w.lo, a), dot2(acc.hi, w.hi, a)};
+}
+
+RL_INLINE i32x16 add_pairs(const i32x16& acc, const i16x32& x) {
+  return {add_pairs(acc.lo, x.lo), add_pairs(acc.hi, x.hi)};
+}
+#endif
+
 // The 4 bits of each lane from bit `shift` up, as 0.0 .. 15.0.
 template <class V>
 RL_INLINE auto nibble_to_f32(const Two<V>& x, uint32_t shift) {
