@@ -22,6 +22,12 @@ static constexpr int group_rows(Layout l) {
   return TILE_ROWS > 2 && l.bits == 4 && l.group <= GROUP ? TILE_ROWS - 1 : TILE_ROWS;
 }
 
+// Whether codes are multiplied less their zero point, which takes the fewest instructions where products of
+// signed bytes by unsigned ones are added up in 16 bits: 128 * 127 * 2 fits.
+static constexpr bool centred(Layout l) {
+  return RL_BYTES == 32 && l.bits == 8 && l.zero == 128;
+}
+
 template <int M>
 using Dots = i32x16[M][2];
 
@@ -79,6 +85,20 @@ RL_INLINE void multiply_short(Dots<M>& dots, const uint8_t* codes, const RowPoin
       RL_FOR (v, 2) dots[m][v] = add_pairs(dots[m][v], sums[m][v]);
   }
 }
+
+// And for codes that are `centred`, less the 128.
+template <int M>
+RL_INLINE void multiply_centred(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
+  RL_UNROLL_8 for (int j = 0; j < steps; j++) {
+    RL_FOR (v, 2) {
+      const u32x16 w = load_bits(codes + (2 * j + v) * 64) ^ 0x80808080u, size = magnitude(w);
+      RL_FOR (m, M) {
+        const int32_t four = RowPointers<M>::template read<int32_t>(x, m, j);
+        dots[m][v] = dot4_centred(dots[m][v], w, size, four);
+      }
+    }
+  }
+}
 #endif
 
 // One row has too few sums to hide the latency of a dot product: it keeps odd steps apart. Codes are read
@@ -103,15 +123,17 @@ RL_INLINE void multiply_one(Dots<1>& dots, const uint8_t* codes, const RowPointe
   RL_FOR (v, 2) dots[0][v] = dots[0][v] + odd[v];
 }
 
-template <int BITS, int M>
+template <Format F, int M>
 RL_INLINE void dot_group(Dots<M>& dots, const uint8_t* codes, const RowPointers<M>& x, int steps) {
+  constexpr Layout l = layout(F);
 #if RL_BYTES == 32
-  if constexpr (BITS == 4) return multiply_short<M>(dots, codes, x, steps);
+  if constexpr (l.bits == 4) return multiply_short<M>(dots, codes, x, steps);
+  if constexpr (centred(l)) return multiply_centred<M>(dots, codes, x, steps);
 #endif
   if constexpr (M == 1)
-    multiply_one<BITS>(dots, codes, x, steps);
+    multiply_one<l.bits>(dots, codes, x, steps);
   else
-    multiply<BITS, M>(dots, codes, x, steps);
+    multiply<l.bits, M>(dots, codes, x, steps);
 }
 
 // `times` the sum of a group's activations in row m, for the codes' zero point or a minimum. It is stored
@@ -141,12 +163,13 @@ RL_INLINE void add_group(f32x16 (&sums)[ROWS][2], const uint8_t* unit, const uin
   typedef RowPointers<M> Rows;
   Dots<M> dots;
   RL_FOR (m, M) {
-    const i32x16 start = l.zero ? total_of<F, M>(q, totals, m, u, g, -(int32_t)l.zero) : i32x16{};
+    const i32x16 start =
+        l.zero && !centred(l) ? total_of<F, M>(q, totals, m, u, g, -(int32_t)l.zero) : i32x16{};
     RL_FOR (v, 2) dots[m][v] = start;
   }
   Rows at = q;
   Rows::advance(at, g * l.group);
-  dot_group<l.bits, M>(dots, unit + g * (PANEL * l.group * l.bits / 8), at, l.group / 4);
+  dot_group<F, M>(dots, unit + g * (PANEL * l.group * l.bits / 8), at, l.group / 4);
   const uint8_t* behind = unit + l.code_bytes() + g * l.group_scale_bytes();
   RL_FOR (v, 2) {
     f32x16 scale = {}, minimum = {};
@@ -214,10 +237,10 @@ struct ChannelTile {
     fetch_tile<M>(y, w.index, row);
     Dots<M> dots;
     RL_FOR (m, M)
-      RL_FOR (v, 2) dots[m][v] = splat(x.sum(row + m)[0] * -(int32_t)l.zero);
+      RL_FOR (v, 2) dots[m][v] = splat(centred(l) ? 0 : x.sum(row + m)[0] * -(int32_t)l.zero);
     for (int64_t u = 0; u < w.count; u++, at += l.unit_bytes()) {
       Panel::fetch(w, at, l.unit_bytes(), wait);
-      dot_group<l.bits, M>(dots, at, q, l.unit() / 4);
+      dot_group<F, M>(dots, at, q, l.unit() / 4);
       Rows::advance(q, l.unit());
     }
     f32x16 sums[M][2];

@@ -170,6 +170,16 @@ RL_INLINE i16r dot2(i16r acc, u32r w, int32_t a) {
 RL_INLINE i32r add_pairs(i32r acc, i16r x) {
   return acc + (i32r)_mm256_madd_epi16((__m256i)x, _mm256_set1_epi16(1));
 }
+
+RL_INLINE u32r magnitude(u32r w) {
+  return (u32r)_mm256_abs_epi8((__m256i)w);
+}
+
+// acc + the dot product of 4 signed bytes of each lane of w with those of a, none of which is -128.
+RL_INLINE i32r dot4_centred(i32r acc, u32r w, u32r magnitude, int32_t a) {
+  const __m256i x = _mm256_sign_epi8(_mm256_set1_epi32(a), (__m256i)w);
+  return add_pairs(acc, (i16r)_mm256_maddubs_epi16((__m256i)magnitude, x));
+}
 #endif
 
 RL_INLINE void load_f16_into(f32r& v, const uint8_t* p) {

@@ -173,6 +173,14 @@ RL_INLINE i16x32 dot2(const i16x32& acc, const u32x16& w, int32_t a) {
   return {dot2(acc.lo, w.lo, a), dot2(acc.hi, w.hi, a)};
 }
 
+RL_INLINE u32x16 magnitude(const u32x16& w) {
+  return {magnitude(w.lo), magnitude(w.hi)};
+}
+
+RL_INLINE i32x16 dot4_centred(const i32x16& acc, const u32x16& w, const u32x16& m, int32_t a) {
+  return {dot4_centred(acc.lo, w.lo, m.lo, a), dot4_centred(acc.hi, w.hi, m.hi, a)};
+}
+
 RL_INLINE i32x16 add_pairs(const i32x16& acc, const i16x32& x) {
   return {add_pairs(acc.lo, x.lo), add_pairs(acc.hi, x.hi)};
 }
