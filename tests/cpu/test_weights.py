@@ -126,6 +126,16 @@ def test_sums_of_the_largest_codes_overflow_nowhere(fmt: str, rows: str, isa: st
     assert np.abs(out - exact).max() < 1e-5 * np.abs(exact).max()
 
 
+@pytest.mark.parametrize("isa", ISAS)
+def test_the_lowest_code_counts_as_it_is(isa: str) -> None:
+    """No packing makes it, but files may hold it."""
+    blocks = np.frombuffer(np.float16(0.5).tobytes() + bytes([0x80]) * 32, np.uint8)
+    raw = Raw("q8_0", (40, 64), np.tile(blocks, (40, 2)))
+    x = rounded(np.outer([1, -1, 1], np.ones(64)).astype(np.float32), "i8g32")
+    (out,) = OneOp("linear", Case("", {"x": x, "w": raw.float32()}), backend(1, isa), CPU.held_as["q8_0"], w=raw).run()
+    np.testing.assert_allclose(out, np.outer([1, -1, 1], np.full(40, -64 * 64.0)), rtol=1e-5)
+
+
 def test_quantise_keeps_nan() -> None:
     x = np.ones((2, 64), np.float32)
     x[0, 40] = np.nan

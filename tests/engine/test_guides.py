@@ -6,21 +6,23 @@ import json
 import random
 import threading
 import time
+from collections import defaultdict
 
 import jsonschema
 import msgspec
+import numpy as np
 import pytest
 from collected import Collected, drain, run, seeds, start
 from fake import fake_engine
 
-from letters import END, OTHER_END, SCHEMAS, Letters, of_schema
+from letters import END, FIRST, OTHER_END, SCHEMAS, Letters, of_schema
 from ridgeline.engine.client import LocalClient
 from ridgeline.engine.params import Grammar, SamplingParams
-from ridgeline.engine.records import EOS, LENGTH, UNGUIDED, Submit
+from ridgeline.engine.records import EOS, EXPIRED, FAILED, LENGTH, UNGUIDED, Submit, Terms
 from ridgeline.errors import InvalidRequest
 from ridgeline.guidance.closing import Ways
 from ridgeline.guidance.compiler import Compiler
-from ridgeline.guidance.guide import Guide
+from ridgeline.guidance.guide import Guide, Move
 from ridgeline.text.call_grammars import allowing, forcing, quoted
 from ridgeline.text.conventions import HERMES
 
@@ -142,6 +144,54 @@ def test_forced_tokens_take_no_steps(logprobs):
     assert client.engine.step_number < (4 if logprobs is None else 8)  # of 16 rows each
 
 
+@pytest.mark.parametrize("more", [1, 2, 3])
+def test_a_prompts_logprobs_and_a_replaced_first_token_go_together(more):
+    for schema in SCHEMAS:
+        limit = len(COMPILER.compile(of_schema(schema)).result().closing) + more
+        for seed in range(8):
+            params = guided(schema, limit, seed=seed, logprobs=0)
+            (plain,) = run(engine(), [([30] * 5, params)])
+            (both,) = run(engine(), [([30] * 5, msgspec.structs.replace(params, prompt_logprobs=True))])
+            assert both.scored == plain.scored and both.finish == plain.finish and len(both.prompt) == 4
+
+
+def test_a_forced_token_whose_logits_are_no_numbers_ends_its_answer(monkeypatch):
+    e = engine()
+    run_step = e.executor.step.run
+
+    def broken(batch):
+        result = run_step(batch)
+        result.logprobs[batch["sampler"]["target"] == FIRST + ord("l")] = np.nan
+        return result
+
+    monkeypatch.setattr(e.executor.step, "run", broken)
+    (seen,) = run(e, [([30] * 5, guided({"const": "all of it"}, logprobs=0))])
+    assert seen.finish[0] == [FAILED] and all(token.logprob == token.logprob for token in seen.scored[0])
+
+
+def test_tokens_that_nobody_has_yet_keep_no_deadline():
+    limit = len(COMPILER.compile(of_schema(SCHEMAS[6])).result().closing) + 1
+    for seed in range(40):  # until a first token is replaced
+        now = [0.0]
+        e = engine(clock=lambda now=now: now[0])
+        params = guided(SCHEMAS[6], limit, logprobs=0)
+        e.submit(Submit(1, (30,) * 40, params, seed, limit, terms=Terms(wait_s=5)))
+        (s,) = e._live[1]
+        while not e.step().deltas:
+            if s.unscored:
+                now[0] = 6.0
+                assert [d.finish for d in e.step().deltas] == [EXPIRED]
+                return
+    pytest.fail("no first token was replaced")
+
+
+@pytest.mark.parametrize("logprobs", [None, 0])
+def test_what_must_follow_is_delivered_before_a_guide_fails(monkeypatch, logprobs):
+    monkeypatch.setattr(Guide, "glance", lambda guide, token, patient: Move((token, 40, 41, 42), failed="bound"))
+    (seen,) = run(engine(), [([30] * 5, guided(SCHEMAS[0], logprobs=logprobs))])
+    assert seen.tokens[0][1:] == [40, 41, 42] and seen.finish[0] == [UNGUIDED]
+
+
 LONG = {"type": "object", "properties": {"x": {"const": "one of many " * 9}, "y": {"enum": [1, 2]}}, "required": ["x"]}
 
 
@@ -149,16 +199,16 @@ LONG = {"type": "object", "properties": {"x": {"const": "one of many " * 9}, "y"
 def test_forced_tokens_are_delivered_once_each_though_they_are_preempted(step_tokens):
     asked = [([30] * 5, guided(LONG, 400, seed=seed, logprobs=1)) for seed in (1, 2)]
     each = [run(engine(), [request])[0] for request in asked]
-    e, steps, preempted = engine(step_tokens=step_tokens, depth=2), 0, 0
+    e = engine(step_tokens=step_tokens, depth=2)
     client = LocalClient(e)
     seen = start(client, asked)
+    due = defaultdict(lambda: [80, 50, 20])  # tokens of a run that are still to come, by request
     while not client.idle:
         client.pump()
-        steps += 1
-        for s in [s for s in e.scheduler.running if s.unscored and steps % 5 == 0 and preempted < 4]:
+        for s in [s for s in e.scheduler.running if due[s.id] and 0 < s.unscored <= due[s.id][0]]:
+            due[s.id].pop(0)
             e.scheduler._preempt(s, s)
-            preempted += 1
-    assert preempted == 4
+    assert [*due.values()] == [[], []]
     assert [x.scored for x in seen] == [x.scored for x in each]
 
 

@@ -133,7 +133,7 @@ def _add_rows(c: Chunk, token: int, rows: list[Row]) -> None:
     """Rows of a chunk whose first token is the step's `token`."""
     s = c.sequence
     if s.wants_prompt or s.unscored:
-        last = min(c.start + c.count + 1, s.prompt_len if s.wants_prompt else len(s.tokens))
+        last = min(c.start + c.count + 1, len(s.tokens) if s.unscored else s.prompt_len)
         first = max(c.start + 1, s.settled)  # those before were asked for, and given, before it was preempted
         rows += [Row(s, token + p - c.start - 1, p, s.tokens[p]) for p in range(first, last)]
     if c.samples:

@@ -161,7 +161,7 @@ class Engine:
         now = self.clock()
         while self._deadlines and self._deadlines[0][0] <= now:
             _, id, waits = heapq.heappop(self._deadlines)
-            if not waits or all(len(s.tokens) == s.prompt_len for s in self._live.get(id, ())):
+            if not waits or all(s.shown == s.prompt_len for s in self._live.get(id, ())):
                 self.cancel(id, EXPIRED)
 
     @property
@@ -301,7 +301,7 @@ class Engine:
             s, token, move = outcome.sequence, outcome.token, outcome.move
             if s.finish is not None:
                 continue
-            s.mask = move.mask
+            s.mask, s.unguided = move.mask, bool(move.failed)
             sampled = token is not None and move.tokens[:1] == (token.id,)
             for i, id in enumerate(move.tokens):
                 if s.finish is not None:
@@ -313,17 +313,23 @@ class Engine:
                 else:
                     s.append(id)
                     s.unscored += 1
-            if s.finish is None and move.failed:
-                self._end(s, UNGUIDED)
-                deltas.append(Delta(s.id, s.choice, (), s.text.flush(), UNGUIDED))
-            elif token is not None and not sampled and s.unscored == len(move.tokens):
-                s.release(self.cache)  # its last row is computed again, for another token
+            if s.finish is None and token is not None and not sampled and s.unscored == len(move.tokens):
+                s.release(self.cache)  # its last row is computed again: for another token, or for that one's logprob
+            deltas += self._stranded(s)
         return deltas
+
+    def _stranded(self, s: Sequence) -> list[Delta]:
+        """End one that has delivered all it had where no guide knows what follows."""
+        if s.finish is not None or s.unscored or not s.unguided:
+            return []
+        self._end(s, UNGUIDED)
+        return [Delta(s.id, s.choice, (), s.text.flush(), UNGUIDED)]
 
     def _score(self, s: Sequence, token: Token) -> list[Delta]:
         """Take the logprobs of a token that was known before: the prompt's are delivered with the first that is not."""
         if s.unscored:
-            return [self._accept(s, token)]
+            told = token.logprob == token.logprob  # else its logits are not numbers, of which none is sampled either
+            return [self._accept(s, token if told else Token(-1)), *self._stranded(s)]
         self._prompts.setdefault(s.id, []).append(token)
         s.scored += 1
         return []

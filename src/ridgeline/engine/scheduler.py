@@ -82,7 +82,7 @@ class Scheduler:
             if s in places:
                 places.remove(s)
                 self.paused.append(s)
-                self.journal.note(s.job.order, journal.PAUSED, len(s.tokens) - s.prompt_len)
+                self.journal.note(s.job.order, journal.PAUSED, s.shown - s.prompt_len)
 
     def resume(self, s: Sequence) -> None:
         """Go on with a paused sequence."""

@@ -41,7 +41,7 @@ class Sequence:
         "bans", "began", "cached", "choice", "computed", "embedding", "finish", "followers", "freed", "groups", "guide",
         "held", "history", "id", "job", "limit", "looks_back", "lost", "mask", "match", "most_pages", "node",
         "params", "prompt_len", "rank", "record", "root", "scored", "seed", "shared", "shares", "sources", "tables",
-        "text", "tokens", "unscored", "waits", "wants_prompt",
+        "text", "tokens", "unguided", "unscored", "waits", "wants_prompt",
     )  # fmt: skip
 
     def __init__(
@@ -87,6 +87,7 @@ class Sequence:
         self.held = False  # what its last token leads to, or what it may begin with, is still being found (guides.py)
         self.guide: Watched | None = None
         self.mask: Mask | None = None  # of the tokens that may follow
+        self.unguided = False  # nothing is known to follow those that are
         self.history: dict[int, list[int]] | None = None
         if self.params.penalised:
             self.history = {}

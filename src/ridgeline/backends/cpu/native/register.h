@@ -144,7 +144,7 @@ RL_INLINE i32r madd(u32r w, int32_t pair) {
 RL_INLINE i32r dot4(i32r acc, u32r w, int32_t a) {
 #if defined(__AVX512VNNI__)
   return (i32r)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, _mm512_set1_epi32(a));
-#elif defined(__AVX2__)
+#elif RL_BYTES == 32
   const __m256i x = _mm256_set1_epi32(a), even = _mm256_srai_epi16(_mm256_slli_epi16(x, 8), 8);
   const __m256i w_even = (__m256i)(w & 0x00ff00ffu), w_odd = _mm256_srli_epi16((__m256i)w, 8);
   return acc +
