@@ -144,11 +144,11 @@ def test_forced_tokens_take_no_steps(logprobs):
     assert client.engine.step_number < (4 if logprobs is None else 8)  # of 16 rows each
 
 
-@pytest.mark.parametrize("more", [1, 2, 3])
+@pytest.mark.parametrize("more", [1, 3])
 def test_a_prompts_logprobs_and_a_replaced_first_token_go_together(more):
     for schema in SCHEMAS:
         limit = len(COMPILER.compile(of_schema(schema)).result().closing) + more
-        for seed in range(8):
+        for seed in range(4, 8):
             params = guided(schema, limit, seed=seed, logprobs=0)
             (plain,) = run(engine(), [([30] * 5, params)])
             (both,) = run(engine(), [([30] * 5, msgspec.structs.replace(params, prompt_logprobs=True))])
