@@ -115,9 +115,9 @@ def any_page_matches(monkeypatch):
     """The prefix cache looks at a page's own tokens, wherever it lies: that of another beginning is as good."""
     match = PrefixCache.match
 
-    def anywhere(self, tokens, node):
-        found = match(self, tokens, node)
-        if found.parent is None and len(tokens) > 64:
+    def anywhere(self, tokens, node, most):
+        found = match(self, tokens, node, most)
+        if found.parent is None and most > 64:
             found = next(iter(found.children.values()), found)
         return found
 
