@@ -51,6 +51,7 @@ def test_what_has_passed_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("shared", [(), ("-p", "xdist", "-n", "2")], ids=["alone", "shared out"])
+@pytest.mark.soak
 def test_each_that_passed_is_written_once(tmp_path, shared):
     """Also where processes share the tests out, and a second run adds to the first. One of which all was left out is no
     failure, but one of which there was nothing else is."""
